@@ -1,0 +1,132 @@
+// The contract between the program (which owns buffers, threads and order) and the kernels (which own arithmetic).
+// Nothing here knows Python. One `Kernels` table per instruction set; see table.h for how one is chosen.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace octavo {
+
+constexpr int kPanel = 16;      // output rows in a weight panel
+constexpr int kStep = 64;       // K is padded to a multiple of this in panels of int8 and 4-bit codes
+constexpr int kPage = 32;       // tokens in a page of the KV cache
+constexpr int kSumBlock = 32;   // K values per activation sum
+
+// How the numbers of a weight are stored. Codes8: signed 8-bit integers. Codes4: 4-bit codes 0..15.
+enum class Store : int32_t { F32 = 0, BF16 = 1, Codes8 = 2, Codes4 = 3 };
+// What a code means: Int = the integer itself (4-bit: code - zero, zero 8 when symmetric); Table = table[code].
+enum class Meaning : int32_t { Int = 0, Table = 1 };
+enum class ScaleType : int32_t { F32 = 0, F16 = 1, BF16 = 2 };
+
+// A weight [n, k] in the one packed layout, "panel16", that every kernel of every instruction set reads.
+// Panel p holds rows 16p .. 16p+15 (missing rows are zero) and lies at data + p * panel_bytes; a panel is
+//   scales [groups][16] of ScaleType        (absent for F32, BF16)
+//   zeros  [groups][16] float               (only if has_zeros: value = scale * (code - zero))
+//   then, 64-byte aligned, the values:
+//   F32, BF16: [k][16]                       (k is not padded)
+//   Codes8:    [kpad/4][16 rows][4 k]        int8
+//   Codes4:    [kpad/64][8][16 rows][4 k]    bytes; byte (j, r, i) of a step of 64 holds k = 4j+i in the low nibble and
+//                                            k = 32+4j+i in the high nibble. Codes are unsigned 0..15.
+// Group g of a row covers k in [g*group, (g+1)*group); group is a multiple of 32, or >= kpad for one scale a row.
+// Padding in k holds code 0 for Codes8 and, for Codes4, codes that are multiplied by zero activations.
+struct Packed {
+  Store store = Store::F32;
+  Meaning meaning = Meaning::Int;
+  ScaleType scale_type = ScaleType::F32;
+  int32_t n = 0, k = 0, kpad = 0;   // kpad = k for F32 and BF16, else k rounded up to kStep
+  int32_t group = 0, groups = 0;    // groups = ceil(k / group)
+  bool has_zeros = false;
+  float table[16] = {};             // Meaning::Table: the values, largest magnitude 1 after the scale
+  const uint8_t* data = nullptr;    // 64-byte aligned
+  size_t panel_bytes = 0;           // multiple of 64
+  size_t zeros_offset = 0, values_offset = 0;  // inside a panel
+  int panels() const { return (n + kPanel - 1) / kPanel; }
+};
+
+// Activations of one linear, either float32 rows or int8 rows with one float scale per row (dynamic, symmetric, +-127).
+struct Activations {
+  const float* x = nullptr; int64_t stride = 0;   // float32 [rows, k]
+  const int8_t* q = nullptr;                       // int8 [rows, kpad], zero padded; null when float32 is to be used
+  const float* scale = nullptr;                    // [rows]
+  const int32_t* sums = nullptr;                   // [rows, kpad/32]: sums of q over blocks of 32
+  int rows = 0;
+};
+
+struct LinearCall {
+  Activations in;
+  const Packed* w = nullptr;
+  const float* bias = nullptr;                     // [n] or null
+  const float* residual = nullptr; int64_t residual_stride = 0;  // added when not null; may be y itself
+  float* y = nullptr; int64_t y_stride = 0;        // [rows, n]
+};
+
+enum class CacheType : int32_t { F32 = 0, BF16 = 1, I8 = 2 };
+
+// One layer of the KV cache. Keys are stored transposed inside a page so that lanes are tokens.
+//   K: [page][kv_head][head_dim][kPage], V: [page][kv_head][kPage][head_dim]; I8 also: scales [page][kv_head][kPage] float each.
+struct CacheLayer {
+  CacheType k_type = CacheType::BF16, v_type = CacheType::BF16;
+  void *k = nullptr, *v = nullptr;
+  float *k_scale = nullptr, *v_scale = nullptr;
+  int32_t pages = 0, kv_heads = 0, head_dim = 0;
+};
+
+// The tensors of one forward. Sequence s owns rows starts[s] .. starts[s+1]-1; after this step it has lengths[s] tokens in
+// the cache, the last of which are these rows. tables[s * table_stride + i] is its i-th page.
+struct Step {
+  int32_t rows = 0, sequences = 0, logit_rows = 0, table_stride = 0;
+  const int32_t* tokens = nullptr;      // [rows]
+  const int32_t* positions = nullptr;   // [rows]
+  const int32_t* slots = nullptr;       // [rows] page * kPage + offset where this row's key and value go
+  const int32_t* starts = nullptr;      // [sequences + 1]
+  const int32_t* lengths = nullptr;     // [sequences]
+  const int32_t* tables = nullptr;      // [sequences, table_stride]
+  const int32_t* select = nullptr;      // [logit_rows] rows whose logits are wanted
+};
+
+struct AttentionCall {
+  const Step* step = nullptr;
+  const CacheLayer* cache = nullptr;
+  const float* q = nullptr; int64_t q_stride = 0;   // [rows, heads * head_dim]
+  float* y = nullptr; int64_t y_stride = 0;         // [rows, heads * head_dim]
+  int32_t heads = 0;
+  float scale = 1.f;
+  float softcap = 0.f;                               // 0: none
+  int32_t window = 0;                                // 0: full causal; else a token sees itself and window-1 before it
+};
+
+enum class Gate : int32_t { Silu = 0, GeluTanh = 1, Gelu = 2 };
+
+// Every function is called by each thread with its own share; none of them synchronises.
+// Results do not depend on how rows or panels are shared out, nor on what other rows are in the call: for each output
+// element the order of operations is fixed (k ascending, one accumulator per group).
+struct Kernels {
+  const char* isa;
+  // float32 [rows, k] -> int8 [rows, kpad], scales, block sums (see Activations); rows [row0, row1).
+  void (*quantize_rows)(const float* x, int64_t stride, int k, int kpad, int row0, int row1, int8_t* q, float* scale, int32_t* sums);
+  // y[:, 16*panel0 .. 16*panel1) of one linear. scratch: linear_scratch_bytes() private to the thread, 64-byte aligned.
+  void (*linear)(const LinearCall& call, int panel0, int panel1, void* scratch);
+  size_t (*linear_scratch_bytes)();
+  // y[r] = row tokens[r] of w as float32 times factor, r in [row0, row1). Token ids are valid (checked before).
+  void (*embed)(const Packed& w, const int32_t* tokens, float factor, float* y, int64_t y_stride, int row0, int row1);
+  // y = x / sqrt(mean(x^2) + eps) * (offset + weight), over `width` values, `groups` times per row (heads: groups > 1). y may be x.
+  void (*rms_norm)(const float* x, int64_t x_stride, const float* weight, float eps, float offset, int width, int groups,
+                   float* y, int64_t y_stride, int row0, int row1);
+  // Rotary embedding in place, half-split pairs (i, i + rotary/2); table rows: [cos rotary/2 | sin rotary/2] by position.
+  void (*rope)(float* x, int64_t stride, int heads, int head_dim, int rotary, const float* table, const int32_t* positions, int row0, int row1);
+  void (*gate)(Gate kind, const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int width, float* y, int64_t y_stride, int row0, int row1);
+  void (*add)(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int width, float* y, int64_t y_stride, int row0, int row1);
+  // softcap > 0: y = softcap * tanh(x / softcap)
+  void (*softcap)(float* x, int64_t stride, int width, float cap, int row0, int row1);
+  // k, v float32 [rows, kv_heads * head_dim] -> the cache, rows [row0, row1)
+  void (*cache_write)(const CacheLayer& cache, const float* k, int64_t k_stride, const float* v, int64_t v_stride, const int32_t* slots, int row0, int row1);
+  // Work items of attention: one is (sequence, kv head, block of query rows); the thread runs those it claims.
+  int (*attention_items)(const AttentionCall& call);
+  void (*attention)(const AttentionCall& call, int item, void* scratch);
+  size_t (*attention_scratch_bytes)(const AttentionCall& call);
+};
+
+const Kernels* portable_kernels();
+const Kernels* avx2_kernels();          // null when not compiled in
+const Kernels* avx512vnni_kernels();    // null when not compiled in
+
+}  // namespace octavo

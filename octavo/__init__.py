@@ -1,0 +1,3 @@
+"""Octavo: neural networks in fewer bits, served with evidence."""
+
+__version__ = "0.1.0"

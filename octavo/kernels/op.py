@@ -1,0 +1,85 @@
+"""The op contract: what layers and models may call, and all that a backend must offer.
+
+A value is whatever the backend passes around (a NumPy array in `reference`, a recorded buffer in `native`); models treat it as opaque.
+Rows are tokens of the step, all sequences one after another. Widths are known when the model is described; the number of rows is not:
+it changes from step to step. Values are float32 between ops. `rms_norm`, `rope`, `add`, ... return a new value and never change
+their input as far as the caller can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from ..qtensor import QTensor
+from ..schemes import TensorSpec
+
+Value = Any
+Array = Any
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a linear (or another op) asks of a kernel. Kernels answer `None` (can) or the reason why not."""
+
+    op: str                       # "linear", "embed", "attention"
+    n: int = 0                    # output features
+    k: int = 0                    # input features
+    weight: TensorSpec | None = None
+    activation: TensorSpec | None = None
+    cache: TensorSpec | None = None
+    head_dim: int = 0
+
+
+class Weight(Protocol):
+    """A weight prepared for a backend (packed panels for `native`); `n` rows, `k` columns."""
+
+    n: int
+    k: int
+    nbytes: int
+
+
+class Ops(Protocol):
+    """One backend. `native` records these calls once and replays them; `reference` computes them at once in float64."""
+
+    name: str
+
+    def supports(self, problem: Problem) -> str | None:
+        """None when this backend runs the problem in its own precision, else the reason why not."""
+
+    def prepare(self, tensor: QTensor, activation: TensorSpec) -> Weight:
+        """A QTensor [n, k] in the form the backend computes with. The QTensor may be dropped afterwards."""
+
+    def constant(self, array: Array) -> Value:
+        """A float32 vector or matrix that ops below take as weight (norm gains, biases, rope tables)."""
+
+    def embed(self, weight: Weight, factor: float = 1.0) -> Value:
+        """[rows, k]: row `tokens[r]` of the weight times `factor`."""
+
+    def linear(self, x: Value, weights: Sequence[Weight], biases: Sequence[Value | None] | None = None,
+               residual: Value | None = None) -> tuple[Value, ...]:
+        """One output [rows, n] per weight, all reading the same x [rows, k] (which is quantized once if the weights' activation spec
+        says so). `residual` [rows, n] is added to the first output; then there is exactly one weight."""
+
+    def rms_norm(self, x: Value, gain: Value, eps: float, offset: float = 0.0, groups: int = 1) -> Value:
+        """x / sqrt(mean(x^2) + eps) * (offset + gain) over each of `groups` equal parts of a row (groups = heads for q/k norms)."""
+
+    def rope(self, x: Value, table: Value, heads: int, head_dim: int, rotary: int) -> Value:
+        """Rotary embedding on the first `rotary` of each head's dimensions, pairs (i, i + rotary/2); table [positions, rotary] holds
+        cos in the first half of a row and sin in the second, indexed by the step's positions."""
+
+    def attention(self, q: Value, k: Value, v: Value, layer: int, *, heads: int, kv_heads: int, head_dim: int, scale: float,
+                  window: int = 0, softcap: float = 0.0) -> Value:
+        """Writes k, v [rows, kv_heads*head_dim] to the step's slots of cache layer `layer`, then causal attention of q
+        [rows, heads*head_dim] over each sequence's pages. window > 0: a token sees itself and window-1 before it."""
+
+    def gate(self, kind: Literal["silu", "gelu_tanh", "gelu"], gate: Value, up: Value) -> Value:
+        """act(gate) * up"""
+
+    def add(self, x: Value, y: Value) -> Value: ...
+
+    def softcap(self, x: Value, cap: float) -> Value: ...
+
+    def select(self, x: Value) -> Value:
+        """[logit_rows, width]: the rows whose logits the step wants."""
