@@ -1,0 +1,146 @@
+"""The grammar of precision: `parse` and `write` are inverse.
+
+    scheme := part+                        each of W, A, C at most once; what is missing is 16
+    part   := (W|A|C) format [granularity] [s] [z] [@scale]
+    format := a number of bits (16 is bf16, 32 is fp32, others are int) or a token: nf4 fp8 fp8e5m2 mxfp4 ...
+    granularity := g128 (groups) | b128x128 (blocks) | r (one scale per row) | t (one per tensor)
+    s      := static scales of activations or cache, from calibration
+    z      := zero points
+    @scale := format of the scales: @fp32 @fp16 @bf16 @e8m0
+
+Case does not matter; blanks, `-` and `_` may stand between parts. Other tools' names stand in _names.py.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import replace
+from functools import cache
+
+from .. import formats
+from ..errors import SchemeError
+from ._names import NAMES, PRESETS, known_names, normalize
+from ._types import SCALE_FORMATS, Role, Scheme, TensorSpec, default_scale_format, default_spec
+
+ROLES: dict[str, Role] = {"w": "weight", "a": "activation", "c": "cache"}
+_GRANULARITY = re.compile(r"g(?P<group>\d+)|b(?P<rows>\d+)x(?P<columns>\d+)|(?P<row>r)|(?P<tensor>t)")
+_SCALE = re.compile("@(" + "|".join(sorted(SCALE_FORMATS, key=len, reverse=True)) + ")")
+
+
+@cache
+def _format_pattern() -> re.Pattern[str]:
+    spellings = {s.lower() for f in formats.formats().values() if not f.scale_only for s in (f.token, *f.aliases)}
+    return re.compile("|".join(re.escape(s) for s in sorted(spellings, key=len, reverse=True)))
+
+
+def parse(name: str) -> Scheme:
+    """The Scheme that a name stands for. Raises SchemeError that points at what cannot be read and suggests near names."""
+    key = normalize(name)
+    if key in PRESETS:
+        raise SchemeError("what this preset means depends on the machine", where=f"precision {name!r}",
+                          remedy="`octavo explain` says what it means here; W8A8, W4g64A8 and W16 mean the same everywhere")
+    if key in NAMES:
+        return _parse_grammar(NAMES[key].meaning)
+    return _parse_grammar(name)
+
+
+def parse_tensor(name: str, role: Role) -> TensorSpec:
+    """The spec of one part by its name without the letter (`int8`, `8`, `bf16`, `fp8t`, `4g64z`) or with it (`C8`)."""
+    letter = role[0]
+    stripped = name.strip()
+    text = stripped if stripped[:1].lower() == letter else letter + stripped
+    spec, end = _part(text.lower(), 0, name if text is stripped else text)
+    if end != len(text):
+        raise _error(text, end, f"cannot read {text[end:]!r}")
+    return spec
+
+
+def write(scheme: Scheme) -> str:
+    """The canonical name: all three parts; granularity and scale format where they are not what the format implies."""
+    return "".join(letter.upper() + _write_part(getattr(scheme, role), role) for letter, role in ROLES.items())
+
+
+def write_tensor(spec: TensorSpec, role: Role) -> str:
+    """One part of a canonical name, without its letter."""
+    return _write_part(spec, role)
+
+
+def _write_part(spec: TensorSpec, role: Role) -> str:
+    number = formats.get(spec.format)
+    text = {"bf16": "16", "fp32": "32"}.get(spec.format) or (str(number.bits) if number.kind == "int" else _proper(spec.format))
+    if not number.scaled:
+        return text
+    usual = default_spec(spec.format, role)
+    if (spec.granularity, spec.size, spec.columns) != (usual.granularity, usual.size, usual.columns):
+        text += {"group": f"g{spec.size}", "block": f"b{spec.size}x{spec.columns}", "tensor": "t"}.get(spec.granularity, "r")
+    text += "" if spec.dynamic or role == "weight" else "s"
+    text += "" if spec.symmetric else "z"
+    return text if spec.scale_format == default_scale_format(spec.format, spec.granularity) else f"{text}@{spec.scale_format}"
+
+
+def _proper(token: str) -> str:
+    """nf4 and fp4 are written as their authors do; fp8 is e4m3 unless it says otherwise."""
+    return {"nf4": "NF4", "fp4": "FP4", "fp8e4m3": "fp8"}.get(token, token)
+
+
+def _parse_grammar(name: str) -> Scheme:
+    text, at = name.lower(), 0
+    found: dict[Role, TensorSpec] = {}
+    while at < len(text):
+        if text[at] in " -_":
+            at += 1
+            continue
+        role = ROLES.get(text[at])
+        if role is None:
+            raise _error(name, at, "expected W, A or C" if found else "expected a name, or a part that begins with W, A or C")
+        if role in found:
+            raise _error(name, at, f"the {role} is given twice")
+        found[role], at = _part(text, at, name)
+    if not found:
+        raise _error(name, 0, "it is empty")
+    bf16 = TensorSpec("bf16")
+    return Scheme(found.get("weight", bf16), found.get("activation", bf16), found.get("cache", bf16))
+
+
+def _part(text: str, at: int, name: str) -> tuple[TensorSpec, int]:
+    """(spec, position after it) of the part that begins at text[at]."""
+    role = ROLES[text[at]]
+    start = at
+    match = _format_pattern().match(text, at + 1)
+    if match is None:
+        known = sorted({f.token for f in formats.formats().values() if not f.scale_only})
+        raise _error(name, at + 1, f"no number format for the {role} here", remedy=f"formats: 16, 32, a number of bits from 2 to 8, {', '.join(known)}")
+    spec = default_spec(formats.get(match[0]).token, role)
+    at = match.end()
+    changes: dict[str, object] = {}
+    if match := _GRANULARITY.match(text, at):
+        kind = match.lastgroup
+        granularity = {"group": "group", "columns": "block", "tensor": "tensor"}.get(kind or "", "channel" if role == "weight" else "token")
+        changes |= {"granularity": granularity, "size": int(match["group"] or match["rows"] or 0), "columns": int(match["columns"] or 0),
+                    "scale_format": default_scale_format(spec.format, granularity)}
+        at = match.end()
+    if text[at : at + 1] == "s" and role != "weight":
+        changes["dynamic"] = False
+        at += 1
+    if text[at : at + 1] == "z":
+        changes["symmetric"] = False
+        at += 1
+    if match := _SCALE.match(text, at):
+        changes["scale_format"] = match[1]
+        at = match.end()
+    if at < len(text) and text[at] not in "wac -_":
+        raise _error(name, at, f"cannot read {name[at:]!r}")
+    try:
+        return replace(spec, **changes), at  # type: ignore[arg-type]
+    except SchemeError as problem:
+        raise _error(name, start, f"{name[start:at]!r} cannot be: {problem.what}") from None
+
+
+def _error(name: str, at: int, what: str, remedy: str = "") -> SchemeError:
+    near = difflib.get_close_matches(normalize(name), {normalize(n): n for n in known_names()}, n=3, cutoff=0.6)
+    spelled = [n for n in known_names() if normalize(n) in near]
+    hints = [remedy] if remedy else []
+    if spelled:
+        hints.append(f"did you mean {' or '.join(spelled)}?")
+    return SchemeError(f"{what} (character {at + 1}: {name[:at]}>>>{name[at:]})", where=f"precision {name!r}", remedy="; ".join(hints))

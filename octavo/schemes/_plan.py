@@ -1,0 +1,65 @@
+"""Plan: a Scheme for every tensor of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ..errors import SchemeError
+from ._grammar import parse
+from ._types import Scheme, default_spec
+
+# The table of words and the output layer: each row meets every token or becomes a logit, and 4 bits hurt there most.
+OUTER_LAYERS = ("*lm_head*", "*embed_tokens*")
+LEAST_OUTER_BITS = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A default Scheme and ordered overrides: the first pattern (glob on the tensor's name) that matches wins; None keeps the tensor."""
+
+    default: Scheme
+    overrides: tuple[tuple[str, Scheme | None], ...] = field(default=())
+
+    @staticmethod
+    def parse(name: str) -> Plan:
+        """`NAME` or `NAME; PATTERN=NAME; PATTERN=keep ...`, the first match winning.
+
+        The output layer and the embedding are never stored below 8 bits (INT8, one scale per row) unless a pattern says so.
+        """
+        first, *rest = (part.strip() for part in name.split(";"))
+        default = parse(first)
+        chosen: list[tuple[str, Scheme | None]] = []
+        for part in filter(None, rest):
+            pattern, equals, value = part.partition("=")
+            if not equals or not pattern.strip():
+                raise SchemeError(f"cannot read the override {part!r}", where=f"precision {name!r}", remedy="write PATTERN=NAME or PATTERN=keep")
+            chosen.append((pattern.strip(), None if value.strip().lower() == "keep" else parse(value.strip())))
+        if default.weight.bits < LEAST_OUTER_BITS:
+            outer = Scheme(default_spec("int8", "weight"), default.activation, default.cache)
+            chosen += [(pattern, outer) for pattern in OUTER_LAYERS]
+        return Plan(default, tuple(chosen))
+
+    def scheme_for(self, name: str) -> Scheme | None:
+        """The Scheme of the tensor `name`, or None when it stays as it is. (Vectors, such as norms and biases, always stay.)"""
+        for pattern, scheme in self.overrides:
+            if fnmatchcase(name, pattern):
+                return scheme
+        return self.default
+
+    def __str__(self) -> str:
+        return "; ".join([str(self.default), *(f"{pattern}={scheme or 'keep'}" for pattern, scheme in self.overrides)])
+
+    def to_json(self) -> dict[str, Any]:
+        """{"default": name, "overrides": [[pattern, name or null], ...]}; names are canonical, so nothing is lost."""
+        return {"default": str(self.default), "overrides": [[p, None if s is None else str(s)] for p, s in self.overrides]}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Plan:
+        """The inverse of to_json. Raises SchemeError for anything else."""
+        try:
+            overrides = tuple((str(p), None if s is None else parse(str(s))) for p, s in data.get("overrides", []))
+            return Plan(parse(str(data["default"])), overrides)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise SchemeError("this is no plan", where="plan", remedy='expected {"default": NAME, "overrides": [[PATTERN, NAME or null], ...]}') from None
