@@ -1,0 +1,236 @@
+"""The reference backend: every op in NumPy float64, any number format. Slow and obvious; the truth that other backends are tested against.
+
+What it rounds, and nothing else: weights to what their QTensor says; activations of a linear to the weight's activation spec; keys and
+values to the format of the cache. Ops compute at once; `capture` keeps the description of the step and runs it anew each time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from .. import formats
+from ..cache import PAGE, KVPool, Step
+from ..errors import KernelError
+from ..qtensor import QTensor, quantize
+from ..schemes import TensorSpec
+from .op import Ops, Problem, Value
+
+if TYPE_CHECKING:
+    from ..layouts import Packed
+
+
+@dataclass(frozen=True)
+class ReferenceWeight:
+    """A weight [n, k] as the numbers it stands for, and the precision of the activations that meet it."""
+
+    values: np.ndarray  # float32: what QTensor.dequantize gives
+    activation: TensorSpec
+
+    @property
+    def n(self) -> int:
+        return int(self.values.shape[0])
+
+    @property
+    def k(self) -> int:
+        return int(self.values.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
+
+
+@dataclass(frozen=True)
+class ReferenceProgram:
+    """A step that can be run again and again."""
+
+    ops: ReferenceOps
+    describe: Callable[[Ops], Value]
+
+    def run(self, step: Step, pool: KVPool) -> np.ndarray:
+        """float32 [logit_rows, vocab]; writes keys and values of the step's rows to the pool."""
+        self.ops.enter(step, pool)
+        try:
+            return np.asarray(self.describe(self.ops), np.float32)
+        finally:
+            self.ops.leave()
+
+
+class ReferenceOps:
+    """Implements `op.Ops`. Values are float64 arrays [rows, width]."""
+
+    name = "reference"
+
+    def __init__(self) -> None:
+        self._step: Step | None = None
+        self._pool: KVPool | None = None
+
+    def capture(self, describe: Callable[[Ops], Value]) -> ReferenceProgram:
+        return ReferenceProgram(self, describe)
+
+    def enter(self, step: Step, pool: KVPool) -> None:
+        """The ops that follow belong to this step."""
+        self._step, self._pool = step, pool
+
+    def leave(self) -> None:
+        self._step = self._pool = None
+
+    @property
+    def step(self) -> Step:
+        if self._step is None:
+            raise KernelError("this op needs a step", where="reference", remedy="run it through capture(...).run(step, pool)")
+        return self._step
+
+    @property
+    def pool(self) -> KVPool:
+        if self._pool is None:
+            raise KernelError("this op needs a cache", where="reference", remedy="run it through capture(...).run(step, pool)")
+        return self._pool
+
+    def supports(self, problem: Problem) -> str | None:
+        """None for every weight and cache; the two kinds of activation scales that no backend can serve are refused."""
+        spec = problem.activation
+        if spec is not None and spec.quantized and not spec.dynamic:
+            return "static activation scales come from calibration and are not stored with this weight"
+        if spec is not None and spec.granularity == "tensor":
+            return "one dynamic scale for all rows would let the texts of other users change a result"
+        if problem.cache is not None and problem.cache.format not in ("fp32", "bf16", "int8"):
+            return f"the cache stores fp32, bf16 or int8, not {problem.cache.format}"
+        return None
+
+    def prepare(self, tensor: QTensor, activation: TensorSpec) -> ReferenceWeight:
+        refusal = self.supports(Problem("linear", *tensor.shape, weight=tensor.spec, activation=activation))
+        if refusal is not None:
+            raise KernelError(refusal, where="reference")
+        return ReferenceWeight(np.asarray(tensor.dequantize(), np.float32), activation)
+
+    def adopt(self, packed: Packed, activation: TensorSpec) -> ReferenceWeight:
+        """A weight that was packed for the native kernels, as the numbers it stands for."""
+        from ..layouts import unpack
+
+        return self.prepare(unpack(packed), activation)
+
+    def constant(self, array: np.ndarray) -> np.ndarray:
+        return np.asarray(array, np.float64)
+
+    def embed(self, weight: ReferenceWeight, factor: float = 1.0) -> np.ndarray:
+        return weight.values[self.step.tokens].astype(np.float64) * factor
+
+    def linear(self, x: np.ndarray, weights: Sequence[ReferenceWeight], biases: Sequence[np.ndarray | None] | None = None,
+               residual: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
+        outputs = []
+        for index, weight in enumerate(weights):
+            y = round_activations(x, weight.activation) @ weight.values.astype(np.float64).T
+            bias = biases[index] if biases is not None else None
+            outputs.append(y if bias is None else y + bias)
+        if residual is not None:
+            if len(outputs) != 1:
+                raise KernelError("a residual goes with exactly one weight", where="linear")
+            outputs[0] = outputs[0] + residual
+        return tuple(outputs)
+
+    def rms_norm(self, x: np.ndarray, gain: np.ndarray, eps: float, offset: float = 0.0, groups: int = 1) -> np.ndarray:
+        parts = x.reshape(len(x), groups, -1)
+        normed = parts / np.sqrt(np.mean(parts**2, axis=-1, keepdims=True) + eps) * (offset + gain)
+        return normed.reshape(x.shape)
+
+    def rope(self, x: np.ndarray, table: np.ndarray, heads: int, head_dim: int, rotary: int) -> np.ndarray:
+        half = rotary // 2
+        row = table[self.step.positions]
+        cos, sin = row[:, None, :half], row[:, None, half:]
+        y = x.reshape(len(x), heads, head_dim).copy()
+        first, second = y[..., :half].copy(), y[..., half:rotary].copy()
+        y[..., :half] = first * cos - second * sin
+        y[..., half:rotary] = second * cos + first * sin
+        return y.reshape(x.shape)
+
+    def attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, layer: int, *, heads: int, kv_heads: int, head_dim: int, scale: float,
+                  window: int = 0, softcap: float = 0.0) -> np.ndarray:
+        step = self.step
+        write_cache(self.pool, layer, k.reshape(-1, kv_heads, head_dim), v.reshape(-1, kv_heads, head_dim), step.slots)
+        q = q.reshape(len(q), kv_heads, heads // kv_heads, head_dim)
+        y = np.zeros(q.shape)
+        for s, length in enumerate(step.lengths):
+            rows = slice(step.starts[s], step.starts[s + 1])
+            keys, values = read_cache(self.pool, layer, step.tables[s], int(length))
+            scores = np.einsum("rhgd,hjd->hgrj", q[rows], keys) * scale
+            if softcap:
+                scores = softcap * np.tanh(scores / softcap)
+            at = np.arange(length - (rows.stop - rows.start), length)[:, None]  # index of each query row in its sequence
+            j = np.arange(length)[None, :]
+            seen = (j <= at) & (j > at - window) if window else j <= at
+            scores = np.where(seen, scores, -np.inf)
+            weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            weights /= weights.sum(axis=-1, keepdims=True)
+            y[rows] = np.einsum("hgrj,hjd->rhgd", weights, values)
+        return y.reshape(len(y), heads * head_dim)
+
+    def gate(self, kind: Literal["silu", "gelu_tanh", "gelu"], gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+        if kind == "silu":
+            act = gate / (1 + np.exp(-np.clip(gate, -700, None)))  # exp(700) is still finite
+        elif kind == "gelu_tanh":
+            act = 0.5 * gate * (1 + np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
+        elif kind == "gelu":
+            act = 0.5 * gate * (1 + np.vectorize(math.erf, otypes=[np.float64])(gate / math.sqrt(2)))
+        else:
+            raise KernelError(f"unknown activation {kind!r}", where="gate", remedy="known: silu, gelu_tanh, gelu")
+        return act * up
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return x + y
+
+    def softcap(self, x: np.ndarray, cap: float) -> np.ndarray:
+        return cap * np.tanh(x / cap)
+
+    def select(self, x: np.ndarray) -> np.ndarray:
+        return x[self.step.select]
+
+
+def round_activations(x: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """x [rows, k] as a linear sees it: unchanged for an unquantized spec, else rounded row by row.
+
+    INT8 per token: scale = max|x| / 127 in float32, code = x / scale rounded half to even. A row with NaN or infinity becomes NaN.
+    """
+    if not spec.quantized:
+        return x
+    finite = np.isfinite(x).all(axis=1)
+    rounded = quantize(np.where(finite[:, None], x, 0).astype(np.float32), spec).dequantize().astype(np.float64)
+    rounded[~finite] = np.nan
+    return rounded
+
+
+def write_cache(pool: KVPool, layer: int, k: np.ndarray, v: np.ndarray, slots: np.ndarray) -> None:
+    """Store k, v [rows, kv_heads, head_dim] at `slots` (page * PAGE + offset), rounded as the pool's format says."""
+    page, offset = np.divmod(slots, PAGE)
+    for array, store, scales, transposed in ((k, pool.k, pool.k_scale, True), (v, pool.v, pool.v_scale, False)):
+        codes = formats.get(pool.spec.format).encode(array.astype(np.float32)) if pool.spec.format != "int8" else None
+        if codes is None:
+            rows = array.astype(np.float32).reshape(-1, array.shape[-1])
+            finite = np.isfinite(rows).all(axis=1, keepdims=True)
+            rounded = quantize(np.where(finite, rows, 0), TensorSpec("int8", "token", dynamic=True))
+            codes = rounded.codes.reshape(array.shape)
+            scales[layer][page, :, offset] = np.where(finite, rounded.scales, np.nan).reshape(array.shape[:2])
+        if transposed:
+            store[layer][page, :, :, offset] = codes
+        else:
+            store[layer][page, :, offset, :] = codes
+
+
+def read_cache(pool: KVPool, layer: int, table: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(keys, values), each float64 [kv_heads, length, head_dim], of the sequence whose pages `table` lists."""
+    pages = table[: -(-length // PAGE)]
+    decode = formats.get(pool.spec.format).decode
+    keys = decode(pool.k[layer][pages]).transpose(1, 0, 3, 2).astype(np.float64)  # [kv_heads, pages, PAGE, head_dim]
+    values = decode(pool.v[layer][pages]).transpose(1, 0, 2, 3).astype(np.float64)
+    if pool.spec.format == "int8":
+        keys *= pool.k_scale[layer][pages].transpose(1, 0, 2)[..., None]
+        values *= pool.v_scale[layer][pages].transpose(1, 0, 2)[..., None]
+    heads, dim = keys.shape[0], keys.shape[-1]
+    return keys.reshape(heads, -1, dim)[:, :length], values.reshape(heads, -1, dim)[:, :length]
+
+
+KERNELS = ReferenceOps
