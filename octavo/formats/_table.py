@@ -25,7 +25,8 @@ def _sorted(values: tuple[float, ...]) -> tuple[tuple[float, ...], np.ndarray]:
     """(float32 midpoints between neighbours, the codes in ascending order of value)."""
     order = np.argsort(np.array(values), kind="stable")
     ascending = np.array(values, np.float64)[order]
-    return tuple(np.float32((ascending[1:] + ascending[:-1]) / 2).tolist()), order.astype(np.uint8)
+    middles = ((ascending[1:] + ascending[:-1]) / 2).astype(np.float32)
+    return tuple(float(m) for m in middles), order.astype(np.uint8)
 
 
 def nearest(values: tuple[float, ...], x: Array) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -24,24 +24,13 @@ if TYPE_CHECKING:
     from ..layouts import Packed
 
 
-@dataclass(frozen=True)
 class ReferenceWeight:
-    """A weight [n, k] as the numbers it stands for, and the precision of the activations that meet it."""
+    """A weight [n, k] as the numbers it stands for (float32, as QTensor.dequantize gives them), and what activations are rounded to."""
 
-    values: np.ndarray  # float32: what QTensor.dequantize gives
-    activation: TensorSpec
-
-    @property
-    def n(self) -> int:
-        return int(self.values.shape[0])
-
-    @property
-    def k(self) -> int:
-        return int(self.values.shape[1])
-
-    @property
-    def nbytes(self) -> int:
-        return self.values.nbytes
+    def __init__(self, values: np.ndarray, activation: TensorSpec) -> None:
+        self.values, self.activation = values, activation
+        self.n, self.k = (int(size) for size in values.shape)
+        self.nbytes = values.nbytes
 
 
 @dataclass(frozen=True)
@@ -103,7 +92,7 @@ class ReferenceOps:
         return None
 
     def prepare(self, tensor: QTensor, activation: TensorSpec) -> ReferenceWeight:
-        refusal = self.supports(Problem("linear", *tensor.shape, weight=tensor.spec, activation=activation))
+        refusal = self.supports(Problem("linear", tensor.shape[0], tensor.shape[-1], weight=tensor.spec, activation=activation))
         if refusal is not None:
             raise KernelError(refusal, where="reference")
         return ReferenceWeight(np.asarray(tensor.dequantize(), np.float32), activation)
@@ -117,10 +106,11 @@ class ReferenceOps:
     def constant(self, array: np.ndarray) -> np.ndarray:
         return np.asarray(array, np.float64)
 
-    def embed(self, weight: ReferenceWeight, factor: float = 1.0) -> np.ndarray:
-        return weight.values[self.step.tokens].astype(np.float64) * factor
+    def embed(self, weight: Any, factor: float = 1.0) -> np.ndarray:
+        rows: np.ndarray = weight.values[self.step.tokens]
+        return rows.astype(np.float64) * factor
 
-    def linear(self, x: np.ndarray, weights: Sequence[ReferenceWeight], biases: Sequence[np.ndarray | None] | None = None,
+    def linear(self, x: np.ndarray, weights: Sequence[Any], biases: Sequence[np.ndarray | None] | None = None,
                residual: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
         outputs = []
         for index, weight in enumerate(weights):
@@ -213,7 +203,7 @@ def write_cache(pool: KVPool, layer: int, k: np.ndarray, v: np.ndarray, slots: n
             finite = np.isfinite(rows).all(axis=1, keepdims=True)
             rounded = quantize(np.where(finite, rows, 0), TensorSpec("int8", "token", dynamic=True))
             codes = rounded.codes.reshape(array.shape)
-            scales[layer][page, :, offset] = np.where(finite, rounded.scales, np.nan).reshape(array.shape[:2])
+            scales[layer][page, :, offset] = np.where(finite, np.asarray(rounded.scales), np.nan).reshape(array.shape[:2])
         if transposed:
             store[layer][page, :, :, offset] = codes
         else:
