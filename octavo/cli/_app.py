@@ -1,0 +1,77 @@
+"""The command line: finds the verbs, reads the options, turns errors into one line and an exit status."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from .. import __version__
+from ..errors import OctavoError
+from ._command import Command
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+def verbs() -> dict[str, str]:
+    """Name of each verb -> its module, from the file names alone: nothing is imported."""
+    package = importlib.import_module(__package__ or "octavo.cli")
+    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+    return {name.replace("_", "-"): f"{package.__name__}.{name}" for name in names}
+
+
+def build(commands: Sequence[Command]) -> Any:
+    """The cyclopts App of these commands."""
+    from cyclopts import App, Parameter
+
+    app = App(
+        name="octavo",
+        help="Serve language models in fewer bits, on the hardware at hand.",
+        version=__version__,
+        default_parameter=Parameter(negative_iterable=()),
+    )
+    for command in commands:
+        app.command(_action(command, Parameter(name="*")), name=command.name, help=command.help)
+    return app
+
+
+def _action(command: Command, flat: Any) -> Any:
+    def action(options: Any) -> int | None:
+        return command.run(options)
+
+    action.__annotations__ = {"options": Annotated[command.options, flat]}
+    return action
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit status. A verb that is named is the only one imported."""
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    known = verbs()
+    wanted = [known[tokens[0]]] if tokens and tokens[0] in known else list(known.values())
+    try:
+        from cyclopts import CycloptsError
+
+        commands = [importlib.import_module(module).COMMAND for module in wanted]
+        try:
+            status = build(commands)(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        except CycloptsError as error:
+            return _fail(" ".join(str(error).split()), 2)
+        sys.stdout.flush()
+    except OctavoError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone (`octavo list | head`); what is still buffered must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"octavo: {' '.join(message.split())}", file=sys.stderr)
+    return status
