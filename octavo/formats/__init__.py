@@ -10,9 +10,10 @@ from functools import cache
 
 from ..errors import UnknownNameError
 from ..registry import discover
+from ._bits import pack_bits, unpack_bits
 from ._number import NumberFormat
 
-__all__ = ["NumberFormat", "formats", "get"]
+__all__ = ["NumberFormat", "formats", "get", "pack_bits", "unpack_bits"]
 
 
 def formats() -> dict[str, NumberFormat]:

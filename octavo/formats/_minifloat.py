@@ -65,9 +65,9 @@ class Minifloat:
         """
         xp = array_namespace(x)
         x = xp.astype(x, xp.float32)
-        magnitude = xp.abs(x)
-        lowest = 1 - self.bias
-        bounded = xp.minimum(magnitude, xp.asarray(self.largest, dtype=xp.float32))
+        magnitude, lowest = xp.abs(x), 1 - self.bias
+        # Written this way round, NaN becomes the largest value: an ordinary number until it is replaced below.
+        bounded = xp.where(magnitude < self.largest, magnitude, xp.asarray(self.largest, dtype=xp.float32))
         e = xp.maximum((bounded.view(xp.int32) >> 23) - 127, xp.asarray(lowest, dtype=xp.int32))
         step = ((127 + self.mantissa - e) << 23).view(xp.float32)  # 2^(mantissa - e), written as the bits of a float
         code = xp.astype(xp.round(bounded * step), xp.int32) + ((e - lowest) << self.mantissa)

@@ -8,6 +8,7 @@ Source: IEEE 754-2019.
 
 from __future__ import annotations
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from ._number import Array, NumberFormat
@@ -16,6 +17,9 @@ from .fp32 import to_float32
 
 def to_float16(x: Array) -> Array:
     xp = array_namespace(x)
+    if isinstance(x, np.ndarray):
+        with np.errstate(over="ignore"):  # to infinity, as documented
+            return x.astype(np.float16)
     return xp.astype(x, xp.float16)
 
 
