@@ -1,0 +1,366 @@
+"""Engine: one thread that turns requests into tokens, step by step.
+
+    submit -> inbox -> Scheduler.plan -> Runner.forward -> Sampler -> Output -> Ticket
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..cache import PAGE, KVPool
+from ..errors import CapacityError, PromptTooLongError, QueueFullError, RequestError, StoppingError
+from ..telemetry import EngineTelemetry
+from .grammar import GrammarCompiler
+from .options import EngineOptions
+from .output import Output
+from .pages import PagePool
+from .request import Delta, Finish, Request, TokenLogprob
+from .runner import Runner
+from .sampler import Sampler, token_logprob
+from .scheduler import Chunk, Scheduler
+from .sequence import Sequence
+from .ticket import Ticket, wake
+from .validation import check
+
+if TYPE_CHECKING:
+    from ..loading import LoadedModel
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Serves one loaded model. `submit` and `cancel` may be called from any thread; everything else happens in the engine's own."""
+
+    def __init__(self, loaded: LoadedModel, options: EngineOptions | None = None) -> None:
+        self.loaded, self.options = loaded, options or EngineOptions()
+        self.max_model_len = min(self.options.max_model_len or loaded.max_model_len, loaded.max_model_len)
+        pages = _pages(loaded, self.options, self.max_model_len)
+        self.max_model_len = min(self.max_model_len, pages * PAGE)
+        self.kv_pages = pages
+        self.kv_bytes = pages * KVPool.bytes_per_page(loaded.kv_heads, loaded.head_dims, loaded.cache_spec)
+        self.telemetry = EngineTelemetry()
+        o = self.options
+        self._pool = PagePool(pages, reuse=o.prefix_cache, most_cached=o.cached_pages, salt=repr(loaded.cache_spec))
+        self._scheduler = Scheduler(self._pool, max_batch=o.max_batch, max_batch_tokens=o.max_batch_tokens)
+        self._runner = Runner(loaded, loaded.new_pool(pages))
+        self._end_ids = tuple(sorted(set(loaded.eos_token_ids)))
+        self._grammars = GrammarCompiler(loaded.text, loaded.vocab_size, self._end_ids)
+        self._lock = threading.Lock()
+        self._inbox: deque[Sequence] = deque()
+        self._queued = 0                                  # choices between submission and first admission
+        self._cancels: deque[Ticket] = deque()
+        self._live: dict[Ticket, list[Sequence]] = {}
+        self._touched: dict[Ticket, None] = {}            # tickets that got a delta in this step
+        self._wakeup = threading.Event()
+        self._stopping = self._halt = False
+        self._thread: threading.Thread | None = None
+        self._counter = 0
+        self._pace = 0.1                                  # seconds between two finished choices, smoothed
+        self._last_finish = time.monotonic()
+        self._deadlines = False
+        self.telemetry.pages_total.set(pages)
+        self._measure()
+
+    # -- any thread ------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> Engine:
+        """Start the engine thread."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="octavo-engine", daemon=True)
+            self._thread.start()
+        return self
+
+    def stop(self, drain_seconds: float = 0.0) -> None:
+        """Refuse new requests, finish what is there for up to `drain_seconds`, cancel the rest, end the thread."""
+        self._stopping = True
+        self._wakeup.set()
+        if self._thread is not None:
+            self._thread.join(max(drain_seconds, 0.0))
+            self._halt = True
+            self._wakeup.set()
+            self._thread.join()
+            self._thread = None
+
+    def __enter__(self) -> Engine:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def submit(self, request: Request) -> Ticket:
+        """Queue a request. Raises RequestError (400), PromptTooLongError, QueueFullError (429), StoppingError (503).
+
+        A request with a grammar compiles it here, in the caller's thread (up to a second for a large schema): an event loop should call
+        `submit` in a worker thread then.
+        """
+        if self._stopping:
+            raise self._refuse("stopping", StoppingError("the server is shutting down"))
+        try:
+            check(request, vocabulary=self.loaded.vocab_size, max_model_len=self.max_model_len, max_choices=self.options.max_choices)
+            grammar = request.sampling.grammar
+            grammars = [self._grammars.compile(grammar) if grammar else None for _ in range(request.n)]
+        except PromptTooLongError as error:
+            raise self._refuse("too_long", error) from None
+        except RequestError as error:
+            raise self._refuse("invalid", error) from None
+        now = time.monotonic()
+        timeout = request.timeout if request.timeout is not None else self.options.request_timeout
+        seed = request.sampling.seed if request.sampling.seed is not None else int.from_bytes(os.urandom(8), "little")
+        with self._lock:
+            if self._queued + request.n > self.options.max_queue:
+                wait = min(max(self._pace * self._queued / 2, 1.0), 60.0)
+                raise self._refuse("queue_full", QueueFullError(f"{self._queued} requests are waiting already", retry_after=wait))
+            self._queued += request.n
+            self._counter += 1
+            ticket = Ticket(request, request.id or f"request-{self._counter}", self._cancel)
+            choices = [
+                Sequence(
+                    ticket=ticket, choice=choice, tokens=list(request.prompt), prompt_length=len(request.prompt),
+                    limit=min(self.max_model_len, len(request.prompt) + (self.max_model_len if request.sampling.max_tokens is None else request.sampling.max_tokens)),
+                    sampler=Sampler(request.sampling, seed=seed, choice=choice, prompt=request.prompt,
+                                    end_ids=self._ends(request), vocabulary=self.loaded.vocab_size),
+                    output=Output(request.sampling, self.loaded.text.stream(continued=True), frozenset(self._end_ids)),
+                    grammar=grammars[choice], submitted=now, deadline=now + timeout if timeout is not None else float("inf"),
+                )
+                for choice in range(request.n)
+            ]
+            choices[0].siblings = choices[1:]
+            self._inbox.extend(choices[:1])
+            self._live[ticket] = choices
+        self._wakeup.set()
+        return ticket
+
+    def _ends(self, request: Request) -> tuple[int, ...]:
+        """Tokens that min_tokens forbids at first."""
+        return (*(() if request.sampling.ignore_eos else self._end_ids), *request.sampling.stop_token_ids)
+
+    def _refuse(self, reason: str, error: RequestError) -> RequestError:
+        self.telemetry.refused.add(1, reason)
+        return error
+
+    def _cancel(self, ticket: Ticket) -> None:
+        self._cancels.append(ticket)
+        self._wakeup.set()
+
+    @property
+    def idle(self) -> bool:
+        return not self._live
+
+    # -- engine thread ---------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._halt:
+            worked = self.step()
+            if not worked:
+                if self._stopping and not self._live:
+                    return
+                self._wakeup.wait(timeout=0.05 if self._deadlines and self._live else None)
+                self._wakeup.clear()
+        for sequences in list(self._live.values()):
+            for sequence in sequences:
+                self._finish(sequence, Finish.CANCELLED, error="the server was stopped")
+        self._deliver()
+
+    def step(self) -> bool:
+        """One turn: take what came in, compute one step, hand out tokens. False when there was nothing to compute."""
+        began = time.perf_counter()
+        self._take_inbox()
+        chunks: list[Chunk] = []
+        try:
+            chunks = self._scheduler.plan()
+            if chunks:
+                self._compute(chunks)
+        except Exception as error:  # whatever a kernel raises must not end the server; those it hit are told
+            log.exception("a step failed")
+            self.telemetry.step_failures.add()
+            for sequence in [c.sequence for c in chunks] or list(self._scheduler.running):
+                self._finish(sequence, Finish.ERROR, error=f"the step failed: {type(error).__name__}: {error}", doubtful=True)
+        self._deliver()
+        if chunks:
+            self.telemetry.steps.add()
+            self.telemetry.batch_size.observe(len(chunks))
+            self.telemetry.step_seconds.observe(time.perf_counter() - began)
+        self._measure()
+        return bool(chunks)
+
+    def _take_inbox(self) -> None:
+        while self._inbox:
+            sequence = self._inbox.popleft()
+            self._deadlines |= sequence.deadline < float("inf")
+            self._scheduler.waiting.append(sequence)
+        while self._cancels:
+            for sequence in list(self._live.get(self._cancels.popleft(), ())):
+                self.telemetry.cancellations.add(0 if sequence.finished else 1)
+                self._finish(sequence, Finish.CANCELLED)
+        if self._deadlines:
+            now = time.monotonic()
+            for sequences in list(self._live.values()):
+                for sequence in [s for s in sequences if s.deadline <= now]:
+                    self._finish(sequence, Finish.TIMEOUT)
+
+    def _compute(self, chunks: list[Chunk]) -> None:
+        for chunk in chunks:
+            self._note_admission(chunk.sequence)
+        began = time.perf_counter()
+        logits, owned = self._runner.forward(chunks)
+        self.telemetry.forward_seconds.observe(time.perf_counter() - began)
+        now = time.monotonic()
+        best = logits.argmax(axis=1) if len(logits) else np.zeros(0, np.int64)
+        # argmax finds a NaN first of all, so one look at the largest value of each row tells whether the row is sound.
+        sound = np.isfinite(logits[np.arange(len(best)), best])
+        for chunk, rows in zip(chunks, owned, strict=True):
+            sequence = chunk.sequence
+            if not sound[rows].all():
+                self.telemetry.nan_failures.add()
+                self._finish(sequence, Finish.ERROR, error="the model's output is not a number", doubtful=True)
+                continue
+            if sequence.wants_prompt_logprobs:
+                self._score_prompt(chunk, logits[rows])
+            self._scheduler.advance(chunk)
+            if sequence.remaining == 0:
+                self._prefilled(sequence)
+                if sequence.limit <= sequence.prompt_length:
+                    self._finish(sequence, Finish.LENGTH)     # max_tokens = 0: only the prompt was wanted
+                else:
+                    self._sample(sequence, logits[rows.stop - 1], int(best[rows.stop - 1]), now)
+
+    def _sample(self, sequence: Sequence, row: np.ndarray, best: int, now: float) -> None:
+        """Draw the next token, append it, and hand out what it makes certain."""
+        index, sampler, output, grammar = sequence.generated, sequence.sampler, sequence.output, sequence.grammar
+        done = False
+        try:
+            if grammar is None:
+                token = best if sampler.plain(index) else sampler.draw(row, index)
+            else:
+                token = sampler.draw(row, index, grammar.allowed())
+                done = grammar.accept(token)
+        except RequestError as error:
+            self._finish(sequence, Finish.ERROR, error=str(error))
+            return
+        sampler.accept(token)
+        sequence.tokens.append(token)
+        text = output.push(token, index + 1)
+        if index == 0:
+            self.telemetry.first_token_seconds.observe(now - sequence.submitted)
+        else:
+            self.telemetry.token_gap_seconds.observe(now - sequence.last_token)
+        sequence.last_token = now
+        self.telemetry.generated_tokens.add()
+        top = sequence.sampling.logprobs
+        logprobs = () if top is None else (token_logprob(row, token, top),)
+        finish = output.finish
+        if finish is None and (done or len(sequence.tokens) >= sequence.limit):
+            text += output.flush()
+            finish = output.finish or (Finish.STOP if done else Finish.LENGTH)
+        if finish is None:
+            self._put(sequence, Delta(sequence.choice, text, (token,), logprobs, **self._opening(sequence)))
+        else:
+            self._finish(sequence, finish, text=text, tokens=(token,), logprobs=logprobs)
+
+    def _score_prompt(self, chunk: Chunk, logits: np.ndarray) -> None:
+        """Row i of `logits` belongs to prompt token `computed + i` and predicts the next one."""
+        sequence, top = chunk.sequence, chunk.sequence.sampling.logprobs or 0
+        if not sequence.prompt_logprobs:
+            sequence.prompt_logprobs.append(None)             # nothing predicts the first token
+        for offset, row in enumerate(logits):
+            following = sequence.computed + offset + 1
+            if following < sequence.prompt_length:
+                sequence.prompt_logprobs.append(token_logprob(row, sequence.tokens[following], top))
+
+    def _note_admission(self, sequence: Sequence) -> None:
+        if not sequence.counted:
+            sequence.counted = True
+            with self._lock:
+                self._queued -= 1
+            self.telemetry.prompt_tokens.add(sequence.prompt_length)
+            self.telemetry.cached_tokens.add(sequence.cached_tokens)
+
+    def _prefilled(self, sequence: Sequence) -> None:
+        """The prompt's pages can be shared now: let the other choices of the request follow, before anyone else."""
+        sequence.prefilled = True
+        for sibling in reversed(sequence.siblings):
+            sibling.prompt_logprobs = sequence.prompt_logprobs
+            self._scheduler.waiting.appendleft(sibling)
+        sequence.siblings = []
+
+    def _opening(self, sequence: Sequence) -> dict[str, object]:
+        """What only the first delta of a choice carries."""
+        if sequence.opened:
+            return {}
+        sequence.opened = True
+        scored: tuple[TokenLogprob | None, ...] = tuple(sequence.prompt_logprobs)
+        return {"cached_tokens": sequence.cached_tokens, "prompt_logprobs": scored}
+
+    def _finish(self, sequence: Sequence, finish: Finish, *, text: str | None = None, tokens: tuple[int, ...] = (),
+                logprobs: tuple[TokenLogprob, ...] = (), error: str | None = None, doubtful: bool = False) -> None:
+        """End a choice: its pages are free at once, its last delta is on its way."""
+        if sequence.finished:
+            return
+        sequence.finished = True
+        if not sequence.counted:
+            sequence.counted = True
+            with self._lock:
+                self._queued -= 1
+        self._scheduler.remove(sequence, doubtful=doubtful)
+        if sequence.siblings:
+            self._prefilled(sequence)                         # it ends early; the others must go on without its pages
+        if text is None:
+            text = sequence.output.flush() if finish is not Finish.ERROR else ""
+        self._put(sequence, Delta(sequence.choice, text, tokens, logprobs, finish, sequence.output.reason, error, **self._opening(sequence)))
+        now = time.monotonic()
+        self._pace += 0.1 * (min(now - self._last_finish, 5.0) - self._pace)
+        self._last_finish = now
+        self.telemetry.requests.add(1, finish.value)
+        self.telemetry.request_seconds.observe(now - sequence.submitted)
+        with self._lock:
+            if all(s.finished for s in self._live[sequence.ticket]):
+                del self._live[sequence.ticket]
+
+    def _put(self, sequence: Sequence, delta: Delta) -> None:
+        sequence.ticket.put(delta)
+        self._touched[sequence.ticket] = None
+
+    def _deliver(self) -> None:
+        if self._touched:
+            wake(list(self._touched))
+            self._touched.clear()
+
+    def _measure(self) -> None:
+        t, pool = self.telemetry, self._pool
+        t.queued.set(self._queued)
+        t.running.set(len(self._scheduler.running))
+        t.pages_used.set(pool.used)
+        t.pages_cached.set(pool.cached)
+        t.pages_free.set(pool.free - pool.cached)
+        t.preemptions.values[""] = self._scheduler.preemptions
+
+
+def _pages(loaded: LoadedModel, options: EngineOptions, length: int, available: Callable[[], int] | None = None) -> int:
+    """Pages of the pool. Raises CapacityError when not even one page for each of two sequences fits."""
+    size = KVPool.bytes_per_page(loaded.kv_heads, loaded.head_dims, loaded.cache_spec)
+    if options.kv_pages is not None:
+        return options.kv_pages
+    full = -(-length // PAGE)
+    wanted = max(options.max_batch * min(full, 2048 // PAGE), 2 * full) + 1
+    if options.kv_memory is not None:
+        pages = min(options.kv_memory // size, options.max_batch * full + 1)
+    else:
+        pages = min(wanted, (available or _available)() // 4 // size)
+    if pages < 2:
+        raise CapacityError(f"the key-value cache has room for {pages} pages of {size} bytes, at least 2 are needed",
+                            where="kv_memory", remedy="give it more memory or use an 8-bit cache (C8)")
+    return int(pages)
+
+
+def _available() -> int:
+    from ..machine import detect
+
+    return detect().memory_available

@@ -1,0 +1,46 @@
+"""What an operator can set about the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import UsageError
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Limits of the engine.
+
+    max_batch         sequences computed together; more wait in the queue
+    max_batch_tokens  rows of one step: decoded tokens first, the rest goes to prompt chunks. Larger: faster prompts, longer gaps
+                      between the tokens of the others
+    max_queue         choices that may wait; one more is refused with QueueFullError
+    max_model_len     longest prompt + answer in tokens; None: the model's own
+    kv_memory         bytes for the key-value cache; None: what max_batch sequences of 2048 tokens (at least two of full length)
+                      need, at most a quarter of the memory that is available
+    kv_pages          the same in pages; wins over kv_memory
+    prefix_cache      keep the pages of finished sequences and reuse them for prompts that begin the same
+    cached_pages      most free pages kept for reuse while untouched pages are left; None: a quarter of all. Bounds how much memory an
+                      idle cache holds
+    request_timeout   seconds from submission to the last token for requests that name no timeout; None: no limit
+    max_choices       largest `n` of a request
+    """
+
+    max_batch: int = 64
+    max_batch_tokens: int = 512
+    max_queue: int = 512
+    max_model_len: int | None = None
+    kv_memory: int | None = None
+    kv_pages: int | None = None
+    prefix_cache: bool = True
+    cached_pages: int | None = None
+    request_timeout: float | None = None
+    max_choices: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "max_batch_tokens", "max_queue", "max_model_len", "kv_memory", "kv_pages", "request_timeout", "max_choices"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UsageError(f"must be above 0, not {value}", where=name)
+        if self.cached_pages is not None and self.cached_pages < 0:
+            raise UsageError(f"must not be negative, not {self.cached_pages}", where="cached_pages")
