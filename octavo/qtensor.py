@@ -125,7 +125,7 @@ def join(parts: Sequence[QTensor]) -> QTensor:
         return first
     xp = array_namespace(first.codes)
     specs = {part.spec for part in parts}
-    if len({replace(spec, scale_format="fp32") for spec in specs}) > 1 or first.spec.granularity in ("tensor", "block"):
+    if len({(s.format, s.granularity, s.size, s.symmetric) for s in specs}) > 1 or first.spec.granularity in ("tensor", "block"):
         raise SchemeError(f"cannot join tensors of {len(specs)} different precisions or with scales that cross rows")
 
     def stack(field: str) -> Array | None:
