@@ -79,7 +79,8 @@ def test_numpy_and_torch_agree(name: str) -> None:
     x, spec = weights(), parse_tensor(name, "weight")
     here, there = quantize(x, spec), quantize(torch.tensor(x), spec)
     np.testing.assert_array_equal(here.codes, there.codes.numpy())
-    np.testing.assert_array_equal(here.dequantize(), there.dequantize().numpy())
+    # Fitted float32 scales come from sums that the two libraries add up in a different order.
+    np.testing.assert_allclose(here.dequantize(), there.dequantize().numpy(), rtol=1e-6 if name in ("4r", "5g32@fp32") else 0)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("16", "32", "fp16")])

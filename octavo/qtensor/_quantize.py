@@ -1,0 +1,193 @@
+"""Round to nearest, with the scale that each cell's values fit best."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from array_api_compat import array_namespace, device
+
+from .. import formats
+from ..errors import OctavoError, SchemeError
+from ..formats import NumberFormat
+from ..schemes import TensorSpec
+from ._cells import cell, chunks, extremes, grouped, spread
+from ._tensor import QTensor
+
+Array = Any
+
+SMALLEST_SCALE = {"fp16": 2.0**-14, "bf16": 2.0**-126}  # below it a scale would lose precision
+LARGEST_SCALE = {"fp16": 32752.0, "bf16": 1.6e38}  # half of the largest: fitting may widen a scale a little
+
+# Fitting tries these parts of the full range: with few levels, clipping the outermost values lets all others be rounded finer. Measured on
+# SmolLM2's weights (tests/test_qtensor.py keeps the gain): with a least-squares scale for each, two or three are as good as twenty.
+FIT_INT = {2: (0.95, 0.8, 0.65), 3: (1.0, 0.9, 0.8), 4: (1.0, 0.93, 0.86), 5: (1.0, 0.96)}
+FIT_ROW = (1.0, 0.86, 0.74, 0.64)  # cells of more than WIDE elements have longer tails
+FIT_TABLE = (1.0, 0.92)
+FIT_COARSE = {"fp8e4m3": (1.12, 1.0, 0.93, 0.86), "e8m0": (1.0, 2.0)}  # scales too coarse for least squares: neighbours are compared
+WIDE = 512
+
+
+class NonFiniteError(OctavoError):
+    """A tensor to be quantized holds NaN or infinity; the message names the first place."""
+
+    exit_code = 2
+
+
+def quantize(x: Array, spec: TensorSpec, *, outer: float | None = None) -> QTensor:
+    """x [out, in] or [n], any float type, in the precision of `spec`.
+
+    Scales come from the largest magnitude of each cell (from smallest and largest value, with zero points), are rounded to
+    `spec.scale_format`, and only then the codes are computed. Where float16 scales would overflow or lose precision, this tensor's scales
+    are float32, which the spec of the result records. A cell of zeros has scale 0.
+
+    Static specs of at most 5 bits with scales per row or group fit their scales: of a few clipped ranges the one with the least squared error
+    is taken. Dynamic specs (activations, cache) never do: they are computed at every step.
+
+    `outer` fixes the second-level scale of NVFP4 (to quantize a tensor piece by piece); it comes from the whole of x otherwise.
+    For scales per row or group, quantizing slices of rows gives the same codes as the whole.
+    Raises NonFiniteError where x holds NaN or infinity.
+    """
+    xp = array_namespace(x)
+    number = formats.get(spec.format)
+    shape = tuple(x.shape)
+    if len(shape) not in (1, 2):
+        raise SchemeError(f"cannot quantize a tensor of shape {shape}", remedy="tensors have one or two dimensions here")
+    rows, width = (1, *shape)[-2:]
+    flat = xp.reshape(x, (rows, width))
+    low, high = extremes(flat, spec)
+    if not bool(xp.all(xp.isfinite(low) & xp.isfinite(high))):
+        _refuse(flat)
+    if not spec.quantized:
+        return QTensor(number.encode(x), None, spec, shape)
+
+    second = None
+    if number.two_level:
+        largest = float(xp.max(xp.maximum(high, -low))) if rows else 0.0
+        second = xp.asarray(largest / (number.high * formats.get(spec.scale_format).high) if outer is None else outer, dtype=xp.float32)
+    wanted, zeros = _scales(low, high, spec, second)
+    if not _fits(wanted, spec.scale_format):
+        spec = replace(spec, scale_format="fp32")
+    scales = round_scales(wanted, spec.scale_format)
+    cell_rows, columns = cell(spec, width)
+    ratios = _ratios(spec, number, columns) if cell_rows == 1 else ()
+
+    codes = xp.empty((rows, width), dtype=xp.uint8 if zeros is not None or number.kind != "int" else xp.int8, device=device(x))
+    for part in chunks(rows, width):
+        chunk = xp.astype(flat[part], xp.float32)
+        if ratios:
+            mine = None if zeros is None else zeros[part]
+            scales[part] = _fit(grouped(chunk, columns), wanted[part], mine, spec, number, second, ratios)
+        scale = spread(scales if second is None else scales * second, spec, part, width)
+        codes[part] = _encode(chunk / _nonzero(scale), number, None if zeros is None else spread(zeros, spec, part, width))
+    return QTensor(xp.reshape(codes, shape), scales, spec, shape, zeros=zeros, outer=second)
+
+
+def round_scales(scales: Array, scale_format: str) -> Array:
+    """Scales as the format stores them, as float32."""
+    if scale_format == "fp32":
+        return scales
+    number = formats.get(scale_format)
+    return number.decode(number.encode(scales))
+
+
+def _encode(t: Array, number: NumberFormat, zeros: Array | None) -> Array:
+    """Codes of values that are already divided by their scale."""
+    if zeros is None:
+        return number.encode(t)
+    xp = array_namespace(t)
+    return xp.astype(xp.clip(xp.round(t) + zeros, 0, 2**number.bits - 1), xp.uint8)
+
+
+def _nearest(t: Array, number: NumberFormat, zeros: Array | None) -> Array:
+    """The values, in units of the scale, that t would be rounded to."""
+    xp = array_namespace(t)
+    if number.kind != "int":
+        return number.decode(number.encode(t))
+    if zeros is None:
+        return xp.clip(xp.round(t), number.low, number.high)
+    return xp.clip(xp.round(t), -zeros, 2**number.bits - 1 - zeros)
+
+
+def _nonzero(scale: Array) -> Array:
+    """The divisor for a scale: 1 where it is 0, and all values of the cell with it."""
+    xp = array_namespace(scale)
+    return xp.where(scale == 0, xp.asarray(1, dtype=xp.float32), scale)
+
+
+def _ratios(spec: TensorSpec, number: NumberFormat, columns: int) -> tuple[float, ...]:
+    """The parts of the full range to try; none where the largest magnitude is as good as any, or speed matters more."""
+    if spec.dynamic or spec.bits > 5:
+        return ()
+    if spec.scale_format in FIT_COARSE:
+        return FIT_COARSE[spec.scale_format]
+    if columns > WIDE:
+        return FIT_ROW
+    return FIT_INT[spec.bits] if number.kind == "int" else FIT_TABLE
+
+
+def _fit(x: Array, wanted: Array, zeros: Array | None, spec: TensorSpec, number: NumberFormat, outer: Array | None,
+         ratios: tuple[float, ...]) -> Array:
+    """The best scales [rows, groups] for x [rows, groups, columns], rounded to the scale format.
+
+    Rounding x/s gives values v. The scale that brings s*v closest to x is s * (v.t)/(v.v) with t = x/s (least squares), and what it leaves
+    is |x|^2 - (s v.t)^2 / v.v: so the candidate with the largest (s v.t)^2 / v.v wins. Where scales are so coarse that rounding them
+    would undo this, each rounded candidate is judged by its own error, |x|^2 + s^2 (v.v - 2 v.t).
+    """
+    xp = array_namespace(x)
+    coarse = spec.scale_format in FIT_COARSE
+    zeros = None if zeros is None else zeros[..., None]
+    scales, best = wanted, None
+    for ratio in ratios:
+        tried = round_scales(wanted * ratio, spec.scale_format) if coarse else wanted * ratio
+        actual = tried if outer is None else tried * outer
+        t = x / _nonzero(actual)[..., None]
+        v = _nearest(t, number, zeros)
+        vt, vv = xp.vecdot(v, t), xp.vecdot(v, v)
+        if coarse:
+            gain, fitted = actual**2 * (2 * vt - vv), tried
+        else:
+            quotient = vt / _nonzero(vv)
+            gain, fitted = actual**2 * vt * quotient, xp.where(vv > 0, tried * quotient, tried)
+        if best is None:
+            scales, best = fitted, gain
+        else:
+            better = gain > best
+            scales, best = xp.where(better, fitted, scales), xp.where(better, gain, best)
+    return scales if coarse else round_scales(scales, spec.scale_format)
+
+
+def _fits(scales: Array, scale_format: str) -> bool:
+    """Whether float16 or bfloat16 scales would keep their precision."""
+    if scale_format not in SMALLEST_SCALE:
+        return True
+    xp = array_namespace(scales)
+    size = xp.abs(scales)
+    return not bool(xp.any((size > LARGEST_SCALE[scale_format]) | ((size > 0) & (size < SMALLEST_SCALE[scale_format]))))
+
+
+def _scales(low: Array, high: Array, spec: TensorSpec, outer: Array | None) -> tuple[Array, Array | None]:
+    """(scales, zeros) of cells with these extremes, before rounding to the scale format; zeros only for asymmetric specs."""
+    xp = array_namespace(low)
+    number = formats.get(spec.format)
+    largest = xp.maximum(high, -low)
+    if not spec.symmetric:
+        zero, steps = xp.asarray(0, dtype=xp.float32), 2**number.bits - 1
+        low, high = xp.minimum(low, zero), xp.maximum(high, zero)  # zero stays exact
+        scales = (high - low) / steps
+        return scales, xp.clip(xp.round(-low / _nonzero(scales)), 0, steps)
+    if number.kind == "int" and -number.low > number.high:
+        # One more code below zero than above: the cell's extreme, whatever its sign, takes that code, as in ggml's Q4_0.
+        return xp.where(high > -low, high, low) / number.low, None
+    if spec.scale_format == "e8m0":
+        # The specification's shared exponent: floor(log2(largest)) - exponent of the largest element. Powers of two divide exactly.
+        return largest / 2.0 ** math.floor(math.log2(number.high)), None
+    return largest / number.high if outer is None else largest / number.high / _nonzero(outer), None
+
+
+def _refuse(x: Array) -> None:
+    xp = array_namespace(x)
+    row, column = (int(i[0]) for i in xp.nonzero(~xp.isfinite(xp.astype(x, xp.float32))))
+    raise NonFiniteError(f"holds {float(x[row, column])} at row {row}, column {column}, which no quantized format can stand for",
+                         remedy="the weights are damaged: fetch them again")
