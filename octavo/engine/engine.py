@@ -11,7 +11,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -71,7 +72,7 @@ class Engine:
 
     # -- any thread ------------------------------------------------------------------------------------------------------------
 
-    def start(self) -> Engine:
+    def start(self) -> Self:
         """Start the engine thread."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="octavo-engine", daemon=True)
@@ -89,7 +90,7 @@ class Engine:
             self._thread.join()
             self._thread = None
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
@@ -181,7 +182,7 @@ class Engine:
         except Exception as error:  # whatever a kernel raises must not end the server; those it hit are told
             log.exception("a step failed")
             self.telemetry.step_failures.add()
-            for sequence in [c.sequence for c in chunks] or list(self._scheduler.running):
+            for sequence in [c.sequence for c in chunks] or [*self._scheduler.running, *list(self._scheduler.waiting)[:1]]:
                 self._finish(sequence, Finish.ERROR, error=f"the step failed: {type(error).__name__}: {error}", doubtful=True)
         self._deliver()
         if chunks:
@@ -261,7 +262,7 @@ class Engine:
             text += output.flush()
             finish = output.finish or (Finish.STOP if done else Finish.LENGTH)
         if finish is None:
-            self._put(sequence, Delta(sequence.choice, text, (token,), logprobs, **self._opening(sequence)))
+            self._put(sequence, Delta(sequence.choice, text, (token,), logprobs))
         else:
             self._finish(sequence, finish, text=text, tokens=(token,), logprobs=logprobs)
 
@@ -291,14 +292,6 @@ class Engine:
             self._scheduler.waiting.appendleft(sibling)
         sequence.siblings = []
 
-    def _opening(self, sequence: Sequence) -> dict[str, object]:
-        """What only the first delta of a choice carries."""
-        if sequence.opened:
-            return {}
-        sequence.opened = True
-        scored: tuple[TokenLogprob | None, ...] = tuple(sequence.prompt_logprobs)
-        return {"cached_tokens": sequence.cached_tokens, "prompt_logprobs": scored}
-
     def _finish(self, sequence: Sequence, finish: Finish, *, text: str | None = None, tokens: tuple[int, ...] = (),
                 logprobs: tuple[TokenLogprob, ...] = (), error: str | None = None, doubtful: bool = False) -> None:
         """End a choice: its pages are free at once, its last delta is on its way."""
@@ -314,7 +307,7 @@ class Engine:
             self._prefilled(sequence)                         # it ends early; the others must go on without its pages
         if text is None:
             text = sequence.output.flush() if finish is not Finish.ERROR else ""
-        self._put(sequence, Delta(sequence.choice, text, tokens, logprobs, finish, sequence.output.reason, error, **self._opening(sequence)))
+        self._put(sequence, Delta(sequence.choice, text, tokens, logprobs, finish, sequence.output.reason, error))
         now = time.monotonic()
         self._pace += 0.1 * (min(now - self._last_finish, 5.0) - self._pace)
         self._last_finish = now
@@ -325,6 +318,9 @@ class Engine:
                 del self._live[sequence.ticket]
 
     def _put(self, sequence: Sequence, delta: Delta) -> None:
+        if not sequence.opened:
+            sequence.opened = True
+            delta = replace(delta, cached_tokens=sequence.cached_tokens, prompt_logprobs=tuple(sequence.prompt_logprobs))
         sequence.ticket.put(delta)
         self._touched[sequence.ticket] = None
 
