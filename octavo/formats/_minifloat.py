@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from ._table import look_up
 
@@ -58,13 +58,26 @@ class Minifloat:
         return self.value(self.top)
 
     def encode(self, x: Array) -> Array:
-        """float32 -> uint8 codes, ties to even, saturating.
+        """float32 -> uint8 codes, ties to even, saturating."""
+        xp = array_namespace(x)
+        x = xp.astype(x, xp.float32)
+        code = self._count_middles(xp.abs(x)) if self.bits <= 4 else self._count_steps(x)
+        return code + xp.astype(xp.signbit(x), xp.uint8) * self.sign
 
-        The step between neighbours of x is 2^(e - mantissa), e being x's exponent, at least the smallest normal one. Counting steps
+    def _count_middles(self, magnitude: Array) -> Array:
+        """The code is the number of midpoints between neighbours that the magnitude has passed; on a midpoint the even code wins."""
+        xp = array_namespace(magnitude)
+        code = xp.zeros(magnitude.shape, dtype=xp.uint8, device=device(magnitude))
+        for below in range(self.top):
+            middle = (self.value(below) + self.value(below + 1)) / 2
+            code += magnitude >= middle if below % 2 else magnitude > middle
+        return code
+
+    def _count_steps(self, x: Array) -> Array:
+        """The step between neighbours of x is 2^(e - mantissa), e being x's exponent, at least the smallest normal one. Counting steps
         gives the code at once: exponent and mantissa fields join into one integer that grows with the value.
         """
         xp = array_namespace(x)
-        x = xp.astype(x, xp.float32)
         magnitude, lowest = xp.abs(x), 1 - self.bias
         # Written this way round, NaN becomes the largest value: an ordinary number until it is replaced below.
         bounded = xp.where(magnitude < self.largest, magnitude, xp.asarray(self.largest, dtype=xp.float32))
@@ -74,7 +87,7 @@ class Minifloat:
         code = xp.minimum(code, xp.asarray(self.top, dtype=xp.int32))
         if self.nan is not None:
             code = xp.where(xp.isnan(x), xp.asarray(self.nan, dtype=xp.int32), code)
-        return xp.astype(code + xp.where(xp.signbit(x), xp.asarray(self.sign, dtype=xp.int32), xp.asarray(0, dtype=xp.int32)), xp.uint8)
+        return xp.astype(code, xp.uint8)
 
     def decode(self, codes: Array) -> Array:
         """uint8 codes -> float32."""

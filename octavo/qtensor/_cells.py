@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from ..schemes import TensorSpec
 
@@ -13,9 +13,9 @@ Array = Any
 CHUNK = 1 << 16  # elements worked on at a time: a handful of temporaries of this size stay in the L2 cache
 
 
-def chunks(rows: int, width: int, multiple: int = 1) -> list[slice]:
-    """Slices of rows with about CHUNK elements each, beginning at multiples of `multiple`."""
-    step = max(1, CHUNK // max(1, width) // multiple) * multiple
+def chunks(rows: int, width: int) -> list[slice]:
+    """Slices of rows with about CHUNK elements each."""
+    step = max(1, CHUNK // max(1, width))
     return [slice(a, min(a + step, rows)) for a in range(0, rows, step)]
 
 
@@ -28,17 +28,17 @@ def cell(spec: TensorSpec, width: int) -> tuple[int, int]:
     return (spec.size, spec.columns) if spec.granularity == "block" else (1, width)
 
 
-def spread(array: Array, spec: TensorSpec, part: slice, width: int) -> Array:
-    """Scales or zeros of the rows `part`, in a shape that broadcasts to [rows, width]."""
+def per_row(array: Array, spec: TensorSpec, part: slice) -> Array:
+    """Scales or zeros of the rows `part`: [rows, groups, 1] (or [1, 1, 1] for one per tensor), to meet `grouped` elements."""
     xp = array_namespace(array)
-    rows, columns = cell(spec, width)
+    rows, _ = cell(spec, 0)
     if rows == 0:
-        return array
+        return array[..., None]
     mine = array[part]
     if rows > 1:
         first = part.start // rows
         mine = xp.repeat(array[first : -(-part.stop // rows)], rows, axis=0)[part.start - first * rows : part.stop - first * rows]
-    return mine if mine.shape[1] == 1 else xp.repeat(mine, columns, axis=1)[:, :width]
+    return mine[..., None]
 
 
 def grouped(x: Array, columns: int) -> Array:
@@ -46,8 +46,14 @@ def grouped(x: Array, columns: int) -> Array:
     xp = array_namespace(x)
     rows, width = x.shape
     if width % columns:
-        x = xp.concat([x, xp.zeros((rows, columns - width % columns), dtype=x.dtype)], axis=1)
+        x = xp.concat([x, xp.zeros((rows, columns - width % columns), dtype=x.dtype, device=device(x))], axis=1)
     return xp.reshape(x, (rows, -1, columns))
+
+
+def flattened(x: Array, width: int) -> Array:
+    """The inverse of `grouped`: [rows, groups, columns] as [rows, width]."""
+    xp = array_namespace(x)
+    return xp.reshape(x, (x.shape[0], -1))[:, :width]
 
 
 def extremes(x: Array, spec: TensorSpec) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ from .. import formats
 from ..errors import OctavoError, SchemeError
 from ..formats import NumberFormat
 from ..schemes import TensorSpec
-from ._cells import cell, chunks, extremes, grouped, spread
+from ._cells import cell, chunks, extremes, flattened, grouped, per_row
 from ._tensor import QTensor
 
 Array = Any
@@ -60,7 +60,7 @@ def quantize(x: Array, spec: TensorSpec, *, outer: float | None = None) -> QTens
     if not bool(xp.all(xp.isfinite(low) & xp.isfinite(high))):
         _refuse(flat)
     if not spec.quantized:
-        return QTensor(number.encode(x), None, spec, shape)
+        return QTensor(_encode_plain(flat, number, shape), None, spec, shape)
 
     second = None
     if number.two_level:
@@ -75,12 +75,12 @@ def quantize(x: Array, spec: TensorSpec, *, outer: float | None = None) -> QTens
 
     codes = xp.empty((rows, width), dtype=xp.uint8 if zeros is not None or number.kind != "int" else xp.int8, device=device(x))
     for part in chunks(rows, width):
-        chunk = xp.astype(flat[part], xp.float32)
+        chunk = grouped(xp.astype(flat[part], xp.float32), columns)
+        zero = None if zeros is None else per_row(zeros, spec, part)
         if ratios:
-            mine = None if zeros is None else zeros[part]
-            scales[part] = _fit(grouped(chunk, columns), wanted[part], mine, spec, number, second, ratios)
-        scale = spread(scales if second is None else scales * second, spec, part, width)
-        codes[part] = _encode(chunk / _nonzero(scale), number, None if zeros is None else spread(zeros, spec, part, width))
+            scales[part] = _fit(chunk, wanted[part], zero, spec, number, second, ratios)
+        scale = per_row(scales if second is None else scales * second, spec, part)
+        codes[part] = flattened(_encode(chunk / _nonzero(scale), number, zero), width)
     return QTensor(xp.reshape(codes, shape), scales, spec, shape, zeros=zeros, outer=second)
 
 
@@ -97,7 +97,14 @@ def _encode(t: Array, number: NumberFormat, zeros: Array | None) -> Array:
     if zeros is None:
         return number.encode(t)
     xp = array_namespace(t)
-    return xp.astype(xp.clip(xp.round(t) + zeros, 0, 2**number.bits - 1), xp.uint8)
+    return xp.astype((xp.round(t) + zeros).clip(0, 2**number.bits - 1), xp.uint8)
+
+
+def _encode_plain(x: Array, number: NumberFormat, shape: tuple[int, ...]) -> Array:
+    """Codes of a format without scales, piece by piece."""
+    xp = array_namespace(x)
+    parts = [number.encode(x[part]) for part in chunks(*x.shape)]
+    return xp.reshape(xp.concat(parts, axis=0) if parts else number.encode(x), shape)
 
 
 def _nearest(t: Array, number: NumberFormat, zeros: Array | None) -> Array:
@@ -106,8 +113,8 @@ def _nearest(t: Array, number: NumberFormat, zeros: Array | None) -> Array:
     if number.kind != "int":
         return number.decode(number.encode(t))
     if zeros is None:
-        return xp.clip(xp.round(t), number.low, number.high)
-    return xp.clip(xp.round(t), -zeros, 2**number.bits - 1 - zeros)
+        return xp.round(t).clip(number.low, number.high)
+    return (xp.round(t) + zeros).clip(0, 2**number.bits - 1) - zeros
 
 
 def _nonzero(scale: Array) -> Array:
@@ -137,7 +144,6 @@ def _fit(x: Array, wanted: Array, zeros: Array | None, spec: TensorSpec, number:
     """
     xp = array_namespace(x)
     coarse = spec.scale_format in FIT_COARSE
-    zeros = None if zeros is None else zeros[..., None]
     scales, best = wanted, None
     for ratio in ratios:
         tried = round_scales(wanted * ratio, spec.scale_format) if coarse else wanted * ratio

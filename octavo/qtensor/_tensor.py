@@ -11,7 +11,7 @@ from array_api_compat import array_namespace, device
 from .. import formats
 from ..errors import SchemeError
 from ..schemes import TensorSpec
-from ._cells import chunks, spread
+from ._cells import cell, chunks, flattened, grouped, per_row
 
 Array = Any  # an array of the array-API standard: NumPy here, torch in the torch backend
 
@@ -48,12 +48,15 @@ class QTensor:
         codes = xp.reshape(self.codes, (rows, width))
         scales = self.scales if self.outer is None else self.scales * self.outer
         values = xp.empty((rows, width), dtype=xp.float32, device=device(codes))
+        columns = cell(self.spec, width)[1]
         for part in chunks(rows, width):
-            chunk = decode(codes[part])
+            chunk = decode(grouped(codes[part], columns))
             if self.zeros is not None:
-                chunk = chunk - spread(self.zeros, self.spec, part, width)
-            chunk = chunk * spread(scales, self.spec, part, width)
-            values[part] = chunk if self.offsets is None else chunk + spread(self.offsets, self.spec, part, width)
+                chunk = chunk - per_row(self.zeros, self.spec, part)
+            chunk = chunk * per_row(scales, self.spec, part)
+            if self.offsets is not None:
+                chunk = chunk + per_row(self.offsets, self.spec, part)
+            values[part] = flattened(chunk, width)
         return xp.reshape(values, self.shape)
 
     @property
