@@ -19,7 +19,7 @@ from ..schemes import TensorSpec
 class TensorInfo:
     name: str               # Hugging Face name
     shape: tuple[int, ...]
-    spec: TensorSpec        # what is stored
+    spec: TensorSpec | None  # what is stored; None for what is no weight (integer buffers): listed, but it cannot be read
     nbytes: int             # bytes on disk
     file: Path
     stored: str             # the file's own name of the type, e.g. "Q4_K", "BF16"
@@ -33,14 +33,17 @@ class Checkpoint(Protocol):
     config: dict[str, Any]               # a Hugging Face config.json, whatever the format
     tensors: Mapping[str, TensorInfo]
 
-    def read(self, name: str) -> QTensor:
-        """The tensor as stored. Raises CheckpointError naming file and tensor."""
+    def read(self, name: str, rows: slice | None = None) -> QTensor:
+        """The tensor as stored, or only these rows of its first dimension. Unquantized numbers are views of the mapped file.
+
+        Raises CheckpointError naming file and tensor: no such tensor, or one that holds NaN or infinity.
+        """
 
     def tokenizer_files(self) -> dict[str, Any]:
         """{"tokenizer": a `tokenizers.Tokenizer`, "config": tokenizer_config.json as a dict incl. chat_template, "generation": dict}"""
 
-    def content_key(self) -> str:
-        """Hex digest that changes when any byte that matters changes."""
+    def content_key(self, cache_dir: Path | None = None) -> str:
+        """Hex digest that changes when any byte that matters changes. Remembered in `cache_dir` (default: the settings' cache)."""
 
     def release(self, name: str) -> None:
         """Give the pages of this tensor back to the system after its last read (mapped files)."""
