@@ -36,7 +36,7 @@ class NonFiniteError(OctavoError):
 
 
 def quantize(x: Array, spec: TensorSpec, *, outer: float | None = None) -> QTensor:
-    """x [out, in] or [n], any float type, in the precision of `spec`.
+    """Round to nearest, with fitted scales: x [out, in] or [n], any float type, in the precision of `spec`.
 
     Scales come from the largest magnitude of each cell (from smallest and largest value, with zero points), are rounded to
     `spec.scale_format`, and only then the codes are computed. Where float16 scales would overflow or lose precision, this tensor's scales

@@ -8,9 +8,11 @@
 from __future__ import annotations
 
 from ._choose import Choice, choose
+from ._describe import describe
 from ._grammar import parse, parse_tensor
-from ._names import NAMES, known_names
+from ._names import NAMES, PRESETS, known_names, normalize
 from ._plan import Plan
 from ._types import Granularity, Scheme, TensorSpec
 
-__all__ = ["NAMES", "Choice", "Granularity", "Plan", "Scheme", "TensorSpec", "choose", "known_names", "parse", "parse_tensor"]
+__all__ = ["NAMES", "PRESETS", "Choice", "Granularity", "Plan", "Scheme", "TensorSpec", "choose", "describe", "known_names", "normalize", "parse",
+           "parse_tensor"]
