@@ -15,7 +15,7 @@ and cannot be compared with these.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -116,11 +116,23 @@ def logits_of(model: Model, windows: Windows) -> Iterator[tuple[np.ndarray, np.n
                 yield logits, tokens[start + select + 1]
 
 
-def perplexity(model: Model, text: str, *, context: int = 1024, stride: int | None = None, windows: int | None = None) -> Perplexity:
-    """Perplexity of `model` on `text`; `windows` bounds the number of windows, None takes the whole text. Raises UsageError."""
+def perplexity(model: Model, text: str, *, context: int = 1024, stride: int | None = None, windows: int | None = None,
+               on_window: Callable[[int, int, float], None] | None = None) -> Perplexity:
+    """Perplexity of `model` on `text`; `windows` bounds the number of windows, None takes the whole text. Raises UsageError.
+
+    `on_window(done, total, perplexity so far)` is called after each window.
+    """
     cuts = windows_of(model, text, context=context, stride=stride, windows=windows)
-    losses = np.concatenate([negative_log_likelihood(logits, targets) for logits, targets in logits_of(model, cuts)])
-    return summarize(losses, cuts)
+    ends = set(np.cumsum(cuts.scored).tolist())
+    losses: list[np.ndarray] = []
+    tokens, total, done = 0, 0.0, 0
+    for logits, targets in logits_of(model, cuts):
+        losses.append(negative_log_likelihood(logits, targets))
+        tokens, total = tokens + len(targets), total + float(losses[-1].sum())
+        if tokens in ends and on_window is not None:
+            done += 1
+            on_window(done, len(cuts.tokens), math.exp(total / tokens))
+    return summarize(np.concatenate(losses), cuts)
 
 
 def summarize(losses: np.ndarray, windows: Windows) -> Perplexity:
