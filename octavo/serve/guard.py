@@ -10,7 +10,6 @@ import hmac
 import time
 from typing import TYPE_CHECKING
 
-from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -92,12 +91,12 @@ class Guard:
             try:
                 message = await asyncio.wait_for(receive(), max(end - loop.time(), 0))
             except TimeoutError:
-                raise _http(Problem(408, f"The body did not arrive within {self.options.body_timeout:.0f} s.", code="request_timeout",
-                                    headers={"Connection": "close"})) from None
+                raise Problem(408, f"The body did not arrive within {self.options.body_timeout:g} s.", code="request_timeout",
+                              headers={"Connection": "close"}) from None
             size += len(message.get("body", b""))
             whole = not message.get("more_body", False)
             if size > self.options.max_body_bytes:
-                raise _http(self._too_large())
+                raise self._too_large()
             return message
 
         return bounded
@@ -105,9 +104,3 @@ class Guard:
     def _too_large(self) -> Problem:
         return Problem(413, f"The body is larger than {self.options.max_body_bytes} bytes.", code="body_too_large", headers={"Connection": "close"})
 
-
-def _http(problem: Problem) -> HTTPException:
-    """FastAPI passes only its own exceptions on while it reads a body; the handler takes the cause out again."""
-    error = HTTPException(problem.status, problem.message)
-    error.__cause__ = problem
-    return error

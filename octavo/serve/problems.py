@@ -7,30 +7,33 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException as AnyHTTPException
 
 from ..errors import OctavoError, PromptTooLongError, QueueFullError, RequestError, StoppingError
 
 log = logging.getLogger(__name__)
 
 
-class Problem(Exception):
-    """A request that ends with an error. `param` is the field at fault, `code` a word that programs can test."""
+class Problem(HTTPException):
+    """A request that ends with an error. `param` is the field at fault, `code` a word that programs can test.
+
+    An HTTPException, because FastAPI passes no others on while it reads a body.
+    """
 
     def __init__(self, status: int, message: str, *, type: str = "invalid_request_error", param: str | None = None, code: str | None = None,
                  headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.type, self.param, self.code, self.headers = status, message, type, param, code, dict(headers or {})
+        super().__init__(status, message, dict(headers or {}))
+        self.message, self.type, self.param, self.code = message, type, param, code
 
     @property
     def body(self) -> dict[str, Any]:
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        return JSONResponse(self.body, self.status, self.headers)
+        return JSONResponse(self.body, self.status_code, self.headers)
 
 
 def of_error(error: OctavoError, param: str | None = None) -> Problem:
@@ -53,8 +56,8 @@ def unavailable(message: str, code: str) -> Problem:
 
 
 def of_validation(errors: list[Any]) -> Problem:
-    """The first complaint of pydantic as one sentence, with the path of the field as `param`."""
-    first = errors[0]
+    """The complaint of pydantic that reaches deepest as one sentence, with the path of the field as `param`."""
+    first = max(errors, key=lambda e: len(e.get("loc", ())))   # a field of several types complains once for each of them
     where = [part for part in first.get("loc", ()) if part != "body"]
     if first["type"] == "json_invalid":
         return Problem(400, f"The body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])} at character {where[0] if where else 0}.")
@@ -86,10 +89,8 @@ def install(app: FastAPI) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         return of_validation(list(error.errors())).response()
 
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
-        if isinstance(error.__cause__, Problem):
-            return error.__cause__.response()
+    @app.exception_handler(AnyHTTPException)
+    async def http(request: Request, error: AnyHTTPException) -> JSONResponse:
         if error.status_code == 404:
             message, code = f"Unknown request URL: {request.method} {request.url.path}.", "unknown_url"
         elif error.status_code == 405:

@@ -27,6 +27,23 @@ class Body(BaseModel):
         return sorted(self.model_extra or {})
 
 
+class Request(Body):
+    """The outermost object of a body."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def only_characters(cls, data: Any) -> Any:
+        """JSON can spell half of a surrogate pair, which is no character: no tokenizer takes it and no answer could repeat it."""
+        if isinstance(data, dict):
+            try:
+                json.dumps(data, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise ValueError("a string holds half of a surrogate pair") from None
+            except RecursionError:
+                raise ValueError("it is nested too deep") from None
+        return data
+
+
 def check_schema(schema: Any) -> Any:
     """A JSON schema of bearable size and depth."""
     if len(json.dumps(schema)) > MAX_SCHEMA:
@@ -132,7 +149,7 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class Generation(Body):
+class Generation(Request):
     """What both completions APIs share."""
 
     model: str
@@ -203,7 +220,7 @@ class CompletionRequest(Generation):
     suffix: str | None = None
 
 
-class TokenizeRequest(Body):
+class TokenizeRequest(Request):
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
@@ -217,6 +234,6 @@ class TokenizeRequest(Body):
         return self
 
 
-class DetokenizeRequest(Body):
+class DetokenizeRequest(Request):
     model: str | None = None
     tokens: list[TokenId]

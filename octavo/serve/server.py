@@ -64,7 +64,7 @@ class Server:
         self.service = Service(options)
         self._load, self._on_ready = load, on_ready
         self._failure: BaseException | None = None
-        self._stopped = threading.Event()
+        self._stopped, self._ending = threading.Event(), threading.Lock()
         self._uvicorn: _Uvicorn | None = None
 
     def run(self, listener: socket.socket) -> None:
@@ -128,12 +128,15 @@ class Server:
             asyncio.get_running_loop().call_later(self.service.options.drain_seconds, self._cut)
 
     def _cut(self) -> None:
-        if self.service.engine is not None:
-            threading.Thread(target=self.service.engine.stop, name="octavo-cut", daemon=True).start()
+        threading.Thread(target=self._end_engine, name="octavo-cut", daemon=True).start()
+
+    def _end_engine(self) -> None:
+        with self._ending:
+            if self.service.engine is not None:
+                self.service.engine.stop()
 
     def _end(self, loader: threading.Thread) -> None:
-        if self.service.engine is not None:
-            self.service.engine.stop()
+        self._end_engine()
         loader.join(GRACE)
 
 
@@ -143,7 +146,6 @@ class _Uvicorn(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
 
 
 def listening(listener: socket.socket) -> tuple[str, int]:
