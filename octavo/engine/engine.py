@@ -25,7 +25,7 @@ from .output import Output
 from .pages import PagePool
 from .request import Delta, Finish, Request, TokenLogprob
 from .runner import Runner
-from .sampler import Sampler, token_logprob
+from .sampler import Sampler, Workspace, token_logprob
 from .scheduler import Chunk, Scheduler
 from .sequence import Sequence
 from .ticket import Ticket, wake
@@ -54,6 +54,7 @@ class Engine:
         self._runner = Runner(loaded, loaded.new_pool(pages))
         self._end_ids = tuple(sorted(set(loaded.eos_token_ids)))
         self._grammars = GrammarCompiler(loaded.text, loaded.vocab_size, self._end_ids)
+        self._work = Workspace(loaded.vocab_size)
         self._lock = threading.Lock()
         self._inbox: deque[Sequence] = deque()
         self._queued = 0                                  # choices between submission and first admission
@@ -127,7 +128,7 @@ class Engine:
                     ticket=ticket, choice=choice, tokens=list(request.prompt), prompt_length=len(request.prompt),
                     limit=min(self.max_model_len, len(request.prompt) + (self.max_model_len if request.sampling.max_tokens is None else request.sampling.max_tokens)),
                     sampler=Sampler(request.sampling, seed=seed, choice=choice, prompt=request.prompt,
-                                    end_ids=self._ends(request), vocabulary=self.loaded.vocab_size),
+                                    end_ids=self._ends(request), vocabulary=self.loaded.vocab_size, work=self._work),
                     output=Output(request.sampling, self.loaded.text.stream(continued=True), frozenset(self._end_ids)),
                     grammar=grammars[choice], submitted=now, deadline=now + timeout if timeout is not None else float("inf"),
                 )
@@ -256,7 +257,7 @@ class Engine:
         sequence.last_token = now
         self.telemetry.generated_tokens.add()
         top = sequence.sampling.logprobs
-        logprobs = () if top is None else (token_logprob(row, token, top),)
+        logprobs = () if top is None else (token_logprob(row, token, top, self._work),)
         finish = output.finish
         if finish is None and (done or len(sequence.tokens) >= sequence.limit):
             text += output.flush()
@@ -274,7 +275,7 @@ class Engine:
         for offset, row in enumerate(logits):
             following = sequence.computed + offset + 1
             if following < sequence.prompt_length:
-                sequence.prompt_logprobs.append(token_logprob(row, sequence.tokens[following], top))
+                sequence.prompt_logprobs.append(token_logprob(row, sequence.tokens[following], top, self._work))
 
     def _note_admission(self, sequence: Sequence) -> None:
         if not sequence.counted:

@@ -15,7 +15,8 @@ import numpy as np
 from .request import Sampling, TokenLogprob
 
 _MASK = (1 << 64) - 1
-_HEAD = np.float32(1e-4)   # relative to the largest probability: what goes into the head at first
+_HEADS = (np.float32(1e-3), np.float32(1e-6), np.float32(0))   # what goes into the head, relative to the largest probability: tried in turn
+_NEVER = np.float32(-np.inf)
 
 
 def _splitmix(x: int) -> int:
@@ -31,27 +32,36 @@ def uniform(seed: int, choice: int, index: int) -> float:
     return (_splitmix(_splitmix(_splitmix(seed & _MASK) ^ choice) ^ index) >> 11) * 2.0**-53
 
 
-def log_sum_exp(row: np.ndarray) -> float:
-    top = float(row.max())
-    return top + float(np.log(np.exp(row - np.float32(top)).sum(dtype=np.float64)))
+class Workspace:
+    """Arrays of one row, reused for every draw of an engine: an allocation of this size costs as much as the arithmetic."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self.row = np.empty(vocabulary, np.float32)
+        self.weight = np.empty(vocabulary, np.float32)
 
 
-def token_logprob(row: np.ndarray, token: int, top: int) -> TokenLogprob:
+def token_logprob(row: np.ndarray, token: int, top: int, work: Workspace | None = None) -> TokenLogprob:
     """Log probability of `token` and of the `top` likeliest tokens under the model itself: the raw logits, before temperature,
     penalties and masks (as vLLM's default; OpenAI's own models report the same at temperature 1)."""
-    total = log_sum_exp(row)
+    weight = (work or Workspace(row.size)).weight
+    largest = row.max()
+    np.subtract(row, largest, out=weight)
+    total = float(largest) + float(np.log(np.exp(weight, out=weight).sum(dtype=np.float64)))
     best: tuple[tuple[int, float], ...] = ()
     if top:
-        ids = _largest(row, top)
-        best = tuple((int(i), float(row[i]) - total) for i in ids)
+        best = tuple((int(i), float(row[i]) - total) for i in _largest(row, top))
     return TokenLogprob(token, float(row[token]) - total, best)
 
 
 def _largest(row: np.ndarray, count: int) -> np.ndarray:
     """Ids of the `count` largest values, largest first, equal ones by id."""
     count = min(count, row.size)
-    head = np.flatnonzero(row >= row.max() - 10)
-    if head.size < count:
+    largest = row.max()
+    for below in (3, 9):
+        head = np.flatnonzero(row >= largest - below)
+        if head.size >= count:
+            break
+    else:
         head = np.flatnonzero(row >= np.partition(row, row.size - count)[row.size - count])
     return head[np.argsort(-row[head], kind="stable")[:count]]
 
@@ -59,8 +69,9 @@ def _largest(row: np.ndarray, count: int) -> np.ndarray:
 class Sampler:
     """Sampling state of one choice: what penalties must remember."""
 
-    def __init__(self, sampling: Sampling, *, seed: int, choice: int, prompt: tuple[int, ...], end_ids: tuple[int, ...], vocabulary: int) -> None:
-        self.sampling, self.seed, self.choice = sampling, seed, choice
+    def __init__(self, sampling: Sampling, *, seed: int, choice: int, prompt: tuple[int, ...], end_ids: tuple[int, ...], vocabulary: int,
+                 work: Workspace | None = None) -> None:
+        self.sampling, self.seed, self.choice, self.work = sampling, seed, choice, work or Workspace(vocabulary)
         s = sampling
         self.greedy = s.temperature < 1e-5      # below, the draw is greedy but for rounding
         self.bias = (np.array(list(s.logit_bias), np.int64), np.array(list(s.logit_bias.values()), np.float32)) if s.logit_bias else None
@@ -73,7 +84,8 @@ class Sampler:
             self._seen = np.zeros(vocabulary, bool)
             self._seen[list(prompt)] = True
         if self._penal:
-            self._counts = np.zeros(vocabulary, np.int32)
+            self._counts = np.zeros(vocabulary, np.float32)
+            self._given = np.zeros(vocabulary, bool)   # _counts > 0: a scan of it is 20 times as fast
 
     def plain(self, index: int) -> bool:
         """True when token `index` is the argmax of the raw logits."""
@@ -85,6 +97,7 @@ class Sampler:
             self._seen[token] = True
         if self._counts is not None:
             self._counts[token] += 1
+            self._given[token] = True
 
     def draw(self, logits: np.ndarray, index: int, allowed: np.ndarray | None = None) -> int:
         """The token of place `index` of the answer from float32 logits [vocabulary], which are not changed.
@@ -95,13 +108,15 @@ class Sampler:
         best = int(row.argmax())
         if self.greedy or row[best] == -np.inf:
             return best
-        return _draw(row, float(row[best]), self.sampling, uniform(self.seed, self.choice, index))
+        return _draw(row, row[best], self.sampling, uniform(self.seed, self.choice, index), self.work.weight)
 
     def _adjusted(self, logits: np.ndarray, index: int, allowed: np.ndarray | None) -> np.ndarray:
         s, row = self.sampling, logits
         few = index < s.min_tokens
-        if self.bias is not None or self._penal or self._repeats or few or allowed is not None:
-            row = logits.copy()
+        if allowed is not None:
+            row = np.where(allowed, logits, _NEVER)
+        elif self.bias is not None or self._penal or self._repeats or few:
+            row = np.add(logits, np.float32(0), out=self.work.row)   # a copy, many times faster than np.copyto
         if self.bias is not None:
             row[self.bias[0]] += self.bias[1]
         if self._seen is not None:
@@ -109,44 +124,46 @@ class Sampler:
             values = row[ids]
             row[ids] = np.where(values > 0, values / np.float32(s.repetition_penalty), values * np.float32(s.repetition_penalty))
         if self._counts is not None:
-            ids = np.flatnonzero(self._counts)
-            row[ids] -= np.float32(s.presence_penalty) + np.float32(s.frequency_penalty) * self._counts[ids].astype(np.float32)
+            ids = np.flatnonzero(self._given)
+            row[ids] -= np.float32(s.presence_penalty) + np.float32(s.frequency_penalty) * self._counts[ids]
         if few and (allowed is None or np.count_nonzero(allowed) > np.count_nonzero(allowed[self.ends])):
-            row[self.ends] = -np.inf                # unless the grammar has come to its end and allows nothing else
-        if allowed is not None:
-            row[~allowed] = -np.inf
+            row[self.ends] = _NEVER                # unless the grammar has come to its end and allows nothing else
         return row
 
 
-def _draw(row: np.ndarray, top: float, s: Sampling, u: float) -> int:
-    """Draw from softmax(row / temperature) cut by top_k, top_p and min_p. `top` is the largest value of row, u in [0, 1)."""
-    weight = np.subtract(row, np.float32(top))
-    weight *= np.float32(1 / s.temperature)
-    np.exp(weight, out=weight)                      # relative to the likeliest token: at most 1
+def _draw(row: np.ndarray, top: np.float32, s: Sampling, u: float, weight: np.ndarray) -> int:
+    """Draw from softmax(row / temperature) cut by top_k, top_p and min_p. `top` is the largest value of row, u in [0, 1); `weight` is
+    written."""
     cut_k = 0 < s.top_k < row.size
+    np.subtract(row, top, out=weight)
+    if s.temperature != 1:
+        weight *= np.float32(1 / s.temperature)
+    np.exp(weight, out=weight)                      # relative to the likeliest token: at most 1
     if not cut_k and s.top_p >= 1:
         if s.min_p > 0:
             weight[weight < np.float32(s.min_p)] = 0
         return _pick(weight, u)
-    total = 0.0 if cut_k else float(weight.sum(dtype=np.float64))
-    for least in (_HEAD, np.float32(0)):
-        ids = np.flatnonzero(weight >= least) if least else np.arange(row.size)
-        if cut_k and least and ids.size < s.top_k:
+    total = 0.0 if cut_k else float(weight.sum())
+    for least in _HEADS:
+        ids = np.flatnonzero(weight >= least)
+        if cut_k and ids.size < s.top_k and least:
             continue
         ids = ids[np.argsort(-weight[ids], kind="stable")]
-        sums = np.cumsum(weight[ids], dtype=np.float64)
+        head = weight[ids]
+        sums = np.cumsum(head, dtype=np.float64)
         if cut_k:
-            ids, sums = ids[: s.top_k], sums[: s.top_k]
+            ids, head, sums = ids[: s.top_k], head[: s.top_k], sums[: s.top_k]
             total = float(sums[-1])
-        wanted = s.top_p * total
-        if s.top_p < 1 and sums[-1] < wanted and least:
-            continue                                # the nucleus reaches beyond the head
-        keep = ids.size if s.top_p >= 1 else int(np.searchsorted(sums, wanted)) + 1
+        keep = ids.size
+        if s.top_p < 1:
+            wanted = s.top_p * total
+            if sums[-1] < wanted and least:
+                continue                            # the nucleus reaches beyond the head
+            keep = min(int(np.searchsorted(sums, wanted)) + 1, keep)
         if s.min_p > 0:
-            keep = min(keep, int(np.searchsorted(-weight[ids], -np.float32(s.min_p), side="right")))
-        keep = max(min(keep, ids.size), 1)
+            keep = min(keep, int(np.searchsorted(-head, -np.float32(s.min_p), side="right")))
         return int(ids[min(int(np.searchsorted(sums[:keep], u * sums[keep - 1], side="right")), keep - 1)])
-    raise AssertionError("unreachable: the second pass takes the whole row")
+    raise AssertionError("unreachable: the last head is the whole row")
 
 
 _BLOCK = 256
@@ -155,12 +172,11 @@ _BLOCK = 256
 def _pick(weight: np.ndarray, u: float) -> int:
     """The index that u in [0, 1) picks from weights >= 0: by blocks, because a cumulative sum of the whole row is slow."""
     whole = weight.size // _BLOCK * _BLOCK
-    blocks = weight[:whole].reshape(-1, _BLOCK).sum(axis=1, dtype=np.float32).astype(np.float64)
-    sums = np.cumsum(np.append(blocks, weight[whole:].sum(dtype=np.float64)))
+    blocks = np.append(np.einsum("ij->i", weight[:whole].reshape(-1, _BLOCK)), weight[whole:].sum())
+    sums = np.cumsum(blocks, dtype=np.float64)
     target = u * sums[-1]
     block = min(int(np.searchsorted(sums, target, side="right")), sums.size - 1)
-    inner = weight[block * _BLOCK : (block + 1) * _BLOCK] if block * _BLOCK < whole else weight[whole:]
-    inside = np.cumsum(inner, dtype=np.float64)
+    inside = np.cumsum(weight[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.float64)
     # Rounding may put the target a hair past the block's own sum: then its last token with a weight.
     rest = min(target - (sums[block - 1] if block else 0.0), np.nextafter(inside[-1], 0))
     return block * _BLOCK + int(np.searchsorted(inside, rest, side="right"))

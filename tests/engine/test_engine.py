@@ -14,7 +14,7 @@ import pytest
 from octavo.engine import Engine, EngineOptions, Finish, Request, Sampling
 from octavo.errors import PromptTooLongError, QueueFullError, RequestError, StoppingError
 
-from .conftest import EOS, HistoryModel, byte_text, one_hot, read, spelling, tokens, words
+from .conftest import EOS, HistoryModel, byte_text, read, spelling, tokens, words
 
 Make = Callable[..., Engine]
 GREEDY = Sampling(temperature=0, max_tokens=20)
@@ -125,7 +125,7 @@ def test_a_possible_stop_is_held_back_until_it_is_known(make_engine: Make) -> No
     engine = make_engine(HistoryModel(script=spelling("abXabXY", 1)))
     deltas = read(engine.submit(Request((1,), Sampling(stop=("abXY",)))))[0]
     assert words(deltas) == "abX"
-    assert [d.text for d in deltas[:4]] == ["", "", "", "abX"] or [d.text for d in deltas[:5]][3] == "abX"
+    assert [d.text for d in deltas] == ["", "", "", "abX", "", "", ""]
 
 
 def test_context_full_is_length(make_engine: Make) -> None:
@@ -310,4 +310,3 @@ def test_options_are_checked() -> None:
 
     with pytest.raises(UsageError, match="max_batch"):
         EngineOptions(max_batch=0)
-    assert one_hot(3).argmax() == 3
