@@ -93,7 +93,7 @@ def markdown(rows: list[Row]) -> str:
     if not rows:
         return ""
     columns = list(rows[0])
-    lines = [columns, ["---"] * len(columns), *([str(row[c]).replace("|", "\\|") for c in columns] for row in rows)]
+    lines: list[list[str]] = [columns, ["---"] * len(columns), *([str(row[c]).replace("|", "\\|") for c in columns] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

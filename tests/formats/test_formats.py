@@ -152,6 +152,6 @@ def test_int8_rounds_half_to_even_and_never_writes_minus_128() -> None:
 
 
 def test_unknown_names_are_answered_with_the_known_ones() -> None:
-    with pytest.raises(UnknownNameError, match="known: .*int8.*nf4"):
+    with pytest.raises(UnknownNameError, match=r"known: .*int8.*nf4"):
         formats.get("int9")
     assert formats.get("bfloat16").token == "bf16"
