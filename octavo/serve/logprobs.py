@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +38,7 @@ class CompletionLogprobs:
     def __init__(self, text: Text, top: int) -> None:
         self._text, self._top = text, top
         self._offset = 0
-
-    def unscored(self, token: int) -> tuple[int, TokenLogprob | None]:
-        return token, None
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")   # offsets count characters, which may span tokens
 
     def of(self, items: Iterable[tuple[int, TokenLogprob | None]]) -> dict[str, Any]:
         """`items`: tokens with what is known of them (None for a first token, which nothing predicts)."""
@@ -53,5 +52,5 @@ class CompletionLogprobs:
             scores.append(None if item is None else max(item.logprob, LEAST))
             top.append(None if item is None else {token_text(self._text.token_bytes(t)): max(p, LEAST) for t, p in item.top})
             offsets.append(self._offset)
-            self._offset += len(data.decode(errors="ignore"))
+            self._offset += len(self._utf8.decode(data))
         return {"tokens": tokens, "token_logprobs": scores, "top_logprobs": top if self._top else None, "text_offset": offsets}

@@ -40,7 +40,7 @@ def byte_text(template: str | None) -> Text:
 
 
 class Parrot:
-    """A model that answers with what stands between the last << and >> of its prompt, and then ends; without them it writes a's for ever.
+    """A model that answers with what stands between the last « and » of its prompt, and then ends; without them it writes a's for ever.
 
     `pause` seconds per step make it slow.
     """
@@ -73,15 +73,15 @@ class Parrot:
         return np.array(rows, np.float32).reshape(len(step.select), self.vocab_size)
 
     def logits(self, history: bytes) -> np.ndarray:
-        _, opened, rest = history.rpartition(b"<<")
-        told, closed, after = rest.partition(b">>")
+        _, opened, rest = history.rpartition("«".encode())
+        told, closed, after = rest.partition("»".encode())
         wanted = b"a"
         if opened and closed:
             written = after.partition(b"\nassistant: ")[2] if b"\nassistant: " in after else after
             wanted = told[len(written) : len(written) + 1]
         wanted_id = next(i for i in range(256) if self.text.token_bytes(i) == wanted) if wanted else END
         logits = np.zeros(self.vocab_size, np.float32)
-        logits[wanted_id] = 12
+        logits[wanted_id] = 30
         return logits
 
 
@@ -94,7 +94,7 @@ class Running:
     engine: Engine
 
     async def chat(self, say: str, **more: Any) -> httpx.Response:
-        content = f"Say <<{say}>>"
+        content = f"Say «{say}»"
         return await self.client.post("/v1/chat/completions", json={"model": "parrot", "messages": [{"role": "user", "content": content}], **more})
 
     async def pages_used(self) -> float:

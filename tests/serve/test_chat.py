@@ -99,12 +99,12 @@ async def test_json_answers(serving: Serving) -> None:
 
 async def test_content_parts_and_roles(serving: Serving) -> None:
     async with serving() as server:
-        messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "<<"}, {"type": "text", "text": "hi>>"}]}]
+        messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "«"}, {"type": "text", "text": "hi»"}]}]
         answer = await server.client.post("/v1/chat/completions", json={"model": "parrot", "messages": messages})
         assert answer.json()["choices"][0]["message"]["content"] == "hi"
         tokens = (await server.client.post("/tokenize", json={"messages": messages})).json()
         text = (await server.client.post("/detokenize", json={"tokens": tokens["tokens"]})).json()["prompt"]
-        assert text == "system: Be brief.\nuser: <<hi>>\nassistant: " and tokens["count"] == len(text)
+        assert text == "system: Be brief.\nuser: «hi»\nassistant: " and tokens["count"] == len(text.encode())
 
 
 async def test_a_model_without_a_template(serving: Serving) -> None:

@@ -94,10 +94,11 @@ class Reader:
         places = [(at, marker) for marker in self.syntax.openings if (at := self._held.find(marker)) >= 0]
         if places:
             at, marker = min(places)
-            before, self._region, self._held = self._held[:at], marker, self._held[at + len(marker) :]
+            before = self._held[:at].rstrip()
+            self._region, self._held = self._held[len(before) : at] + marker, self._held[at + len(marker) :]
             self._inside = True
-            if before.strip() or (before and not self._after and not self.calls):
-                yield Content(before.rstrip() if not before.strip() else before)
+            if before:
+                yield Content(before)
             return
         hold = 0 if final else max((n for m in self.syntax.openings for n in range(1, len(m)) if self._held.endswith(m[:n])), default=0)
         # White space before a possible call is held back too: it belongs to the call if one comes.
@@ -120,7 +121,8 @@ class Reader:
             if text.startswith(closing):
                 self._held = text[len(closing) :]
                 return True
-            if text and closing.startswith(text) and not final:
+            if text and closing.startswith(text):
+                self._held = "" if final else text
                 return True
         self._held = text
         return not text
