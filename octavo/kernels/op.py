@@ -8,12 +8,16 @@ their input as far as the caller can tell.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..qtensor import QTensor
 from ..schemes import TensorSpec
+
+if TYPE_CHECKING:
+    from ..cache import KVPool, Step
+    from ..layouts import Packed
 
 Value = Any
 Array = Any
@@ -35,9 +39,14 @@ class Problem:
 class Weight(Protocol):
     """A weight prepared for a backend (packed panels for `native`); `n` rows, `k` columns."""
 
-    n: int
-    k: int
-    nbytes: int
+    @property
+    def n(self) -> int: ...
+
+    @property
+    def k(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
 
 
 class Ops(Protocol):
@@ -83,3 +92,20 @@ class Ops(Protocol):
 
     def select(self, x: Value) -> Value:
         """[logit_rows, width]: the rows whose logits the step wants."""
+
+
+class Program(Protocol):
+    """A captured description, to be run step after step."""
+
+    def run(self, step: Step, pool: KVPool) -> Array:
+        """float32 [logit_rows, vocab]; may be a buffer that the next run writes again."""
+
+
+class Backend(Ops, Protocol):
+    """Ops that can be captured: what loading needs of a backend."""
+
+    def adopt(self, packed: Packed, activation: TensorSpec) -> Weight:
+        """A weight packed by `layouts`, used in place: the array may be a mapped file."""
+
+    def capture(self, describe: Callable[[Ops], Value]) -> Program:
+        """The description as a program. Weights and constants are made before, outside of it."""
