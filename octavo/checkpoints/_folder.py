@@ -35,7 +35,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise CheckpointError("is missing", where=str(file), remedy=remedy)
     try:
         return Tokenizer.from_file(str(file))
-    except Exception as error:  # noqa: BLE001 - the library raises nothing more precise
+    except Exception as error:
         raise CheckpointError(f"is no tokenizer: {str(error)[:160]}", where=str(file), remedy="fetch it again") from None
 
 

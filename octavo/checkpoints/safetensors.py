@@ -111,7 +111,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 class SafetensorsCodec:
     def claims(self, path: Path) -> bool:
-        return path.is_dir() and any(path.glob("*.safetensors")) or (path / INDEX).is_file()
+        return (path.is_dir() and any(path.glob("*.safetensors"))) or (path / INDEX).is_file()
 
     def open(self, path: Path) -> SafetensorsCheckpoint:
         config = read_object(path / "config.json")
