@@ -10,7 +10,6 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
@@ -82,14 +81,17 @@ class Engine:
 
     def stop(self, drain_seconds: float = 0.0) -> None:
         """Refuse new requests, finish what is there for up to `drain_seconds`, cancel the rest, end the thread."""
-        self._stopping = True
-        self._wakeup.set()
+        with self._lock:
+            self._stopping = True                         # after this no request gets in
         if self._thread is not None:
+            self._wakeup.set()
             self._thread.join(max(drain_seconds, 0.0))
             self._halt = True
             self._wakeup.set()
             self._thread.join()
             self._thread = None
+        else:
+            self._end_all()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -103,8 +105,6 @@ class Engine:
         A request with a grammar compiles it here, in the caller's thread (up to a second for a large schema): an event loop should call
         `submit` in a worker thread then.
         """
-        if self._stopping:
-            raise self._refuse("stopping", StoppingError("the server is shutting down"))
         try:
             check(request, vocabulary=self.loaded.vocab_size, max_model_len=self.max_model_len, max_choices=self.options.max_choices)
             grammar = request.sampling.grammar
@@ -117,16 +117,19 @@ class Engine:
         timeout = request.timeout if request.timeout is not None else self.options.request_timeout
         seed = request.sampling.seed if request.sampling.seed is not None else int.from_bytes(os.urandom(8), "little")
         with self._lock:
+            if self._stopping:
+                raise self._refuse("stopping", StoppingError("the server is shutting down"))
             if self._queued + request.n > self.options.max_queue:
                 wait = min(max(self._pace * self._queued / 2, 1.0), 60.0)
                 raise self._refuse("queue_full", QueueFullError(f"{self._queued} requests are waiting already", retry_after=wait))
             self._queued += request.n
             self._counter += 1
             ticket = Ticket(request, request.id or f"request-{self._counter}", self._cancel)
+            wanted = request.sampling.max_tokens
+            limit = self.max_model_len if wanted is None else min(self.max_model_len, len(request.prompt) + wanted)
             choices = [
                 Sequence(
-                    ticket=ticket, choice=choice, tokens=list(request.prompt), prompt_length=len(request.prompt),
-                    limit=min(self.max_model_len, len(request.prompt) + (self.max_model_len if request.sampling.max_tokens is None else request.sampling.max_tokens)),
+                    ticket=ticket, choice=choice, tokens=list(request.prompt), prompt_length=len(request.prompt), limit=limit,
                     sampler=Sampler(request.sampling, seed=seed, choice=choice, prompt=request.prompt,
                                     end_ids=self._ends(request), vocabulary=self.loaded.vocab_size, work=self._work),
                     output=Output(request.sampling, self.loaded.text.stream(continued=True), frozenset(self._end_ids)),
@@ -166,10 +169,14 @@ class Engine:
                     return
                 self._wakeup.wait(timeout=0.05 if self._deadlines and self._live else None)
                 self._wakeup.clear()
+        self._end_all()
+
+    def _end_all(self) -> None:
         for sequences in list(self._live.values()):
             for sequence in sequences:
                 self._finish(sequence, Finish.CANCELLED, error="the server was stopped")
         self._deliver()
+        self._measure()
 
     def step(self) -> bool:
         """One turn: take what came in, compute one step, hand out tokens. False when there was nothing to compute."""
@@ -340,24 +347,19 @@ class Engine:
         t.preemptions.values[""] = self._scheduler.preemptions
 
 
-def _pages(loaded: LoadedModel, options: EngineOptions, length: int, available: Callable[[], int] | None = None) -> int:
-    """Pages of the pool. Raises CapacityError when not even one page for each of two sequences fits."""
-    size = KVPool.bytes_per_page(loaded.kv_heads, loaded.head_dims, loaded.cache_spec)
+def _pages(loaded: LoadedModel, options: EngineOptions, length: int) -> int:
+    """Pages of the pool, as EngineOptions says. Raises CapacityError when there is no room for two."""
     if options.kv_pages is not None:
         return options.kv_pages
+    size = KVPool.bytes_per_page(loaded.kv_heads, loaded.head_dims, loaded.cache_spec)
     full = -(-length // PAGE)
-    wanted = max(options.max_batch * min(full, 2048 // PAGE), 2 * full) + 1
     if options.kv_memory is not None:
-        pages = min(options.kv_memory // size, options.max_batch * full + 1)
+        pages = min(options.kv_memory // size, options.max_batch * full)
     else:
-        pages = min(wanted, (available or _available)() // 4 // size)
+        from ..machine import detect
+
+        pages = min(max(options.max_batch * min(full, 2048 // PAGE), 2 * full), detect().memory_available // 4 // size)
     if pages < 2:
         raise CapacityError(f"the key-value cache has room for {pages} pages of {size} bytes, at least 2 are needed",
                             where="kv_memory", remedy="give it more memory or use an 8-bit cache (C8)")
     return int(pages)
-
-
-def _available() -> int:
-    from ..machine import detect
-
-    return detect().memory_available

@@ -33,7 +33,7 @@ class Output:
             return text
         text = self._held + text
         self._held = ""
-        if generated > self.sampling.min_tokens and (found := self._find(text)):
+        if generated >= self.sampling.min_tokens and (found := self._find(text)):
             start, stop = found
             self.finish, self.reason = Finish.STOP, stop
             return text[: start + len(stop)] if self.sampling.include_stop else text[:start]

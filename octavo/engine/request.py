@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 
@@ -45,7 +45,7 @@ class Request:
     id: str = ""
 
 
-class Finish(str, Enum):
+class Finish(StrEnum):
     STOP = "stop"            # end-of-text token or a stop string
     LENGTH = "length"        # max_tokens or the context is full
     CANCELLED = "cancelled"

@@ -15,7 +15,7 @@ from ..cache import PAGE
 from .pages import PagePool
 from .sequence import Sequence
 
-ECHO_CHUNK = 64  # rows whose logits are kept at once when a prompt's log probabilities are wanted: 64 x 50,000 floats = 13 MB
+ECHO_ROWS = 128  # rows of a step whose logits are all kept because a prompt's log probabilities are wanted: 128 x 50,000 floats = 26 MB
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,18 @@ class Scheduler:
         """The chunks of the next step; empty when nothing is left to do."""
         decoding = [s for s in self.running if s.remaining == 1]
         chunks = [Chunk(s, 1) for s in decoding if s.pages and self._grow(s)]   # no pages: set back by one before it
-        left = max(self.budget - len(chunks), PAGE)                             # prompts go on however many decode
         prompts = [s for s in self.running if s.remaining > 1]
+        left = max(self.budget - len(chunks), PAGE, len(prompts))               # prompts go on however many decode
         prompts += self._admit(left - len(prompts))
         prompts.sort(key=lambda s: s.remaining)
+        echoes, echo_left = sum(s.wants_prompt_logprobs for s in prompts), ECHO_ROWS
         for index, sequence in enumerate(prompts):
-            share = left // (len(prompts) - index)
-            count = min(sequence.remaining, share, ECHO_CHUNK if sequence.wants_prompt_logprobs else share)
-            if count:
-                chunks.append(Chunk(sequence, count))
-                left -= count
+            count = min(sequence.remaining, left // (len(prompts) - index))
+            if sequence.wants_prompt_logprobs:
+                count = min(count, max(echo_left // echoes, 1))
+                echoes, echo_left = echoes - 1, echo_left - count
+            chunks.append(Chunk(sequence, count))
+            left -= count
         return chunks
 
     def _grow(self, sequence: Sequence) -> bool:

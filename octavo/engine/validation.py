@@ -39,7 +39,7 @@ def _check_sampling(s: Sampling, vocabulary: int) -> None:
         raise RequestError(f"must lie in 0 .. 100, not {s.logprobs}", where="logprobs", param="logprobs")
     if any(not 0 <= t < vocabulary for t in (*s.logit_bias, *s.stop_token_ids)):
         raise RequestError(f"token ids must lie in 0 .. {vocabulary - 1}", param="logit_bias" if s.logit_bias else "stop_token_ids")
-    if any(math.isnan(v) for v in s.logit_bias.values()):
-        raise RequestError("a bias is not a number", where="logit_bias", param="logit_bias")
+    if not all(math.isfinite(v) for v in s.logit_bias.values()):
+        raise RequestError("a bias is not a finite number", where="logit_bias", param="logit_bias")
     if len(s.stop) > 64 or any(len(stop) > 1024 for stop in s.stop):
         raise RequestError("at most 64 stop strings of at most 1024 characters", where="stop", param="stop")

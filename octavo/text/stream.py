@@ -30,7 +30,7 @@ class Pieces:
         kinds = {step["type"] for step in steps}
         self.byte_level = kinds == {"ByteLevel"}
         self.fallback = "ByteFallback" in kinds
-        self.by_bytes = self.byte_level or kinds <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"} and bool(kinds)
+        self.by_bytes = self.byte_level or (bool(kinds) and kinds <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"})
         self._replace = [(step["pattern"]["String"], step["content"]) for step in steps if step["type"] == "Replace" and "String" in step["pattern"]]
         self.first_space = 0                      # spaces to leave out at the start of a text
         for step in steps:

@@ -74,8 +74,8 @@ class HistoryModel:
         scripted = self.script(history) if self.script else None
         if scripted is not None:
             return scripted
-        seed = np.frombuffer(np.array(history, np.int64).tobytes(), np.uint32)
-        logits = np.random.Generator(np.random.Philox(int(np.bitwise_xor.reduce(seed * (np.arange(seed.size, dtype=np.uint32) * 2 + 1))))).normal(size=VOCABULARY) * 3
+        mixed = np.array(history, np.uint32) * (np.arange(len(history), dtype=np.uint32) * 2 + 1)
+        logits = np.random.Generator(np.random.Philox(int(np.bitwise_xor.reduce(mixed)) + len(history))).normal(size=VOCABULARY) * 3
         logits[EOS] = -20
         return logits.astype(np.float32)
 

@@ -100,9 +100,9 @@ def test_end_token_and_stop_tokens(make_engine: Make) -> None:
     deltas = read(engine.submit(Request(prompt, Sampling(max_tokens=50))))[0]
     assert words(deltas) == "hello" and deltas[-1].finish is Finish.STOP and deltas[-1].stop_reason is None
     assert tokens(deltas)[-1] == EOS
-    l = byte_text().encode("l")[0]
-    deltas = read(engine.submit(Request(prompt, Sampling(stop_token_ids=(l,)))))[0]
-    assert words(deltas) == "he" and deltas[-1].stop_reason == l
+    letter = byte_text().encode("l")[0]
+    deltas = read(engine.submit(Request(prompt, Sampling(stop_token_ids=(letter,)))))[0]
+    assert words(deltas) == "he" and deltas[-1].stop_reason == letter
     deltas = read(engine.submit(Request(prompt, Sampling(ignore_eos=True, max_tokens=9))))[0]
     assert words(deltas) == "hello" and deltas[-1].finish is Finish.LENGTH and len(tokens(deltas)) == 9
     deltas = read(engine.submit(Request(prompt, Sampling(min_tokens=8, max_tokens=10, temperature=0))))[0]

@@ -21,7 +21,8 @@ PERSON = {
     "type": "object", "additionalProperties": False, "required": ["name", "age", "tags"],
     "properties": {
         "name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "minimum": 0, "maximum": 150},
-        "tags": {"type": "array", "items": {"enum": ["a", "b", "ü"]}, "maxItems": 3}, "score": {"type": "number", "multipleOf": 0.5, "maximum": 10, "minimum": 0},
+        "tags": {"type": "array", "items": {"enum": ["a", "b", "ü"]}, "maxItems": 3},
+        "score": {"type": "number", "multipleOf": 0.5, "maximum": 10, "minimum": 0},
     },
 }
 SCHEMAS: list[dict[str, Any]] = [

@@ -86,7 +86,8 @@ def test_greedy_and_ties() -> None:
 
 def test_penalties_and_bias_as_written() -> None:
     logits = np.array([2.0, -1.0, 1.9, 0.5, 0.4], np.float32)
-    sampler = make(Sampling(temperature=0, repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25, logit_bias={3: 0.2, 4: -100}), prompt=(0, 1), size=5)
+    sampler = make(Sampling(temperature=0, repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25, logit_bias={3: 0.2, 4: -100}),
+                   prompt=(0, 1), size=5)
     sampler.accept(2)
     sampler.accept(2)
     row = sampler._adjusted(logits, 0, None)
