@@ -35,7 +35,9 @@ struct Packed {
   int32_t n = 0, k = 0, kpad = 0;   // kpad = k for F32 and BF16, else k rounded up to kStep
   int32_t group = 0, groups = 0;    // groups = ceil(k / group)
   bool has_zeros = false;
-  float table[16] = {};             // Meaning::Table: the values, largest magnitude 1 after the scale
+  float table[16] = {};             // Meaning::Table: the values of the codes
+  int8_t table8[16] = {};           // the same for int8 activations: table8 * table8_unit is close to table (see bind.cpp)
+  float table8_unit = 1.f;
   const uint8_t* data = nullptr;    // 64-byte aligned
   size_t panel_bytes = 0;           // multiple of 64
   size_t zeros_offset = 0, values_offset = 0;  // inside a panel
@@ -114,7 +116,7 @@ struct Kernels {
   // Rotary embedding in place, half-split pairs (i, i + rotary/2); table rows: [cos rotary/2 | sin rotary/2] by position.
   void (*rope)(float* x, int64_t stride, int heads, int head_dim, int rotary, const float* table, const int32_t* positions, int row0, int row1);
   void (*gate)(Gate kind, const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int width, float* y, int64_t y_stride, int row0, int row1);
-  void (*add)(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int width, float* y, int64_t y_stride, int row0, int row1);
+  void (*add_rows)(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int width, float* y, int64_t y_stride, int row0, int row1);
   // softcap > 0: y = softcap * tanh(x / softcap)
   void (*softcap)(float* x, int64_t stride, int width, float cap, int row0, int row1);
   // k, v float32 [rows, kv_heads * head_dim] -> the cache, rows [row0, row1)

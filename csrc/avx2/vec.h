@@ -4,8 +4,6 @@
 #include <cstdint>
 #include <cstring>
 
-#define OCTAVO_ISA avx2
-
 namespace octavo::avx2 {
 
 struct f32x16 { __m256 a, b; };

@@ -4,8 +4,6 @@
 #include <cstdint>
 #include <cstring>
 
-#define OCTAVO_ISA avx512vnni
-
 namespace octavo::avx512vnni {
 
 struct f32x16 { __m512 v; };

@@ -4,8 +4,6 @@
 #include <cstdint>
 #include <cstring>
 
-#define OCTAVO_ISA portable
-
 namespace octavo::portable {
 
 struct f32x16 { float v[16]; };

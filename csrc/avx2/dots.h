@@ -1,0 +1,71 @@
+// Integer dot products with AVX2: |w| times a with the sign of w (vpmaddubsw takes unsigned by signed), codes 0..15 directly.
+#pragma once
+#include "vec.h"
+
+namespace octavo::avx2 {
+
+constexpr int kTile = 4;
+struct Signed { __m256i w0, w1, m0, m1; };      // the weights and their magnitudes
+struct Unsigned { __m256i w0, w1; };
+struct Ints { __m256i a, b; };                  // int32: rows 0-7, rows 8-15
+struct Shorts { __m256i a, b; };                // int16 pairs: 8 steps of 15 * 127 * 2 = 3,810 stay below 32,768
+struct WeightSum {};
+
+static inline Ints no_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+static inline Shorts no_shorts() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+static inline WeightSum no_sum() { return {}; }
+static inline void sum_weights(WeightSum&, const Signed&) {}
+static inline __m256i bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+static inline Signed load_signed(const int8_t* p) {
+  const __m256i a = bytes(p), b = bytes(p + 32);
+  return {a, b, _mm256_abs_epi8(a), _mm256_abs_epi8(b)};
+}
+static inline Unsigned load_unsigned(const uint8_t* p) { return {bytes(p), bytes(p + 32)}; }
+// |w| <= 128 and |a| <= 127: a pair is at most 32,512
+static inline void dot_signed(Ints& acc, const Signed& w, int32_t a) {
+  const __m256i v = _mm256_set1_epi32(a), one = _mm256_set1_epi16(1);
+  acc.a = _mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(w.m0, _mm256_sign_epi8(v, w.w0)), one));
+  acc.b = _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_maddubs_epi16(w.m1, _mm256_sign_epi8(v, w.w1)), one));
+}
+static inline void dot_unsigned(Shorts& acc, const Unsigned& w, int32_t a) {
+  const __m256i v = _mm256_set1_epi32(a);
+  acc.a = _mm256_add_epi16(acc.a, _mm256_maddubs_epi16(w.w0, v));
+  acc.b = _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(w.w1, v));
+}
+static inline Unsigned low_nibbles(const uint8_t* p) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(bytes(p), mask), _mm256_and_si256(bytes(p + 32), mask)};
+}
+static inline Unsigned high_nibbles(const uint8_t* p) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(_mm256_srli_epi16(bytes(p), 4), mask), _mm256_and_si256(_mm256_srli_epi16(bytes(p + 32), 4), mask)};
+}
+static inline void split_nibbles(const uint8_t* p, uint8_t* low, uint8_t* high) {
+  const Unsigned l = low_nibbles(p), h = high_nibbles(p);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(low), l.w0);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(low + 32), l.w1);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(high), h.w0);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(high + 32), h.w1);
+}
+static inline void dot_nibbles(Shorts& low, Shorts& high, const uint8_t* p, int32_t a_low, int32_t a_high) {
+  dot_unsigned(low, low_nibbles(p), a_low);
+  dot_unsigned(high, high_nibbles(p), a_high);
+}
+static inline void widen_shorts(Ints& acc, const Shorts& s) {
+  const __m256i one = _mm256_set1_epi16(1);
+  acc.a = _mm256_add_epi32(acc.a, _mm256_madd_epi16(s.a, one));
+  acc.b = _mm256_add_epi32(acc.b, _mm256_madd_epi16(s.b, one));
+}
+static inline Ints minus(Ints a, int32_t x) { const __m256i v = _mm256_set1_epi32(x); return {_mm256_sub_epi32(a.a, v), _mm256_sub_epi32(a.b, v)}; }
+static inline f32x16 to_float(const Ints& a) { return {_mm256_cvtepi32_ps(a.a), _mm256_cvtepi32_ps(a.b)}; }
+static inline f32x16 to_float(const Ints& a, const WeightSum&) { return to_float(a); }
+static inline void look_up(const int8_t* table, uint8_t* codes, int count) {
+  const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  for (int i = 0; i < count; i += 32) {
+    __m256i* p = reinterpret_cast<__m256i*>(codes + i);
+    _mm256_storeu_si256(p, _mm256_shuffle_epi8(t, _mm256_loadu_si256(p)));
+  }
+}
+static inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+}  // namespace octavo::avx2

@@ -1,0 +1,12 @@
+#include "dots.h"
+
+#include <cmath>
+
+#include "../ops.h"
+
+namespace octavo::avx2 {
+
+#include "../common/linear.h"
+#include "../common/linear.inl.h"
+
+}  // namespace octavo::avx2

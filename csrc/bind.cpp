@@ -1,0 +1,260 @@
+// The only file that knows Python: octavo._native. Checks everything that comes from there before a kernel sees it.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "program.h"
+#include "table.h"
+
+namespace nb = nanobind;
+using namespace octavo;
+
+namespace {
+
+template <class T> using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T> using Matrix = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Rows2 = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Any = nb::ndarray<nb::c_contig, nb::device::cpu>;
+
+[[noreturn]] void bad(const std::string& what) { throw nb::value_error(what.c_str()); }
+
+// A packed weight whose bytes belong to a NumPy array that is kept alive with it.
+struct PackedWeight {
+  Packed packed;
+  nb::object owner;
+
+  PackedWeight(Vector<uint8_t> blob, int store, int meaning, int scale_type, int n, int k, int kpad, int group, int groups, bool has_zeros,
+               const std::vector<float>& table, nb::object keep)
+      : owner(std::move(keep)) {
+    if (store < 0 || store > 3 || meaning < 0 || meaning > 1 || scale_type < 0 || scale_type > 2) bad("packed weight: unknown store, meaning or scale type");
+    if (n < 1 || k < 1 || kpad < k || table.size() > 16) bad("packed weight: impossible shape or table");
+    packed.store = Store(store);
+    packed.meaning = Meaning(meaning);
+    packed.scale_type = ScaleType(scale_type);
+    packed.n = n;
+    packed.k = k;
+    packed.kpad = kpad;
+    packed.group = group;
+    packed.groups = groups;
+    packed.has_zeros = has_zeros;
+    std::copy(table.begin(), table.end(), packed.table);
+    if (!table.empty()) round_table();
+    const bool codes = store >= 2;
+    size_t at = 0;
+    if (codes) {
+      if (kpad % kStep || group < 1 || groups != (k + group - 1) / group) bad("packed weight: padding or groups do not fit");
+      if (group < kpad && group % kSumBlock) bad("packed weight: groups must be multiples of 32");
+      at = size_t(groups) * kPanel * (scale_type == 0 ? 4 : 2);
+      packed.zeros_offset = at;
+      if (has_zeros) at += size_t(groups) * kPanel * 4;
+      at = (at + 63) / 64 * 64;
+    }
+    packed.values_offset = at;
+    const size_t bytes = store == 0 ? 64 * size_t(k) : store == 1 ? 32 * size_t(k) : store == 2 ? 16 * size_t(kpad) : 8 * size_t(kpad);
+    packed.panel_bytes = (at + bytes + 63) / 64 * 64;
+    packed.data = blob.data();
+    if (reinterpret_cast<uintptr_t>(blob.data()) % 64) bad("packed weight: the blob is not 64-byte aligned");
+    if (blob.size() != packed.panel_bytes * size_t(packed.panels())) bad("packed weight: the blob has the wrong size");
+  }
+  void round_table();
+};
+
+// Integers for the table, for kernels that multiply bytes: of the multipliers that fill a byte, the one with the smallest error.
+// E2M1 (0, 0.5 .. 6) comes out exact at 20; NF4 within 0.3% of its largest value.
+void PackedWeight::round_table() {
+  float largest = 0.f, best = INFINITY;
+  for (float v : packed.table) largest = std::max(largest, std::fabs(v));
+  for (int m = 127; m >= 64; m--) {
+    const float unit = largest / float(m);
+    float worst = 0.f;
+    for (float v : packed.table) worst = std::max(worst, std::fabs(v - std::nearbyint(v / unit) * unit));
+    if (worst < best * 0.999f) {
+      best = worst;
+      packed.table8_unit = unit;
+      for (int i = 0; i < 16; i++) packed.table8[i] = int8_t(std::nearbyint(packed.table[i] / unit));
+    }
+  }
+}
+
+CacheType cache_type(const Any& a) {
+  if (a.dtype() == nb::dtype<float>()) return CacheType::F32;
+  if (a.dtype() == nb::dtype<uint16_t>()) return CacheType::BF16;
+  if (a.dtype() == nb::dtype<int8_t>()) return CacheType::I8;
+  bad("cache: float32, uint16 (bfloat16 bits) or int8 expected");
+}
+
+// Storage of one layer, kept alive through its arrays.
+struct Layer {
+  CacheLayer layer;
+  std::vector<nb::object> owners;
+
+  Layer(Any k, Any v, nb::object k_scale, nb::object v_scale, std::vector<nb::object> keep) : owners(std::move(keep)) {
+    if (k.ndim() != 4 || v.ndim() != 4 || k.shape(0) != v.shape(0) || k.shape(1) != v.shape(1) || k.shape(2) != v.shape(3) || k.shape(3) != kPage || v.shape(2) != kPage)
+      bad("cache: K [pages, heads, dim, 32] and V [pages, heads, 32, dim] expected");
+    layer.k_type = cache_type(k);
+    layer.v_type = cache_type(v);
+    layer.k = k.data();
+    layer.v = v.data();
+    layer.pages = int32_t(k.shape(0));
+    layer.kv_heads = int32_t(k.shape(1));
+    layer.head_dim = int32_t(k.shape(2));
+    layer.k_scale = scales(layer.k_type, k_scale);
+    layer.v_scale = scales(layer.v_type, v_scale);
+  }
+  float* scales(CacheType type, nb::object given) {
+    if (type != CacheType::I8) return nullptr;
+    if (given.is_none()) bad("cache: int8 needs scales");
+    auto array = nb::cast<nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>>(given);
+    if (array.shape(0) != size_t(layer.pages) || array.shape(1) != size_t(layer.kv_heads) || array.shape(2) != kPage) bad("cache: scales [pages, heads, 32] expected");
+    return array.data();
+  }
+};
+
+// Every number of a step that becomes an address is checked here, once.
+Step checked_step(Vector<int32_t> tokens, Vector<int32_t> positions, Vector<int32_t> slots, Vector<int32_t> starts, Vector<int32_t> lengths,
+                  Matrix<int32_t> tables, Vector<int32_t> select, int vocabulary, int most_positions, int pages) {
+  Step s;
+  s.rows = int32_t(tokens.size());
+  s.sequences = int32_t(lengths.size());
+  s.logit_rows = int32_t(select.size());
+  s.table_stride = int32_t(tables.shape(1));
+  s.tokens = tokens.data();
+  s.positions = positions.data();
+  s.slots = slots.data();
+  s.starts = starts.data();
+  s.lengths = lengths.data();
+  s.tables = tables.data();
+  s.select = select.data();
+  if (positions.size() != tokens.size() || slots.size() != tokens.size()) bad("step: tokens, positions and slots differ in length");
+  if (starts.size() != lengths.size() + 1 || tables.shape(0) != lengths.size()) bad("step: starts, lengths and tables do not fit");
+  if (s.starts[0] != 0 || s.starts[s.sequences] != s.rows) bad("step: starts must run from 0 to the number of rows");
+  for (int r = 0; r < s.rows; r++) {
+    if (s.tokens[r] < 0 || s.tokens[r] >= vocabulary) bad("step: token " + std::to_string(s.tokens[r]) + " is outside the vocabulary of " + std::to_string(vocabulary));
+    if (s.positions[r] < 0 || s.positions[r] >= most_positions) bad("step: position " + std::to_string(s.positions[r]) + " is beyond the rope table of " + std::to_string(most_positions));
+    if (s.slots[r] < 0 || int64_t(s.slots[r]) >= int64_t(pages) * kPage) bad("step: slot " + std::to_string(s.slots[r]) + " is outside the cache");
+  }
+  for (int q = 0; q < s.sequences; q++) {
+    const int rows = s.starts[q + 1] - s.starts[q], used = (s.lengths[q] + kPage - 1) / kPage;
+    if (rows < 1 || s.lengths[q] < rows) bad("step: sequence " + std::to_string(q) + " has fewer tokens than rows, or none");
+    if (used > s.table_stride) bad("step: sequence " + std::to_string(q) + " has a page table that is too short");
+    for (int i = 0; i < used; i++) {
+      const int32_t page = s.tables[int64_t(q) * s.table_stride + i];
+      if (page < 0 || page >= pages) bad("step: page " + std::to_string(page) + " is outside the cache");
+    }
+    for (int r = s.starts[q]; r < s.starts[q + 1]; r++) {
+      const int position = s.lengths[q] - rows + r - s.starts[q];  // place in the cache, whatever rope is told
+      if (s.slots[r] != s.tables[int64_t(q) * s.table_stride + position / kPage] * kPage + position % kPage) bad("step: slots and page tables disagree");
+    }
+  }
+  for (int i = 0; i < s.logit_rows; i++)
+    if (s.select[i] < 0 || s.select[i] >= s.rows) bad("step: select points outside the rows");
+  return s;
+}
+
+struct PyProgram {
+  Program program;
+  std::vector<nb::object> owners;
+
+  PyProgram(std::shared_ptr<Team> team, const std::string& isa) : program(std::move(team), kernels_for(isa)) {}
+
+  int weight(nb::object w) {
+    const int id = program.weight(nb::cast<PackedWeight&>(w).packed);
+    owners.push_back(std::move(w));
+    return id;
+  }
+  int constant(nb::ndarray<const float, nb::c_contig, nb::device::cpu> a) { return program.constant(std::vector<float>(a.data(), a.data() + a.size())); }
+
+  void run(Vector<int32_t> tokens, Vector<int32_t> positions, Vector<int32_t> slots, Vector<int32_t> starts, Vector<int32_t> lengths,
+           Matrix<int32_t> tables, Vector<int32_t> select, const std::vector<Layer*>& layers, int result, Rows2 logits) {
+    if (int(layers.size()) < program.layers()) bad("cache: fewer layers than the model has");
+    std::vector<CacheLayer> cache;
+    int pages = layers.empty() ? 0 : INT32_MAX;
+    for (const Layer* l : layers) {
+      cache.push_back(l->layer);
+      pages = std::min(pages, l->layer.pages);
+    }
+    const Step step = checked_step(tokens, positions, slots, starts, lengths, tables, select, program.vocabulary(), program.positions(), pages);
+    if (logits.shape(0) != size_t(step.logit_rows) || logits.shape(1) != size_t(program.at(result).width)) bad("logits: the array has the wrong shape");
+    if (step.rows == 0) return;
+    float* out = logits.data();
+    nb::gil_scoped_release released;
+    program.run(step, cache, result, out);
+  }
+};
+
+// ---- single kernels, for tests and benchmarks: one thread, chosen instruction set ----
+
+void linear_once(const PackedWeight& w, Rows2 x, Rows2 y, const std::string& isa, bool quantized, int repeat) {
+  const Kernels& kernels = kernels_for(isa);
+  const int rows = int(x.shape(0)), k = w.packed.k, kpad = (k + kStep - 1) / kStep * kStep;
+  if (int(x.shape(1)) != k || int(y.shape(1)) != w.packed.n || y.shape(0) != x.shape(0)) bad("linear: shapes do not fit");
+  Block q, scale, sums, scratch;
+  LinearCall call;
+  call.in.x = x.data();
+  call.in.stride = k;
+  call.in.rows = rows;
+  call.w = &w.packed;
+  call.y = y.data();
+  call.y_stride = w.packed.n;
+  scratch.reserve(kernels.linear_scratch_bytes());
+  nb::gil_scoped_release released;
+  if (quantized) {
+    q.reserve(size_t(rows) * size_t(kpad));
+    scale.reserve(sizeof(float) * size_t(rows));
+    sums.reserve(sizeof(int32_t) * size_t(rows) * size_t(kpad / kSumBlock));
+    kernels.quantize_rows(x.data(), k, k, kpad, 0, rows, q.as<int8_t>(), scale.as<float>(), sums.as<int32_t>());
+    call.in.q = q.as<int8_t>();
+    call.in.scale = scale.as<float>();
+    call.in.sums = sums.as<int32_t>();
+  }
+  for (int i = 0; i < repeat; i++) kernels.linear(call, 0, w.packed.panels(), scratch.as<void>());
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "Native CPU kernels of Octavo and the program that replays them.";
+  m.def("available_isas", &available_isas, "Instruction sets that run here, best first.");
+  m.def("cpu_features", &cpu_features, "Features of this CPU that kernels care about.");
+  m.attr("PAGE") = kPage;
+  m.attr("PANEL") = kPanel;
+
+  nb::class_<Team>(m, "Team").def(nb::init<int>(), nb::arg("size")).def_prop_ro("size", &Team::size);
+  nb::class_<PackedWeight>(m, "PackedWeight")
+      .def(nb::init<Vector<uint8_t>, int, int, int, int, int, int, int, int, bool, const std::vector<float>&, nb::object>(), nb::arg("blob"),
+           nb::arg("store"), nb::arg("meaning"), nb::arg("scale_type"), nb::arg("n"), nb::arg("k"), nb::arg("kpad"), nb::arg("group"),
+           nb::arg("groups"), nb::arg("has_zeros"), nb::arg("table"), nb::arg("keep"))
+      .def_prop_ro("n", [](const PackedWeight& w) { return w.packed.n; })
+      .def_prop_ro("k", [](const PackedWeight& w) { return w.packed.k; });
+  nb::class_<Layer>(m, "Layer").def(nb::init<Any, Any, nb::object, nb::object, std::vector<nb::object>>(), nb::arg("k"), nb::arg("v"),
+                                    nb::arg("k_scale").none(), nb::arg("v_scale").none(), nb::arg("keep"));
+  nb::class_<PyProgram>(m, "Program")
+      .def(nb::init<std::shared_ptr<Team>, const std::string&>(), nb::arg("team"), nb::arg("isa") = "")
+      .def("buffer", [](PyProgram& p, int width, bool logits) { return p.program.buffer(width, logits ? Rows::Logits : Rows::Step); })
+      .def("constant", &PyProgram::constant)
+      .def("weight", &PyProgram::weight)
+      .def("embed", [](PyProgram& p, int w, float factor, int out) { p.program.embed(w, factor, out); })
+      .def("linear", [](PyProgram& p, int x, std::vector<int> w, std::vector<int> b, std::vector<int> out, int residual, bool quantized) {
+        p.program.linear(x, std::move(w), std::move(b), std::move(out), residual, quantized); })
+      .def("rms_norm", [](PyProgram& p, int x, int gain, float eps, float offset, int groups, int out) { p.program.rms_norm(x, gain, eps, offset, groups, out); })
+      .def("rope", [](PyProgram& p, int x, int table, int heads, int head_dim, int rotary) { p.program.rope(x, table, heads, head_dim, rotary); })
+      .def("gate", [](PyProgram& p, int kind, int g, int up, int out) { p.program.gate(kind, g, up, out); })
+      .def("add", [](PyProgram& p, int a, int b, int out) { p.program.add(a, b, out); })
+      .def("softcap", [](PyProgram& p, int x, float cap) { p.program.softcap(x, cap); })
+      .def("select", [](PyProgram& p, int x, int out) { p.program.select(x, out); })
+      .def("attention", [](PyProgram& p, int q, int k, int v, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window, float cap) {
+        p.program.attention(q, k, v, out, layer, heads, kv_heads, head_dim, scale, window, cap); })
+      .def("run", &PyProgram::run)
+      .def_prop_ro("ops", [](const PyProgram& p) { return p.program.ops(); })
+      .def_prop_ro("buffer_bytes", [](const PyProgram& p) { return p.program.buffer_bytes(); });
+  m.def("linear_once", &linear_once, nb::arg("weight"), nb::arg("x"), nb::arg("y"), nb::arg("isa") = "", nb::arg("quantized") = false, nb::arg("repeat") = 1,
+        "y = x w^T on one thread with the kernels of one instruction set; for tests and benchmarks.");
+}

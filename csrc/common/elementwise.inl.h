@@ -1,0 +1,104 @@
+// Norms, rotary embedding, gates and sums over sixteen float lanes. Included inside a namespace that has vec.h's names.
+
+// e^x: Cody-Waite reduction and a degree-6 polynomial, within 2 ulp; 0 below -87.3, NaN stays NaN.
+static inline f32x16 exp(f32x16 x) {
+  x = min(set1(88.3762589f), max(set1(-87.3365448f), x));
+  const f32x16 n = round(mul(x, set1(1.44269504088896341f)));
+  f32x16 r = fmadd(n, set1(-0.693359375f), x);
+  r = fmadd(n, set1(2.12194440e-4f), r);
+  f32x16 p = set1(1.9875691500e-4f);
+  p = fmadd(p, r, set1(1.3981999507e-3f));
+  p = fmadd(p, r, set1(8.3334519073e-3f));
+  p = fmadd(p, r, set1(4.1665795894e-2f));
+  p = fmadd(p, r, set1(1.6666665459e-1f));
+  p = fmadd(p, r, set1(5.0000001201e-1f));
+  p = fmadd(p, mul(r, r), add(r, set1(1.f)));
+  // 2^n in two factors, so that n = 128 does not overflow the exponent
+  const f32x16 half = round(mul(n, set1(0.5f)));
+  return scale2(scale2(p, half), sub(n, half));
+}
+static inline f32x16 sigmoid(f32x16 x) { return div(set1(1.f), add(set1(1.f), exp(sub(zero(), x)))); }
+static inline f32x16 tanh(f32x16 x) {  // 2 sigmoid(2x) - 1 loses digits near 0, where x - x^3/3 + 2x^5/15 does not
+  const f32x16 far = fmadd(set1(2.f), sigmoid(add(x, x)), set1(-1.f));
+  float f[16], v[16];
+  store(f, far);
+  store(v, x);
+  for (int i = 0; i < 16; i++)
+    if (v[i] < 0.1f && v[i] > -0.1f) { const float s = v[i] * v[i]; f[i] = v[i] * (1.f + s * (-0.333333333f + s * (0.133333333f - s * 0.0539682540f))); }
+  return load(f);
+}
+
+// fn(x lanes, count) over width values of a row
+template <class F>
+static inline void each16(int width, F fn) {
+  for (int i = 0; i < width; i += 16) fn(i, width - i < 16 ? width - i : 16);
+}
+
+void rms_norm(const float* x, int64_t x_stride, const float* weight, float eps, float offset, int width, int groups, float* y,
+              int64_t y_stride, int row0, int row1) {
+  for (int r = row0; r < row1; r++)
+    for (int g = 0; g < groups; g++) {
+      const float* in = x + r * x_stride + int64_t(g) * width;
+      float* out = y + r * y_stride + int64_t(g) * width;
+      f32x16 squares = zero();
+      each16(width, [&](int i, int n) { const f32x16 v = n == 16 ? load(in + i) : load_n(in + i, n); squares = fmadd(v, v, squares); });
+      const f32x16 factor = set1(1.f / std::sqrt(reduce_add(squares) / float(width) + eps));
+      const f32x16 shift = set1(offset);
+      each16(width, [&](int i, int n) {
+        if (n == 16) store(out + i, mul(mul(load(in + i), factor), add(shift, load(weight + i))));
+        else store_n(out + i, mul(mul(load_n(in + i, n), factor), add(shift, load_n(weight + i, n))), n);
+      });
+    }
+}
+
+void rope(float* x, int64_t stride, int heads, int head_dim, int rotary, const float* table, const int32_t* positions, int row0, int row1) {
+  const int half = rotary / 2;
+  for (int r = row0; r < row1; r++) {
+    const float* cosine = table + int64_t(positions[r]) * rotary;
+    const float* sine = cosine + half;
+    for (int h = 0; h < heads; h++) {
+      float* a = x + r * stride + int64_t(h) * head_dim;
+      float* b = a + half;
+      each16(half, [&](int i, int n) {
+        const f32x16 c = load_n(cosine + i, n), s = load_n(sine + i, n), u = load_n(a + i, n), v = load_n(b + i, n);
+        store_n(a + i, sub(mul(u, c), mul(v, s)), n);
+        store_n(b + i, add(mul(v, c), mul(u, s)), n);
+      });
+    }
+  }
+}
+
+static inline f32x16 activate(Gate kind, f32x16 x) {
+  if (kind == Gate::Silu) return mul(x, sigmoid(x));
+  if (kind == Gate::GeluTanh) {
+    const f32x16 cubic = mul(mul(x, x), x);
+    const f32x16 inner = mul(set1(0.7978845608028654f), fmadd(set1(0.044715f), cubic, x));
+    return mul(mul(set1(0.5f), x), add(set1(1.f), tanh(inner)));
+  }
+  float v[16];
+  store(v, x);
+  for (float& e : v) e = 0.5f * e * (1.f + std::erf(e * 0.70710678118654752f));
+  return load(v);
+}
+
+void gate(Gate kind, const float* g, int64_t g_stride, const float* up, int64_t up_stride, int width, float* y, int64_t y_stride, int row0, int row1) {
+  for (int r = row0; r < row1; r++) {
+    const float *a = g + r * g_stride, *b = up + r * up_stride;
+    float* out = y + r * y_stride;
+    each16(width, [&](int i, int n) {
+      if (n == 16) store(out + i, mul(activate(kind, load(a + i)), load(b + i)));
+      else store_n(out + i, mul(activate(kind, load_n(a + i, n)), load_n(b + i, n)), n);
+    });
+  }
+}
+
+void add_rows(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int width, float* y, int64_t y_stride, int row0, int row1) {
+  for (int r = row0; r < row1; r++)
+    each16(width, [&](int i, int n) { store_n(y + r * y_stride + i, add(load_n(a + r * a_stride + i, n), load_n(b + r * b_stride + i, n)), n); });
+}
+
+void softcap(float* x, int64_t stride, int width, float cap, int row0, int row1) {
+  const f32x16 c = set1(cap), inverse = set1(1.f / cap);
+  for (int r = row0; r < row1; r++)
+    each16(width, [&](int i, int n) { float* p = x + r * stride + i; store_n(p, mul(c, tanh(mul(load_n(p, n), inverse))), n); });
+}

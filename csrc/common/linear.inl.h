@@ -1,0 +1,366 @@
+// Linear layers over panel16 (ops.h). Included inside a namespace that has vec.h's and dots.h's names.
+//
+// dots.h gives, per instruction set: Signed (64 prepared signed bytes: 16 rows x 4 k), Unsigned (the same of codes 0..15), Ints (16 int32
+// sums), Shorts (sums of up to 8 unsigned steps), and how four int8 activations meet them. Everything above that is the same for all.
+//
+// Every output element is summed in one order, whatever the number of rows: integers exactly inside a group, then groups in ascending order
+// with one fused multiply-add each; floats with k ascending and one accumulator. That is what makes results independent of batching.
+
+constexpr int kChunk = 1024;      // K values of a panel unpacked at a time
+constexpr int kFloatChunk = 64;   // K values of a panel widened to float at a time
+constexpr int kRowBlock = 128;    // rows whose activations should stay in the L2 cache while panels pass by
+
+struct Scratch {
+  alignas(64) uint8_t codes[kChunk * kPanel];
+  alignas(64) float wide[4][kFloatChunk * kPanel];
+  alignas(64) float sums[kRowBlock * 4 * kPanel];
+};
+size_t linear_scratch_bytes() { return sizeof(Scratch); }
+
+static inline int32_t four(const int8_t* p) { int32_t v; std::memcpy(&v, p, 4); return v; }
+
+void quantize_rows(const float* x, int64_t stride, int k, int kpad, int row0, int row1, int8_t* q, float* scale, int32_t* sums) {
+  for (int r = row0; r < row1; r++) {
+    const float* in = x + r * stride;
+    int8_t* out = q + int64_t(r) * kpad;
+    f32x16 largest = zero(), poison = zero();  // 0 * NaN and 0 * infinity are NaN, which a maximum would lose
+    const int whole = k / 16 * 16;
+    for (int i = 0; i < whole; i += 16) { const f32x16 v = load(in + i); largest = max(largest, abs(v)); poison = fmadd(v, zero(), poison); }
+    if (whole < k) { const f32x16 v = load_n(in + whole, k - whole); largest = max(largest, abs(v)); poison = fmadd(v, zero(), poison); }
+    const float bad = reduce_add(poison), top = reduce_max(largest);
+    const bool finite = bad == bad;
+    scale[r] = finite ? top / 127.f : bad;
+    const f32x16 inverse = set1(finite && top > 0.f ? 127.f / top : 0.f);
+    for (int i = 0; i < whole; i += 16) store_i8(out + i, finite ? mul(load(in + i), inverse) : zero());
+    if (whole < k) {
+      int8_t last[16];
+      store_i8(last, finite ? mul(load_n(in + whole, k - whole), inverse) : zero());
+      std::memcpy(out + whole, last, size_t(k - whole));
+    }
+    std::memset(out + k, 0, size_t(kpad - k));
+    for (int b = 0; b < kpad / kSumBlock; b++) {
+      int32_t s = 0;
+      for (int i = 0; i < kSumBlock; i++) s += out[b * kSumBlock + i];
+      sums[int64_t(r) * (kpad / kSumBlock) + b] = s;
+    }
+  }
+}
+
+static inline f32x16 load_scales(const Packed& w, const uint8_t* panel, int group) {
+  if (w.scale_type == ScaleType::F32) return load(reinterpret_cast<const float*>(panel) + group * kPanel);
+  const uint16_t* p = reinterpret_cast<const uint16_t*>(panel) + group * kPanel;
+  return w.scale_type == ScaleType::F16 ? load_f16(p) : load_bf16(p);
+}
+static inline f32x16 load_zeros(const Packed& w, const uint8_t* panel, int group) {
+  return load(reinterpret_cast<const float*>(panel + w.zeros_offset) + group * kPanel);
+}
+
+// bias and residual, then the valid rows of the panel
+static inline void finish(const LinearCall& c, int panel, int row, f32x16 y) {
+  const int n0 = panel * kPanel, n = c.w->n - n0 < kPanel ? c.w->n - n0 : kPanel;
+  if (n == kPanel) {
+    if (c.bias) y = add(y, load(c.bias + n0));
+    if (c.residual) y = add(y, load(c.residual + row * c.residual_stride + n0));
+    store(c.y + row * c.y_stride + n0, y);
+  } else {
+    if (c.bias) y = add(y, load_n(c.bias + n0, n));
+    if (c.residual) y = add(y, load_n(c.residual + row * c.residual_stride + n0, n));
+    store_n(c.y + row * c.y_stride + n0, y, n);
+  }
+}
+
+static inline int32_t block_sum(const Activations& in, int row, int blocks, int first, int last) {
+  const int32_t* s = in.sums + int64_t(row) * blocks;
+  int32_t total = 0;
+  for (int b = first; b < last; b++) total += s[b];
+  return total;
+}
+
+// ---- 8-bit codes and int8 activations: R rows of one panel ----
+template <int R>
+static inline void codes8_tile(const LinearCall& c, int panel, int row) {
+  const Packed& w = *c.w;
+  const uint8_t* base = w.data + size_t(panel) * w.panel_bytes;
+  const int8_t* codes = reinterpret_cast<const int8_t*>(base + w.values_offset);
+  const int8_t* a = c.in.q + int64_t(row) * w.kpad;
+  f32x16 total[R];
+  for (int r = 0; r < R; r++) total[r] = zero();
+  const int size = w.group < w.kpad ? w.group : w.kpad;
+  for (int g = 0, k = 0; k < w.kpad; g++, k += size) {
+    const int end = k + size < w.kpad ? k + size : w.kpad;
+    Ints acc[R];
+    WeightSum ws = no_sum();
+    for (int r = 0; r < R; r++) acc[r] = no_ints();
+    for (int i = k; i < end; i += 4) {
+      const Signed v = load_signed(codes + int64_t(i) * kPanel);
+      sum_weights(ws, v);
+      for (int r = 0; r < R; r++) dot_signed(acc[r], v, four(a + int64_t(r) * w.kpad + i));
+    }
+    const f32x16 scale = load_scales(w, base, g < w.groups ? g : w.groups - 1);
+    for (int r = 0; r < R; r++) {
+      f32x16 value = to_float(acc[r], ws);
+      if (w.has_zeros) {
+        const f32x16 s = set1(float(block_sum(c.in, row + r, w.kpad / kSumBlock, k / kSumBlock, end / kSumBlock)));
+        value = sub(value, mul(load_zeros(w, base, g < w.groups ? g : w.groups - 1), s));
+      }
+      total[r] = fmadd(value, scale, total[r]);
+    }
+  }
+  for (int r = 0; r < R; r++) finish(c, panel, row + r, mul(total[r], set1(c.in.scale[row + r])));
+}
+
+// ---- 4-bit codes and int8 activations ----
+
+// Codes of one 64-step of a panel as bytes in the order of Codes8: [16 steps][16 rows][4 k]
+static inline void spread_codes(const uint8_t* packed, uint8_t* out) {
+  for (int j = 0; j < 8; j++) split_nibbles(packed + j * 64, out + j * 64, out + (8 + j) * 64);
+}
+
+// Adds blocks of 32 k [block, last) of a panel to R rows' totals. codes: bytes of block 0 of this chunk at `chunk_block`.
+template <int R>
+static inline void codes4_tile(const LinearCall& c, const uint8_t* base, const uint8_t* codes, int chunk_block, int last_block, int row, float* totals) {
+  const Packed& w = *c.w;
+  const int8_t* a = c.in.q + int64_t(row) * w.kpad;
+  const int per_group = w.group < w.kpad ? w.group / kSumBlock : w.kpad / kSumBlock, blocks = w.kpad / kSumBlock;
+  f32x16 total[R];
+  for (int r = 0; r < R; r++) total[r] = load(totals + r * kPanel);
+  for (int b = chunk_block; b < last_block;) {
+    const int g = b / per_group, end = (g + 1) * per_group < last_block ? (g + 1) * per_group : last_block;
+    Ints acc[R];
+    for (int r = 0; r < R; r++) acc[r] = no_ints();
+    for (int i = b; i < end; i++) {
+      const uint8_t* at = codes + size_t(i - chunk_block) * (kSumBlock * kPanel);
+      const int8_t* ai = a + i * kSumBlock;
+      Shorts part[R];
+      for (int r = 0; r < R; r++) part[r] = no_shorts();
+      for (int j = 0; j < 8; j++) {
+        const Unsigned v = load_unsigned(at + j * 64);
+        for (int r = 0; r < R; r++) dot_unsigned(part[r], v, four(ai + int64_t(r) * w.kpad + 4 * j));
+      }
+      for (int r = 0; r < R; r++) widen_shorts(acc[r], part[r]);
+    }
+    const int group = g < w.groups ? g : w.groups - 1;
+    const f32x16 scale = load_scales(w, base, group);
+    for (int r = 0; r < R; r++) {
+      const int32_t s = block_sum(c.in, row + r, blocks, b, end);
+      const f32x16 value = w.has_zeros ? sub(to_float(acc[r]), mul(load_zeros(w, base, group), set1(float(s)))) : to_float(minus(acc[r], 8 * s));
+      total[r] = fmadd(value, scale, total[r]);
+    }
+    b = end;
+  }
+  for (int r = 0; r < R; r++) store(totals + r * kPanel, total[r]);
+}
+
+// The same with a table of 16 signed bytes in place of integers.
+template <int R>
+static inline void table4_tile(const LinearCall& c, const uint8_t* base, const uint8_t* codes, int chunk_block, int last_block, int row, float* totals) {
+  const Packed& w = *c.w;
+  const int8_t* a = c.in.q + int64_t(row) * w.kpad;
+  const int per_group = w.group < w.kpad ? w.group / kSumBlock : w.kpad / kSumBlock;
+  f32x16 total[R];
+  for (int r = 0; r < R; r++) total[r] = load(totals + r * kPanel);
+  for (int b = chunk_block; b < last_block;) {
+    const int g = b / per_group, end = (g + 1) * per_group < last_block ? (g + 1) * per_group : last_block;
+    Ints acc[R];
+    WeightSum ws = no_sum();
+    for (int r = 0; r < R; r++) acc[r] = no_ints();
+    for (int i = b * kSumBlock; i < end * kSumBlock; i += 4) {
+      const Signed v = load_signed(reinterpret_cast<const int8_t*>(codes) + int64_t(i - chunk_block * kSumBlock) * kPanel);
+      sum_weights(ws, v);
+      for (int r = 0; r < R; r++) dot_signed(acc[r], v, four(a + int64_t(r) * w.kpad + i));
+    }
+    const f32x16 scale = mul(load_scales(w, base, g < w.groups ? g : w.groups - 1), set1(w.table8_unit));
+    for (int r = 0; r < R; r++) total[r] = fmadd(to_float(acc[r], ws), scale, total[r]);
+    b = end;
+  }
+  for (int r = 0; r < R; r++) store(totals + r * kPanel, total[r]);
+}
+
+// F<R>::go(args..., row) for rows [row0, row1) in tiles of kTile and what remains
+template <template <int> class F, class... A>
+static inline void in_tiles(int row0, int row1, A... args) {
+  int r = row0;
+  for (; r + kTile <= row1; r += kTile) F<kTile>::go(args..., r);
+  for (; r + 4 <= row1; r += 4) F<4>::go(args..., r);
+  for (; r + 2 <= row1; r += 2) F<2>::go(args..., r);
+  if (r < row1) F<1>::go(args..., r);
+}
+template <int R> struct Codes8Tile { static void go(const LinearCall* c, int panel, int row) { codes8_tile<R>(*c, panel, row); } };
+template <int R> struct Codes4Tile {
+  static void go(const LinearCall* c, const uint8_t* base, const uint8_t* codes, int b0, int b1, float* totals, int first, int row) {
+    codes4_tile<R>(*c, base, codes, b0, b1, row, totals + (row - first) * kPanel);
+  }
+};
+template <int R> struct Table4Tile {
+  static void go(const LinearCall* c, const uint8_t* base, const uint8_t* codes, int b0, int b1, float* totals, int first, int row) {
+    table4_tile<R>(*c, base, codes, b0, b1, row, totals + (row - first) * kPanel);
+  }
+};
+
+static void codes4_panel(const LinearCall& c, int panel, int row0, int row1, Scratch& s) {
+  const Packed& w = *c.w;
+  const uint8_t* base = w.data + size_t(panel) * w.panel_bytes;
+  std::memset(s.sums, 0, sizeof(float) * size_t(row1 - row0) * kPanel);
+  for (int k = 0; k < w.kpad; k += kChunk) {
+    const int end = k + kChunk < w.kpad ? k + kChunk : w.kpad;
+    for (int i = k; i < end; i += kStep) {
+      uint8_t* out = s.codes + size_t(i - k) * kPanel;
+      spread_codes(base + w.values_offset + size_t(i) * (kPanel / 2), out);
+      if (w.meaning == Meaning::Table) look_up(w.table8, out, kStep * kPanel);
+    }
+    if (w.meaning == Meaning::Table)
+      in_tiles<Table4Tile, const LinearCall*, const uint8_t*, const uint8_t*, int, int, float*, int>(row0, row1, &c, base, s.codes, k / kSumBlock, end / kSumBlock, s.sums, row0);
+    else
+      in_tiles<Codes4Tile, const LinearCall*, const uint8_t*, const uint8_t*, int, int, float*, int>(row0, row1, &c, base, s.codes, k / kSumBlock, end / kSumBlock, s.sums, row0);
+  }
+  for (int r = row0; r < row1; r++) finish(c, panel, r, mul(load(s.sums + (r - row0) * kPanel), set1(c.in.scale[r])));
+}
+
+// One row of 4-bit integers straight from the packed nibbles: the same sums, without the detour over bytes.
+static void codes4_row(const LinearCall& c, int panel, int row) {
+  const Packed& w = *c.w;
+  const uint8_t* base = w.data + size_t(panel) * w.panel_bytes;
+  const uint8_t* codes = base + w.values_offset;
+  const int8_t* a = c.in.q + int64_t(row) * w.kpad;
+  const int blocks = w.kpad / kSumBlock, per_group = w.group < w.kpad ? w.group / kSumBlock : blocks, per_chunk = kChunk / kSumBlock;
+  const int32_t* sums = c.in.sums + int64_t(row) * blocks;
+  f32x16 total = zero();
+  Ints acc = no_ints();
+  int32_t s = 0;
+  auto close = [&](int block) __attribute__((always_inline)) {  // after `block` is in: the end of a group or of a chunk
+    if ((block + 1) % per_group && (block + 1) % per_chunk && block + 1 != blocks) return;
+    const int g = block / per_group, group = g < w.groups ? g : w.groups - 1;
+    const f32x16 value = w.has_zeros ? sub(to_float(acc), mul(load_zeros(w, base, group), set1(float(s)))) : to_float(minus(acc, 8 * s));
+    total = fmadd(value, load_scales(w, base, group), total);
+    acc = no_ints();
+    s = 0;
+  };
+  for (int b = 0; b < blocks; b += 2) {
+    const uint8_t* at = codes + size_t(b / 2) * (kStep * kPanel / 2);
+    prefetch(at + 2048);
+    Shorts low = no_shorts(), high = no_shorts();
+    for (int j = 0; j < 8; j++) dot_nibbles(low, high, at + j * 64, four(a + b * kSumBlock + 4 * j), four(a + b * kSumBlock + kSumBlock + 4 * j));
+    widen_shorts(acc, low);
+    s += sums[b];
+    close(b);
+    widen_shorts(acc, high);
+    s += sums[b + 1];
+    close(b + 1);
+  }
+  finish(c, panel, row, mul(total, set1(c.in.scale[row])));
+}
+
+// ---- float activations: any store, widened to float a chunk at a time ----
+
+// K values [k0, k1) of a panel as float [k][16]
+static void widen_panel(const Packed& w, int panel, int k0, int k1, float* out) {
+  const uint8_t* base = w.data + size_t(panel) * w.panel_bytes;
+  const uint8_t* values = base + w.values_offset;
+  if (w.store == Store::F32) { std::memcpy(out, reinterpret_cast<const float*>(values) + int64_t(k0) * kPanel, sizeof(float) * size_t(k1 - k0) * kPanel); return; }
+  if (w.store == Store::BF16) {
+    const uint16_t* p = reinterpret_cast<const uint16_t*>(values) + int64_t(k0) * kPanel;
+    for (int k = 0; k < (k1 - k0); k++) store(out + k * kPanel, load_bf16(p + k * kPanel));
+    return;
+  }
+  // k0 is a multiple of 64 here
+  uint8_t bytes[kFloatChunk * kPanel];
+  const bool small = w.store == Store::Codes4;
+  if (small) spread_codes(values + size_t(k0) * (kPanel / 2), bytes);
+  else std::memcpy(bytes, values + size_t(k0) * kPanel, size_t(kFloatChunk) * kPanel);
+  f32x16 scale = zero(), shift = zero();
+  int loaded = -1;
+  for (int k = k0; k < k1; k++) {
+    const int g = k / w.group;
+    if (g != loaded) {
+      scale = load_scales(w, base, g);
+      shift = w.has_zeros ? load_zeros(w, base, g) : set1(small && w.meaning == Meaning::Int ? 8.f : 0.f);
+      loaded = g;
+    }
+    const uint8_t* at = bytes + ((k - k0) / 4) * 64 + (k - k0) % 4;
+    float lane[kPanel];
+    if (w.meaning == Meaning::Table) for (int r = 0; r < kPanel; r++) lane[r] = w.table[at[4 * r] & 15];
+    else if (small) for (int r = 0; r < kPanel; r++) lane[r] = float(at[4 * r]);
+    else for (int r = 0; r < kPanel; r++) lane[r] = float(int8_t(at[4 * r]));
+    store(out + (k - k0) * kPanel, mul(sub(load(lane), shift), scale));
+  }
+}
+
+// R rows x P panels over a chunk; wide[p] is [k][16], sums [row][p][16]
+template <int R, int P>
+static inline void float_tile(const float* const* x, const float (*wide)[kFloatChunk * kPanel], int count, float* sums, int stride) {
+  f32x16 acc[R][P];
+  for (int r = 0; r < R; r++) for (int p = 0; p < P; p++) acc[r][p] = load(sums + r * stride + p * kPanel);
+  for (int k = 0; k < count; k++) {
+    f32x16 v[P];
+    for (int p = 0; p < P; p++) v[p] = load(wide[p] + k * kPanel);
+    for (int r = 0; r < R; r++) {
+      const f32x16 a = set1(x[r][k]);
+      for (int p = 0; p < P; p++) acc[r][p] = fmadd(a, v[p], acc[r][p]);
+    }
+  }
+  for (int r = 0; r < R; r++) for (int p = 0; p < P; p++) store(sums + r * stride + p * kPanel, acc[r][p]);
+}
+
+// Up to four panels [panel, panel + panels) for rows [row0, row1)
+static void float_panels(const LinearCall& c, int panel, int panels, int row0, int row1, Scratch& s) {
+  const Packed& w = *c.w;
+  const int stride = panels * kPanel;
+  std::memset(s.sums, 0, sizeof(float) * size_t(row1 - row0) * size_t(stride));
+  for (int k = 0; k < w.k; k += kFloatChunk) {
+    const int end = k + kFloatChunk < w.k ? k + kFloatChunk : w.k;
+    for (int p = 0; p < panels; p++) widen_panel(w, panel + p, k, end, s.wide[p]);
+    for (int r = row0; r < row1;) {
+      const float* x[6];
+      const int left = row1 - r, take = panels == 4 ? 1 : left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+      for (int i = 0; i < take; i++) x[i] = c.in.x + int64_t(r + i) * c.in.stride + k;
+      float* sums = s.sums + (r - row0) * stride;
+      if (panels == 4) float_tile<1, 4>(x, s.wide, end - k, sums, stride);
+      else
+        for (int p = 0; p < panels; p++) {
+          if (take == 6) float_tile<6, 1>(x, s.wide + p, end - k, sums + p * kPanel, stride);
+          else if (take == 4) float_tile<4, 1>(x, s.wide + p, end - k, sums + p * kPanel, stride);
+          else if (take == 2) float_tile<2, 1>(x, s.wide + p, end - k, sums + p * kPanel, stride);
+          else float_tile<1, 1>(x, s.wide + p, end - k, sums + p * kPanel, stride);
+        }
+      r += take;
+    }
+  }
+  for (int r = row0; r < row1; r++)
+    for (int p = 0; p < panels; p++) finish(c, panel + p, r, load(s.sums + (r - row0) * stride + p * kPanel));
+}
+
+void linear(const LinearCall& call, int panel0, int panel1, void* scratch) {
+  Scratch& s = *static_cast<Scratch*>(scratch);
+  const Packed& w = *call.w;
+  const int rows = call.in.rows;
+  const bool integer = call.in.q != nullptr && (w.store == Store::Codes8 || w.store == Store::Codes4);
+  if (integer && rows == 1 && w.store == Store::Codes4 && w.meaning == Meaning::Int) {
+    for (int p = panel0; p < panel1; p++) codes4_row(call, p, 0);
+    return;
+  }
+  for (int row0 = 0; row0 < rows; row0 += kRowBlock) {
+    const int row1 = row0 + kRowBlock < rows ? row0 + kRowBlock : rows;
+    if (!integer) {
+      const int step = row1 - row0 == 1 ? 4 : 1;
+      for (int p = panel0; p < panel1;) {
+        const int take = p + step <= panel1 ? step : 1;
+        float_panels(call, p, take, row0, row1, s);
+        p += take;
+      }
+    } else if (w.store == Store::Codes8) {
+      for (int p = panel0; p < panel1; p++) in_tiles<Codes8Tile, const LinearCall*, int>(row0, row1, &call, p);
+    } else {
+      for (int p = panel0; p < panel1; p++) codes4_panel(call, p, row0, row1, s);
+    }
+  }
+}
+
+void embed(const Packed& w, const int32_t* tokens, float factor, float* y, int64_t y_stride, int row0, int row1) {
+  alignas(64) float wide[kFloatChunk * kPanel];
+  for (int r = row0; r < row1; r++)
+    for (int k = 0; k < w.k; k += kFloatChunk) {
+      const int end = k + kFloatChunk < w.k ? k + kFloatChunk : w.k;
+      widen_panel(w, tokens[r] / kPanel, k, end, wide);
+      for (int i = k; i < end; i++) y[r * y_stride + i] = wide[(i - k) * kPanel + tokens[r] % kPanel] * factor;
+    }
+}

@@ -1,0 +1,46 @@
+// Integer dot products without any vector instruction set.
+#pragma once
+#include "vec.h"
+
+namespace octavo::portable {
+
+constexpr int kTile = 4;
+struct Signed { int8_t v[64]; };
+struct Unsigned { uint8_t v[64]; };
+struct Ints { int32_t v[16]; };
+struct Shorts { int32_t v[16]; };
+struct WeightSum {};
+
+static inline Ints no_ints() { return {}; }
+static inline Shorts no_shorts() { return {}; }
+static inline WeightSum no_sum() { return {}; }
+static inline void sum_weights(WeightSum&, const Signed&) {}
+static inline Signed load_signed(const int8_t* p) { Signed s; std::memcpy(s.v, p, 64); return s; }
+static inline Unsigned load_unsigned(const uint8_t* p) { Unsigned u; std::memcpy(u.v, p, 64); return u; }
+static inline void dot_signed(Ints& acc, const Signed& w, int32_t a) {
+  int8_t b[4];
+  std::memcpy(b, &a, 4);
+  for (int r = 0; r < 16; r++) acc.v[r] += w.v[4 * r] * b[0] + w.v[4 * r + 1] * b[1] + w.v[4 * r + 2] * b[2] + w.v[4 * r + 3] * b[3];
+}
+static inline void dot_unsigned(Shorts& acc, const Unsigned& w, int32_t a) {
+  int8_t b[4];
+  std::memcpy(b, &a, 4);
+  for (int r = 0; r < 16; r++) acc.v[r] += w.v[4 * r] * b[0] + w.v[4 * r + 1] * b[1] + w.v[4 * r + 2] * b[2] + w.v[4 * r + 3] * b[3];
+}
+static inline void split_nibbles(const uint8_t* p, uint8_t* low, uint8_t* high) {
+  for (int i = 0; i < 64; i++) { low[i] = p[i] & 15; high[i] = p[i] >> 4; }
+}
+static inline void dot_nibbles(Shorts& low, Shorts& high, const uint8_t* p, int32_t a_low, int32_t a_high) {
+  Unsigned l, h;
+  split_nibbles(p, l.v, h.v);
+  dot_unsigned(low, l, a_low);
+  dot_unsigned(high, h, a_high);
+}
+static inline void widen_shorts(Ints& acc, const Shorts& s) { for (int r = 0; r < 16; r++) acc.v[r] += s.v[r]; }
+static inline Ints minus(Ints a, int32_t x) { for (int r = 0; r < 16; r++) a.v[r] -= x; return a; }
+static inline f32x16 to_float(const Ints& a) { return load_i32(a.v); }
+static inline f32x16 to_float(const Ints& a, const WeightSum&) { return load_i32(a.v); }
+static inline void look_up(const int8_t* table, uint8_t* codes, int count) { for (int i = 0; i < count; i++) codes[i] = uint8_t(table[codes[i]]); }
+static inline void prefetch(const void*) {}
+
+}  // namespace octavo::portable

@@ -1,0 +1,337 @@
+#include "program.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+namespace octavo {
+
+Block::~Block() { std::free(data_); }
+Block::Block(Block&& other) noexcept : data_(other.data_), bytes_(other.bytes_) { other.data_ = nullptr; other.bytes_ = 0; }
+void Block::reserve(size_t bytes) {
+  bytes = (bytes + 63) / 64 * 64;
+  if (bytes <= bytes_) return;
+  std::free(data_);
+  data_ = nullptr;
+  bytes_ = 0;
+  void* fresh = std::aligned_alloc(64, bytes);
+  if (!fresh) throw std::bad_alloc();
+  std::memset(fresh, 0, bytes);
+  data_ = fresh;
+  bytes_ = bytes;
+}
+
+namespace {
+
+struct Embed : Op {
+  int weight, out;
+  float factor;
+  void run(Program& p, const Step& step, int member) override {
+    const auto [a, b] = p.share(step.rows, member);
+    Buffer& y = p.at(out);
+    p.kernels().embed(p.packed(weight), step.tokens, factor, y.data(), y.stride, a, b);
+  }
+};
+
+struct Linear : Op {
+  int x, residual;
+  std::vector<int> weights, biases, outs;
+  bool quantized;
+  int k = 0, kpad = 0, panels = 0;
+
+  void run(Program& p, const Step& step, int member) override {
+    const int rows = p.rows(x, step);
+    if (rows == 0) return;
+    Buffer& in = p.at(x);
+    LinearCall call;
+    call.in.x = in.data();
+    call.in.stride = in.stride;
+    call.in.rows = rows;
+    if (quantized) {
+      // [rows, kpad] codes, [rows] scales, [rows, kpad/32] sums. One row: every member has its own copy and nobody waits.
+      const int copies = rows == 1 ? member : 0;
+      int8_t* q = p.quantized().as<int8_t>() + copies * bytes(1);
+      float* scale = reinterpret_cast<float*>(q + size_t(rows) * size_t(kpad));
+      int32_t* sums = reinterpret_cast<int32_t*>(scale + (rows + 15) / 16 * 16);
+      const auto [a, b] = rows == 1 ? std::pair<int, int>{0, 1} : p.share(rows, member);
+      p.kernels().quantize_rows(in.data(), in.stride, k, kpad, a, b, q, scale, sums);
+      if (rows > 1) p.team().barrier();
+      call.in.q = q;
+      call.in.scale = scale;
+      call.in.sums = sums;
+    }
+    const auto [first, last] = p.share(panels, member);
+    int start = 0;
+    for (size_t i = 0; i < weights.size(); i++) {
+      const Packed& w = p.packed(weights[i]);
+      const int count = w.panels(), a = std::max(first - start, 0), b = std::min(last - start, count);
+      start += count;
+      if (a >= b) continue;
+      Buffer& y = p.at(outs[i]);
+      call.w = &w;
+      call.bias = biases[i] < 0 ? nullptr : p.values(biases[i]).data();
+      call.y = y.data();
+      call.y_stride = y.stride;
+      call.residual = residual < 0 ? nullptr : p.at(residual).data();
+      call.residual_stride = residual < 0 ? 0 : p.at(residual).stride;
+      p.kernels().linear(call, a, b, p.scratch(member).as<void>());
+    }
+  }
+  size_t bytes(int rows) const {
+    const size_t raw = size_t(rows) * size_t(kpad) + sizeof(float) * size_t((rows + 15) / 16 * 16) + sizeof(int32_t) * size_t(rows) * size_t(kpad / kSumBlock);
+    return (raw + 63) / 64 * 64;
+  }
+};
+
+struct Norm : Op {
+  int x, gain, groups, out;
+  float eps, offset;
+  void run(Program& p, const Step& step, int member) override {
+    const auto [a, b] = p.share(p.rows(x, step), member);
+    Buffer &in = p.at(x), &y = p.at(out);
+    p.kernels().rms_norm(in.data(), in.stride, p.values(gain).data(), eps, offset, in.width / groups, groups, y.data(), y.stride, a, b);
+  }
+};
+
+struct Rope : Op {
+  int x, table, heads, head_dim, rotary;
+  void run(Program& p, const Step& step, int member) override {
+    const auto [a, b] = p.share(p.rows(x, step), member);
+    Buffer& in = p.at(x);
+    p.kernels().rope(in.data(), in.stride, heads, head_dim, rotary, p.values(table).data(), step.positions, a, b);
+  }
+};
+
+struct GateOp : Op {
+  Gate kind;
+  int g, up, out;
+  void run(Program& p, const Step& step, int member) override {
+    const auto [a, b] = p.share(p.rows(g, step), member);
+    Buffer &x = p.at(g), &u = p.at(up), &y = p.at(out);
+    p.kernels().gate(kind, x.data(), x.stride, u.data(), u.stride, x.width, y.data(), y.stride, a, b);
+  }
+};
+
+struct Add : Op {
+  int a, b, out;
+  void run(Program& p, const Step& step, int member) override {
+    const auto [first, last] = p.share(p.rows(a, step), member);
+    Buffer &x = p.at(a), &u = p.at(b), &y = p.at(out);
+    p.kernels().add_rows(x.data(), x.stride, u.data(), u.stride, x.width, y.data(), y.stride, first, last);
+  }
+};
+
+struct Softcap : Op {
+  int x;
+  float cap;
+  void run(Program& p, const Step& step, int member) override {
+    const auto [a, b] = p.share(p.rows(x, step), member);
+    p.kernels().softcap(p.at(x).data(), p.at(x).stride, p.at(x).width, cap, a, b);
+  }
+};
+
+struct Select : Op {
+  int x, out;
+  void run(Program& p, const Step& step, int member) override {
+    const auto [a, b] = p.share(step.logit_rows, member);
+    Buffer &in = p.at(x), &y = p.at(out);
+    for (int r = a; r < b; r++) std::memcpy(y.data() + r * y.stride, in.data() + step.select[r] * in.stride, sizeof(float) * size_t(in.width));
+  }
+};
+
+struct Attention : Op {
+  int q, k, v, out, layer, heads, window;
+  float scale, cap;
+  void run(Program& p, const Step& step, int member) override {
+    const auto [a, b] = p.share(step.rows, member);
+    const Buffer &kb = p.at(k), &vb = p.at(v), &qb = p.at(q), &y = p.at(out);
+    p.kernels().cache_write(p.cache(layer), kb.data(), kb.stride, vb.data(), vb.stride, step.slots, a, b);
+    if (member == 0) p.ticket().store(0, std::memory_order_relaxed);
+    p.team().barrier();
+    AttentionCall call;
+    call.step = &step;
+    call.cache = &p.cache(layer);
+    call.q = qb.data();
+    call.q_stride = qb.stride;
+    call.y = y.data();
+    call.y_stride = y.stride;
+    call.heads = heads;
+    call.scale = scale;
+    call.softcap = cap;
+    call.window = window;
+    const int items = p.kernels().attention_items(call);
+    // Later items of a prompt see more context: the largest go first
+    for (int i = p.ticket().fetch_add(1); i < items; i = p.ticket().fetch_add(1)) p.kernels().attention(call, items - 1 - i, p.scratch(member).as<void>());
+  }
+};
+
+}  // namespace
+
+int Program::buffer(int width, Rows rows) {
+  Buffer b;
+  b.width = width;
+  b.stride = (width + 15) / 16 * 16;
+  b.rows = rows;
+  buffers_.push_back(std::move(b));
+  return int(buffers_.size()) - 1;
+}
+int Program::constant(std::vector<float> values) {
+  constants_.push_back(std::move(values));
+  return int(constants_.size()) - 1;
+}
+int Program::weight(const Packed& packed) {
+  weights_.push_back(packed);
+  return int(weights_.size()) - 1;
+}
+
+void Program::embed(int weight, float factor, int out) {
+  auto op = std::make_unique<Embed>();
+  op->weight = weight;
+  op->factor = factor;
+  op->out = out;
+  vocabulary_ = std::min(vocabulary_, packed(weight).n);
+  if (packed(weight).k != at(out).width) throw std::invalid_argument("embed: the buffer is not as wide as the weight");
+  ops_.push_back(std::move(op));
+}
+
+void Program::linear(int x, std::vector<int> weights, std::vector<int> biases, std::vector<int> outs, int residual, bool quantized) {
+  auto op = std::make_unique<Linear>();
+  if (weights.empty() || weights.size() != outs.size() || weights.size() != biases.size()) throw std::invalid_argument("linear: weights, biases and outputs differ in number");
+  for (size_t i = 0; i < weights.size(); i++) {
+    const Packed& w = packed(weights[i]);
+    if (w.k != at(x).width || w.n != at(outs[i]).width) throw std::invalid_argument("linear: weight and buffers do not fit");
+    if (biases[i] >= 0 && values(biases[i]).size() != size_t(w.n)) throw std::invalid_argument("linear: bias and weight do not fit");
+    op->panels += w.panels();
+    op->kpad = (w.k + kStep - 1) / kStep * kStep;
+  }
+  if (residual >= 0 && at(residual).width != at(outs[0]).width) throw std::invalid_argument("linear: residual and output do not fit");
+  op->x = x;
+  op->k = at(x).width;
+  op->weights = std::move(weights);
+  op->biases = std::move(biases);
+  op->outs = std::move(outs);
+  op->residual = residual;
+  op->quantized = quantized;
+  if (quantized) widest_ = std::max(widest_, op->kpad);
+  ops_.push_back(std::move(op));
+}
+
+void Program::rms_norm(int x, int gain, float eps, float offset, int groups, int out) {
+  if (groups < 1 || at(x).width % groups || values(gain).size() != size_t(at(x).width / groups) || at(out).width != at(x).width)
+    throw std::invalid_argument("rms_norm: gain, groups and buffers do not fit");
+  auto op = std::make_unique<Norm>();
+  op->x = x;
+  op->gain = gain;
+  op->eps = eps;
+  op->offset = offset;
+  op->groups = groups;
+  op->out = out;
+  ops_.push_back(std::move(op));
+}
+
+void Program::rope(int x, int table, int heads, int head_dim, int rotary) {
+  if (heads * head_dim != at(x).width || rotary % 2 || rotary < 2 || rotary > head_dim || values(table).size() % size_t(rotary))
+    throw std::invalid_argument("rope: table, heads and buffer do not fit");
+  auto op = std::make_unique<Rope>();
+  op->x = x;
+  op->table = table;
+  op->heads = heads;
+  op->head_dim = head_dim;
+  op->rotary = rotary;
+  positions_ = std::min<int64_t>(positions_, int64_t(values(table).size()) / rotary);
+  ops_.push_back(std::move(op));
+}
+
+void Program::gate(int kind, int gate, int up, int out) {
+  if (kind < 0 || kind > 2 || at(gate).width != at(up).width || at(out).width != at(up).width) throw std::invalid_argument("gate: buffers do not fit");
+  auto op = std::make_unique<GateOp>();
+  op->kind = Gate(kind);
+  op->g = gate;
+  op->up = up;
+  op->out = out;
+  ops_.push_back(std::move(op));
+}
+
+void Program::add(int a, int b, int out) {
+  if (at(a).width != at(b).width || at(out).width != at(a).width) throw std::invalid_argument("add: buffers do not fit");
+  auto op = std::make_unique<Add>();
+  op->a = a;
+  op->b = b;
+  op->out = out;
+  ops_.push_back(std::move(op));
+}
+
+void Program::softcap(int x, float cap) {
+  auto op = std::make_unique<Softcap>();
+  op->x = x;
+  op->cap = cap;
+  ops_.push_back(std::move(op));
+}
+
+void Program::select(int x, int out) {
+  if (at(x).width != at(out).width) throw std::invalid_argument("select: buffers do not fit");
+  auto op = std::make_unique<Select>();
+  op->x = x;
+  op->out = out;
+  ops_.push_back(std::move(op));
+}
+
+void Program::attention(int q, int k, int v, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window, float softcap) {
+  if (heads < 1 || kv_heads < 1 || heads % kv_heads || at(q).width != heads * head_dim || at(out).width != heads * head_dim ||
+      at(k).width != kv_heads * head_dim || at(v).width != kv_heads * head_dim)
+    throw std::invalid_argument("attention: heads and buffers do not fit");
+  auto op = std::make_unique<Attention>();
+  op->q = q;
+  op->k = k;
+  op->v = v;
+  op->out = out;
+  op->layer = layer;
+  op->heads = heads;
+  op->scale = scale;
+  op->window = window;
+  op->cap = softcap;
+  layers_ = std::max(layers_, layer + 1);
+  ops_.push_back(std::move(op));
+}
+
+size_t Program::buffer_bytes() const {
+  size_t total = quantized_.bytes();
+  for (const auto& b : buffers_) total += b.block.bytes();
+  for (const auto& s : scratch_) total += s.bytes();
+  return total;
+}
+
+void Program::run(const Step& step, const std::vector<CacheLayer>& cache, int result, float* logits) {
+  // Room for this many rows. Buffers only ever grow, and nothing in them outlives a step.
+  for (auto& b : buffers_) b.block.reserve(sizeof(float) * size_t(b.stride) * size_t(std::max(b.rows == Rows::Step ? step.rows : step.logit_rows, 1)));
+  if (widest_) {
+    Linear sizes;
+    sizes.kpad = widest_;
+    quantized_.reserve(std::max(sizes.bytes(std::max(step.rows, step.logit_rows)), sizes.bytes(1) * size_t(members())));
+  }
+  size_t need = kernels_.linear_scratch_bytes();
+  for (const auto& op : ops_)
+    if (const auto* a = dynamic_cast<const Attention*>(op.get())) {
+      AttentionCall call;
+      call.step = &step;
+      call.cache = &cache[size_t(a->layer)];
+      call.heads = a->heads;
+      need = std::max(need, kernels_.attention_scratch_bytes(call));
+    }
+  scratch_.resize(size_t(members()));
+  for (auto& s : scratch_) s.reserve(need);
+  cache_ = &cache;
+  Buffer& out = at(result);
+  team_->run([&](int member) {
+    for (auto& op : ops_) {
+      op->run(*this, step, member);
+      team_->barrier();
+    }
+    const auto [a, b] = share(step.logit_rows, member);
+    for (int r = a; r < b; r++) std::memcpy(logits + int64_t(r) * out.width, out.data() + r * out.stride, sizeof(float) * size_t(out.width));
+  });
+}
+
+}  // namespace octavo

@@ -1,0 +1,105 @@
+// A model's forward as a flat list of operations over numbered float32 buffers: described once, replayed for every step.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ops.h"
+#include "team.h"
+
+namespace octavo {
+
+// A 64-byte aligned block that only grows; what it held is lost when it does.
+class Block {
+ public:
+  ~Block();
+  Block() = default;
+  Block(Block&& other) noexcept;
+  Block& operator=(Block&&) = delete;
+  void reserve(size_t bytes);
+  template <class T> T* as() const { return static_cast<T*>(data_); }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+enum class Rows { Step, Logits };
+
+struct Buffer {
+  int width = 0;
+  int64_t stride = 0;  // floats; rows start 64-byte aligned
+  Rows rows = Rows::Step;
+  Block block;
+  float* data() const { return block.as<float>(); }
+};
+
+class Program;
+
+struct Op {
+  virtual ~Op() = default;
+  // Called by every member of the team. An op that needs to meet inside calls team.barrier(); all members meet after it anyway.
+  virtual void run(Program& program, const Step& step, int member) = 0;
+};
+
+class Program {
+ public:
+  Program(std::shared_ptr<Team> team, const Kernels& kernels) : team_(std::move(team)), kernels_(kernels) {}
+
+  int buffer(int width, Rows rows);
+  int constant(std::vector<float> values);           // norm gains, biases, rope tables
+  int weight(const Packed& packed);                  // the data stays with the caller
+
+  void embed(int weight, float factor, int out);
+  void linear(int x, std::vector<int> weights, std::vector<int> biases, std::vector<int> outs, int residual, bool quantized);
+  void rms_norm(int x, int gain, float eps, float offset, int groups, int out);
+  void rope(int x, int table, int heads, int head_dim, int rotary);
+  void gate(int kind, int gate, int up, int out);
+  void add(int a, int b, int out);
+  void softcap(int x, float cap);
+  void select(int x, int out);
+  void attention(int q, int k, int v, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window, float softcap);
+
+  // Runs the list; the rows of `result` (a Logits buffer) go to `logits` [logit_rows, width]. The step has been checked.
+  void run(const Step& step, const std::vector<CacheLayer>& cache, int result, float* logits);
+
+  // Least table length and smallest vocabulary over the ops: what tokens and positions must stay below
+  int vocabulary() const { return vocabulary_; }
+  int positions() const { return positions_; }
+  int layers() const { return layers_; }
+  size_t ops() const { return ops_.size(); }
+  size_t buffer_bytes() const;
+  int members() const { return team_->size(); }
+
+  // For ops
+  Buffer& at(int i) { return buffers_[size_t(i)]; }
+  const std::vector<float>& values(int i) const { return constants_[size_t(i)]; }
+  const Packed& packed(int i) const { return weights_[size_t(i)]; }
+  const Kernels& kernels() const { return kernels_; }
+  Team& team() { return *team_; }
+  const CacheLayer& cache(int layer) const { return (*cache_)[size_t(layer)]; }
+  int rows(int buffer, const Step& step) const { return buffers_[size_t(buffer)].rows == Rows::Step ? step.rows : step.logit_rows; }
+  // This member's share [first, last) of n things
+  std::pair<int, int> share(int n, int member) const { return {int(int64_t(n) * member / members()), int(int64_t(n) * (member + 1) / members())}; }
+  Block& scratch(int member) { return scratch_[size_t(member)]; }
+  Block& quantized() { return quantized_; }
+  std::atomic<int>& ticket() { return ticket_; }
+
+ private:
+  std::shared_ptr<Team> team_;
+  const Kernels& kernels_;
+  std::vector<Buffer> buffers_;
+  std::vector<std::vector<float>> constants_;
+  std::vector<Packed> weights_;
+  std::vector<std::unique_ptr<Op>> ops_;
+  std::vector<Block> scratch_;
+  Block quantized_;
+  int widest_ = 0;  // largest k of a quantized linear
+  std::atomic<int> ticket_{0};
+  const std::vector<CacheLayer>* cache_ = nullptr;
+  int vocabulary_ = INT32_MAX, positions_ = INT32_MAX, layers_ = 0;
+};
+
+}  // namespace octavo

@@ -1,0 +1,17 @@
+// Which instruction sets are compiled in and can run here.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "ops.h"
+
+namespace octavo {
+
+// Names of the sets that this CPU and operating system can run and this build holds, best first.
+std::vector<std::string> available_isas();
+// The kernels of a set, or of the best one for ""; throws std::invalid_argument with what is available.
+const Kernels& kernels_for(const std::string& isa);
+// Features of this CPU that kernels care about, e.g. "avx2", "avx512vnni", "amx_int8".
+std::vector<std::string> cpu_features();
+
+}  // namespace octavo

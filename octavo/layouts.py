@@ -1,0 +1,263 @@
+"""panel16: the one packed layout of weights, that every native kernel reads and that the cache stores.
+
+Sixteen output rows to a panel, four K values of each row side by side; csrc/ops.h (struct Packed) draws the bytes. Packing moves codes and
+changes none: `unpack(pack(q))` has the codes, scales and zeros of q (zero points and offsets as float zeros). Work goes by panels, so temporaries stay small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from . import formats
+from .errors import KernelError
+from .qtensor import QTensor
+from .schemes import TensorSpec
+
+LAYOUT = "panel16.1"  # changes whenever the bytes do; part of every cache key
+PANEL, STEP, BLOCK, ALIGN = 16, 64, 32, 64
+ROWS_AT_ONCE = 512
+STORES = {"f32": 0, "bf16": 1, "codes8": 2, "codes4": 3}
+SCALE_TYPES = {"fp32": 0, "fp16": 1, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class PackedMeta:
+    """What a blob means. `spec` is the TensorSpec it came from; `table` the 16 values of a table format, empty otherwise."""
+
+    layout: str
+    store: str
+    scale_type: str
+    n: int
+    k: int
+    kpad: int
+    group: int
+    groups: int
+    has_zeros: bool
+    table: tuple[float, ...]
+    spec: TensorSpec
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> PackedMeta:
+        """The inverse of to_json. Raises KeyError or TypeError for anything else."""
+        return PackedMeta(**{**data, "table": tuple(data["table"]), "spec": TensorSpec(**data["spec"])})
+
+    @property
+    def panels(self) -> int:
+        return -(-self.n // PANEL)
+
+    @property
+    def zeros_offset(self) -> int:
+        return self.groups * PANEL * (4 if self.scale_type == "fp32" else 2) if self.store.startswith("codes") else 0
+
+    @property
+    def values_offset(self) -> int:
+        end = self.zeros_offset + (self.groups * PANEL * 4 if self.has_zeros else 0)
+        return -(-end // ALIGN) * ALIGN
+
+    @property
+    def panel_bytes(self) -> int:
+        """Bytes of one panel: scales, zeros, values, each part as csrc/ops.h says; a multiple of 64."""
+        values = {"f32": 64 * self.k, "bf16": 32 * self.k, "codes8": 16 * self.kpad, "codes4": 8 * self.kpad}[self.store]
+        return self.values_offset + -(-values // ALIGN) * ALIGN
+
+    @property
+    def nbytes(self) -> int:
+        return self.panels * self.panel_bytes
+
+
+@dataclass(frozen=True)
+class Packed:
+    """`blob` uint8 [meta.nbytes], 64-byte aligned; perhaps a read-only map of a file."""
+
+    blob: np.ndarray
+    meta: PackedMeta
+
+
+def why_not(spec: TensorSpec) -> str | None:
+    """None when panel16 can hold a weight of this spec, else the reason."""
+    number = formats.get(spec.format)
+    if not spec.quantized:
+        return None
+    if number.kind == "float" and number.bits > 4:
+        return f"panel16 holds integers, 4-bit tables and 16- or 32-bit floats, not {spec.format}"
+    if spec.granularity == "group" and spec.size % BLOCK:
+        return f"panel16 needs groups that are multiples of {BLOCK}, not {spec.size}"
+    if spec.granularity == "block" and spec.columns % BLOCK:
+        return f"panel16 needs blocks whose columns are a multiple of {BLOCK}, not {spec.columns}"
+    return None
+
+
+def describe(spec: TensorSpec, n: int, k: int) -> PackedMeta:
+    """The layout of a weight [n, k] of this spec, before there are any numbers. Raises KernelError when it has none."""
+    if (reason := why_not(spec)) is not None:
+        raise KernelError(reason)
+    number = formats.get(spec.format)
+    if not spec.quantized:
+        store = "f32" if spec.format == "fp32" else "bf16"
+        if spec.format == "fp16":
+            store = "f32"  # float16 has digits that bfloat16 lacks
+        return PackedMeta(LAYOUT, store, "fp32", n, k, k, 0, 0, False, (), spec)
+    kpad = -(-k // STEP) * STEP
+    columns = spec.size if spec.granularity == "group" else spec.columns if spec.granularity == "block" else 0
+    group = columns if columns and columns < k else kpad
+    table = () if number.kind == "int" else tuple(float(v) for v in number.decode(np.arange(16, dtype=np.uint8)))
+    scale_type = spec.scale_format if spec.scale_format in SCALE_TYPES and not number.two_level else "fp32"
+    small = number.bits <= 4
+    return PackedMeta(LAYOUT, "codes4" if small else "codes8", scale_type, n, k, kpad, group, -(-k // group),
+                      not spec.symmetric, table, spec)
+
+
+def aligned(nbytes: int) -> np.ndarray:
+    """Zeroed uint8 [nbytes] that starts at a multiple of 64."""
+    raw = np.zeros(nbytes + ALIGN, np.uint8)
+    start = -raw.ctypes.data % ALIGN
+    return raw[start : start + nbytes]
+
+
+def pack(q: QTensor) -> Packed:
+    """A weight [n, k] in panels. Raises KernelError for a spec without a layout (see `why_not`).
+
+    Offsets become zero points, -offset / scale; where a scale is 0 they must be 0 too.
+    """
+    if len(q.shape) != 2:
+        raise KernelError(f"panel16 holds matrices, not a tensor of shape {q.shape}")
+    n, k = q.shape
+    meta = describe(q.spec, n, k)
+    packed = Packed(aligned(meta.nbytes), meta)
+    for row in range(0, meta.panels * PANEL, ROWS_AT_ONCE):
+        pack_rows(packed, row, _rows(q, row, min(row + ROWS_AT_ONCE, n)))
+    return packed
+
+
+def pack_rows(packed: Packed, row: int, part: QTensor) -> None:
+    """Puts the rows of `part` at `row` (a multiple of 16) of a packed weight that is being filled; `part` is of the packed spec."""
+    meta = packed.meta
+    count = part.shape[0]
+    panels = packed.blob.reshape(meta.panels, meta.panel_bytes)[row // PANEL : -(-(row + count) // PANEL)]
+    values = panels[:, meta.values_offset :]
+    if meta.store in ("f32", "bf16"):
+        codes = part.dequantize() if part.spec.format == "fp16" else np.asarray(part.codes)
+        lanes = _lanes(codes)  # [panels, 16, k]
+        size = lanes.dtype.itemsize
+        values[:, : 16 * size * meta.k] = np.ascontiguousarray(lanes.transpose(0, 2, 1)).view(np.uint8).reshape(len(panels), -1)
+        return
+    scales, zeros = _scales_and_zeros(part, meta)
+    stored = formats.get(meta.scale_type).encode(_lanes(scales).transpose(0, 2, 1))
+    panels[:, : meta.zeros_offset] = np.ascontiguousarray(stored).view(np.uint8).reshape(len(panels), -1)
+    if zeros is not None:
+        flat = np.ascontiguousarray(_lanes(zeros).transpose(0, 2, 1), np.float32)
+        panels[:, meta.zeros_offset : meta.zeros_offset + flat[0].nbytes] = flat.view(np.uint8).reshape(len(panels), -1)
+    codes = np.asarray(part.codes)
+    if meta.store == "codes4":
+        shift = 8 if codes.dtype == np.int8 else 0
+        padded = np.zeros((count, meta.kpad), np.uint8)
+        padded[:, : meta.k] = (codes + np.int8(shift)).view(np.uint8) if shift else codes
+        steps = _lanes(padded).reshape(len(panels), PANEL, meta.kpad // STEP, 2, 8, 4)  # half (low, high nibble), step, k
+        both = steps[:, :, :, 0] | (steps[:, :, :, 1] << 4)
+        values[:, : 8 * meta.kpad] = both.transpose(0, 2, 3, 1, 4).reshape(len(panels), -1)
+    else:
+        padded8 = np.zeros((count, meta.kpad), np.int8)
+        padded8[:, : meta.k] = codes if codes.dtype == np.int8 else (codes.astype(np.int16) - 128).astype(np.int8)
+        fours = _lanes(padded8).reshape(len(panels), PANEL, meta.kpad // 4, 4)
+        values[:, : 16 * meta.kpad] = fours.transpose(0, 2, 1, 3).reshape(len(panels), -1).view(np.uint8)
+
+
+def unpack(packed: Packed, rows: slice | None = None) -> QTensor:
+    """The QTensor that was packed, or its rows [start, stop); start a multiple of 16."""
+    meta, spec = packed.meta, packed.meta.spec
+    start, stop = (0, meta.n) if rows is None else (rows.start or 0, meta.n if rows.stop is None else min(rows.stop, meta.n))
+    count = stop - start
+    panels = packed.blob.reshape(meta.panels, meta.panel_bytes)[start // PANEL : -(-stop // PANEL)]
+    values = panels[:, meta.values_offset :]
+    shape = (count, meta.k)
+    if meta.store in ("f32", "bf16"):
+        dtype = np.dtype(np.float32 if meta.store == "f32" else np.uint16)
+        lanes = np.ascontiguousarray(values[:, : 16 * dtype.itemsize * meta.k]).view(dtype).reshape(len(panels), meta.k, PANEL)
+        codes = _unlane(lanes.transpose(0, 2, 1), count)
+        return QTensor(codes.astype(np.float16) if spec.format == "fp16" else codes, None, spec, shape)
+    if meta.store == "codes4":
+        both = np.ascontiguousarray(values[:, : 8 * meta.kpad]).reshape(len(panels), meta.kpad // STEP, 8, PANEL, 4).transpose(0, 3, 1, 2, 4)
+        halves = np.stack((both & 15, both >> 4), axis=3)
+        codes = _unlane(halves.reshape(len(panels), PANEL, meta.kpad), count)[:, : meta.k]
+        if formats.get(spec.format).kind == "int" and spec.symmetric:
+            codes = (codes.view(np.int8) - np.int8(8)).astype(np.int8)
+    else:
+        fours = np.ascontiguousarray(values[:, : 16 * meta.kpad]).view(np.int8).reshape(len(panels), meta.kpad // 4, PANEL, 4)
+        codes = _unlane(fours.transpose(0, 2, 1, 3).reshape(len(panels), PANEL, meta.kpad), count)[:, : meta.k]
+        if not spec.symmetric:
+            codes = (codes.astype(np.int16) + 128).astype(np.uint8)
+    width = np.dtype(np.float32 if meta.scale_type == "fp32" else np.float16 if meta.scale_type == "fp16" else np.uint16)
+    stored = np.ascontiguousarray(panels[:, : meta.zeros_offset]).view(width).reshape(len(panels), meta.groups, PANEL)
+    scales = _unlane(formats.get(meta.scale_type).decode(stored).transpose(0, 2, 1), count)
+    zeros = None
+    if meta.has_zeros:
+        flat = np.ascontiguousarray(panels[:, meta.zeros_offset : meta.zeros_offset + meta.groups * PANEL * 4]).view(np.float32)
+        zeros = _unlane(flat.reshape(len(panels), meta.groups, PANEL).transpose(0, 2, 1), count) + np.float32(128 if meta.store == "codes8" else 0)
+    two_level = formats.get(spec.format).two_level
+    return QTensor(np.ascontiguousarray(codes), _cells(scales, spec), spec, shape, None if zeros is None else _cells(zeros, spec),
+                   outer=np.float32(1) if two_level else None)
+
+
+def _rows(q: QTensor, start: int, stop: int) -> QTensor:
+    """Rows [start, stop) of q. Scales that cross rows stay whole: `_scales_and_zeros` spreads them."""
+    spread = q.spec.granularity in ("tensor", "block") and q.scales is not None
+
+    def part(array: Any) -> Any:
+        if array is None:
+            return None
+        array = np.asarray(array)
+        if spread:
+            per = q.shape[0] if q.spec.granularity == "tensor" else q.spec.size
+            array = np.repeat(array, per, axis=0)
+        return array[start:stop]
+
+    return QTensor(np.asarray(q.codes)[start:stop], part(q.scales), q.spec, (stop - start, q.shape[1]), part(q.zeros), part(q.offsets), q.outer)
+
+
+def _scales_and_zeros(part: QTensor, meta: PackedMeta) -> tuple[np.ndarray, np.ndarray | None]:
+    """(scales, zeros) [rows, groups] float32; zeros already moved by 128 where codes8 stores unsigned codes."""
+    rows = part.shape[0]
+    scales = np.asarray(part.scales, np.float32)
+    if part.outer is not None:
+        scales = scales * np.float32(part.outer)
+
+    def spread(array: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(array, (rows, array.shape[1])) if array.shape[0] != rows else array
+
+    scales = spread(scales)
+    if not meta.has_zeros:
+        return scales, None
+    if part.zeros is not None:
+        zeros = spread(np.asarray(part.zeros, np.float32))
+    else:
+        offsets = spread(np.asarray(part.offsets, np.float32))
+        if bool(np.any((scales == 0) & (offsets != 0))):
+            raise KernelError("an offset without a scale has no place in panel16", remedy="dequantize this tensor to 16 bits")
+        zeros = -offsets / np.where(scales == 0, np.float32(1), scales)
+    return scales, zeros - np.float32(128) if meta.store == "codes8" else zeros
+
+
+def _cells(rows: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """One row of scales per cell again, where cells span rows."""
+    if spec.granularity == "tensor":
+        return np.ascontiguousarray(rows[:1])
+    return np.ascontiguousarray(rows[:: spec.size] if spec.granularity == "block" else rows)
+
+
+def _lanes(rows: np.ndarray) -> np.ndarray:
+    """[count, width] -> [panels, 16, width], missing rows zero."""
+    count, width = rows.shape
+    missing = -count % PANEL
+    if missing:
+        rows = np.concatenate([rows, np.zeros((missing, width), rows.dtype)])
+    return rows.reshape(-1, PANEL, width)
+
+
+def _unlane(lanes: np.ndarray, count: int) -> np.ndarray:
+    return np.ascontiguousarray(lanes.reshape(-1, lanes.shape[-1])[:count])
