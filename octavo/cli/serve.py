@@ -1,0 +1,146 @@
+"""`octavo serve MODEL`: an HTTP server that speaks OpenAI's API."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ._command import Command
+from ._model import ModelOptions, load_model
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+    from ..loading import LoadedModel
+
+
+@dataclass
+class Options(ModelOptions):
+    _: KW_ONLY
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all."""
+
+    port: int = 8000
+    """Port to listen on; 0 takes a free one."""
+
+    served_model_name: list[str] | None = None
+    """Name that clients give as `model`; may be repeated. Default: the model's own."""
+
+    api_key: str | None = None
+    """Key that clients must send; default: OCTAVO_API_KEY, or none."""
+
+    protect_metrics: bool = False
+    """Ask for the key on /metrics too."""
+
+    cors_origin: list[str] | None = None
+    """Origin of web pages that may call this server; may be repeated. Default: none."""
+
+    max_batch: int = 64
+    """Sequences computed together."""
+
+    max_batch_tokens: int = 512
+    """Rows of one step. More: faster prompts; less: shorter gaps for the others."""
+
+    max_queue: int = 512
+    """Requests that may wait; one more gets status 429."""
+
+    kv_memory_mb: int | None = None
+    """Memory of the key-value cache in MB; default: what --max-batch needs, at most a quarter of what is available."""
+
+    prefix_cache: bool = True
+    """Reuse the cache of prompts that begin the same."""
+
+    max_tokens: int | None = None
+    """Longest answer a request may ask for; default: what the context allows."""
+
+    max_body_bytes: int = 4 << 20
+    """Largest body of a request."""
+
+    request_timeout: float | None = 600.0
+    """Seconds from a request to its last token."""
+
+    drain_seconds: float = 30.0
+    """Seconds that running requests get to finish when the server is stopped."""
+
+    log_level: str = "info"
+    """debug, info, warning or error."""
+
+
+def run(options: Options) -> int:
+    """Serve a model over HTTP with OpenAI's API; quantizes it while it loads."""
+    from ..engine import Engine, EngineOptions
+    from ..serve.options import ServerOptions
+    from ..serve.server import Server, bind, listening
+    from ..settings import read_settings
+
+    _log(options.log_level)
+    engine_options = EngineOptions(
+        max_batch=options.max_batch, max_batch_tokens=options.max_batch_tokens, max_queue=options.max_queue, prefix_cache=options.prefix_cache,
+        kv_memory=options.kv_memory_mb * 1_000_000 if options.kv_memory_mb is not None else None, max_model_len=options.max_model_len,
+        request_timeout=options.request_timeout, max_choices=128,
+    )
+    api_key = options.api_key if options.api_key is not None else read_settings().api_key
+    server_options = ServerOptions(
+        names=tuple(options.served_model_name or [plain_name(options.model)]), api_key=api_key, protect_metrics=options.protect_metrics,
+        cors_origins=tuple(options.cors_origin or ()), max_body_bytes=options.max_body_bytes, max_tokens=options.max_tokens, drain_seconds=options.drain_seconds,
+        request_timeout=options.request_timeout,
+    )
+    listener = bind(options.host, options.port)
+    host, port = listening(listener)
+    began = time.perf_counter()
+
+    def load(check: Callable[[], None]) -> tuple[LoadedModel, Engine]:
+        loaded = load_model(options, check)
+        return loaded, Engine(loaded, engine_options)
+
+    def ready(loaded: LoadedModel, engine: Engine) -> None:
+        print(greeting(loaded, engine, server_options.names, f"http://{host}:{port}", api_key is not None, time.perf_counter() - began), flush=True)
+
+    Server(server_options, load, ready).run(listener)
+    return 0
+
+
+def plain_name(model: str) -> str:
+    """The name of a model as one says it: a hub id as it is, a folder's or a file's name without what tells its format."""
+    path = Path(model)
+    if not path.exists():
+        return model
+    name = path.resolve().name
+    if path.is_dir():
+        return name
+    stem = name.removesuffix(".gguf")
+    base, dot, last = stem.rpartition(".")
+    return base if dot and last[:1] in ("Q", "F", "B", "I") and last.isupper() else stem
+
+
+def greeting(loaded: LoadedModel, engine: Engine, names: tuple[str, ...], url: str, keyed: bool, seconds: float) -> str:
+    """What is served, how, and a line to try."""
+    body = {"model": names[0], "messages": [{"role": "user", "content": "Name three rivers."}]}
+    key = " -H 'Authorization: Bearer KEY'" if keyed else ""
+    rows = [
+        ("model", f"{', '.join(names)} ({loaded.name}), up to {engine.max_model_len} tokens"),
+        ("precision", str(loaded.plan)),
+        ("KV cache", f"{engine.kv_bytes / 1e6:.0f} MB in {engine.kv_pages} pages, {loaded.cache_spec.format}"),
+        ("ready", f"after {seconds:.1f} s at {url}/v1"),
+        ("try", f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'"),
+    ]
+    return "\n".join(f"{label:<10} {text}" for label, text in rows)
+
+
+def _log(level: str) -> None:
+    from ..errors import UsageError
+
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        raise UsageError(f"unknown level {level!r}", where="--log-level", remedy="debug, info, warning or error")
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("octavo").setLevel(number)
+
+
+COMMAND = Command("serve", Options, run)
