@@ -121,7 +121,7 @@ def _heading(module: str, heading: str) -> str:
     """The text under one of the fixed headings of a plug-in's docstring, on one line."""
     text = inspect.getdoc(importlib.import_module(module)) or ""
     _, found, rest = text.partition(f"{heading}: ")
-    lines = []
+    lines: list[str] = []
     for line in rest.split("\n") if found else []:
         if lines and line.split(":")[0] in ("What it is", "When to choose it", "Limits", "Source"):
             break
