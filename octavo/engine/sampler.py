@@ -10,13 +10,16 @@ So the same seed gives the same text in any batch, after a preemption and after 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .request import Sampling, TokenLogprob
 
 _MASK = (1 << 64) - 1
-_HEADS = (np.float32(1e-3), np.float32(1e-6), np.float32(0))   # what goes into the head, relative to the largest probability: tried in turn
 _NEVER = np.float32(-np.inf)
+# What goes into the head, as the logarithm of the weight relative to the likeliest token's: tried in turn, the last is the whole row.
+_HEADS = (np.float32(math.log(1e-3)), np.float32(math.log(1e-6)), _NEVER)
 
 
 def _splitmix(x: int) -> int:
@@ -75,7 +78,7 @@ class Sampler:
         s = sampling
         self.greedy = s.temperature < 1e-5      # below, the draw is greedy but for rounding
         self.bias = (np.array(list(s.logit_bias), np.int64), np.array(list(s.logit_bias.values()), np.float32)) if s.logit_bias else None
-        self.ends = np.array(end_ids, np.int64)
+        self.ends = np.array(sorted(set(end_ids)), np.int64)
         self._penal = s.presence_penalty != 0 or s.frequency_penalty != 0
         self._repeats = s.repetition_penalty != 1
         self._seen: np.ndarray | None = None     # bool: in the prompt or the answer
@@ -131,25 +134,24 @@ class Sampler:
         return row
 
 
-def _draw(row: np.ndarray, top: np.float32, s: Sampling, u: float, weight: np.ndarray) -> int:
-    """Draw from softmax(row / temperature) cut by top_k, top_p and min_p. `top` is the largest value of row, u in [0, 1); `weight` is
-    written."""
+def _draw(row: np.ndarray, top: np.float32, s: Sampling, u: float, work: np.ndarray) -> int:
+    """Draw from softmax(row / temperature) cut by top_k, top_p and min_p. `top` is the largest value of row, u in [0, 1); `work` is
+    written. Weights are relative to the likeliest token's."""
+    scale = np.float32(1 / s.temperature)
     cut_k = 0 < s.top_k < row.size
-    np.subtract(row, top, out=weight)
-    if s.temperature != 1:
-        weight *= np.float32(1 / s.temperature)
-    np.exp(weight, out=weight)                      # relative to the likeliest token: at most 1
     if not cut_k and s.top_p >= 1:
-        if s.min_p > 0:
-            weight[weight < np.float32(s.min_p)] = 0
-        return _pick(weight, u)
-    total = 0.0 if cut_k else float(weight.sum())
+        if not s.min_p:
+            return _pick(_weights(row, top, scale, work), u)
+        ids = np.flatnonzero(row >= top + np.float32(math.log(s.min_p)) / scale)
+        return int(ids[_pick(_weights(row[ids], top, scale), u)])
+    total = 0.0 if cut_k else float(_weights(row, top, scale, work).sum())
     for least in _HEADS:
-        ids = np.flatnonzero(weight >= least)
-        if cut_k and ids.size < s.top_k and least:
+        ids = np.flatnonzero(row >= top + least / scale)
+        if ids.size < s.top_k and cut_k and least > _NEVER:
             continue
-        ids = ids[np.argsort(-weight[ids], kind="stable")]
-        head = weight[ids]
+        head = _weights(row[ids], top, scale)
+        order = np.argsort(-head, kind="stable")
+        ids, head = ids[order], head[order]
         sums = np.cumsum(head, dtype=np.float64)
         if cut_k:
             ids, head, sums = ids[: s.top_k], head[: s.top_k], sums[: s.top_k]
@@ -157,13 +159,20 @@ def _draw(row: np.ndarray, top: np.float32, s: Sampling, u: float, weight: np.nd
         keep = ids.size
         if s.top_p < 1:
             wanted = s.top_p * total
-            if sums[-1] < wanted and least:
+            if sums[-1] < wanted and least > _NEVER:
                 continue                            # the nucleus reaches beyond the head
             keep = min(int(np.searchsorted(sums, wanted)) + 1, keep)
         if s.min_p > 0:
             keep = min(keep, int(np.searchsorted(-head, -np.float32(s.min_p), side="right")))
         return int(ids[min(int(np.searchsorted(sums[:keep], u * sums[keep - 1], side="right")), keep - 1)])
     raise AssertionError("unreachable: the last head is the whole row")
+
+
+def _weights(values: np.ndarray, top: np.float32, scale: np.float32, out: np.ndarray | None = None) -> np.ndarray:
+    weight = np.subtract(values, top, out=out)
+    if scale != 1:
+        weight *= scale
+    return np.exp(weight, out=weight)
 
 
 _BLOCK = 256
