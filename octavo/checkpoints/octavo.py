@@ -1,0 +1,120 @@
+"""octavo: what Octavo quantized, ready to be mapped.
+
+What it is: a folder of safetensors files whose weights are panels as the kernels read them (U8 blobs at multiples of 64 bytes), with
+config.json holding a `quantization_config` (quant_method "octavo", the plan, the meaning of each blob), tokenizer files, and
+manifest.json saying what it was made of.
+When to choose it: the cache of models quantized as they load, and for handing such a model on.
+Limits: only Octavo computes with the blobs; the layout's version must be this program's.
+Source: csrc/ops.h (struct Packed), octavo/layouts.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .. import layouts
+from ..errors import CheckpointError, OctavoError
+from ..layouts import Packed, PackedMeta
+from ..qtensor import QTensor
+from ._folder import quant_method
+from ._json import read_object, shown
+from ._mapped import MappedFile, row_range
+from ._octavo_writer import MANIFEST, METHOD, VERSION, OctavoWriter
+from ._safetensors_header import Entry
+from .base import TensorInfo
+from .safetensors import SPECS, SafetensorsCheckpoint, map_tensors
+
+__all__ = ["CODEC", "OctavoCheckpoint", "OctavoWriter"]
+
+
+class OctavoCheckpoint(SafetensorsCheckpoint):
+    """A folder that OctavoWriter wrote. `plan` and `manifest` are as they were given to it."""
+
+    codec = "octavo"
+
+    def __init__(self, path: Path, config: dict[str, Any], tensors: dict[str, TensorInfo], places: dict[str, tuple[MappedFile, int]],
+                 metas: dict[str, PackedMeta]) -> None:
+        super().__init__(path, config, tensors, places)
+        self._metas = metas
+        self.plan: dict[str, Any] = config["quantization_config"].get("plan") or {}
+        self.manifest = read_object(path / MANIFEST, required=False)
+
+    def packed(self, name: str) -> Packed | None:
+        """The weight as kernels read it: a read-only view of the mapped file, 64-byte aligned. None for plain arrays."""
+        info, meta = self.info(name), self._metas.get(name)
+        if meta is None:
+            return None
+        file, start = self._places[name]
+        return Packed(file.array("u1", info.nbytes, start), meta)
+
+    def read(self, name: str, rows: slice | None = None) -> QTensor:
+        """See Checkpoint.read. Packed weights are unpacked."""
+        packed = self.packed(name)
+        if packed is None:
+            return super().read(name, rows)
+        first, last = row_range(rows, packed.meta.n)
+        begin = first - first % layouts.PANEL
+        tensor = layouts.unpack(packed, None if rows is None else slice(begin, last))
+        if begin != first:
+            tensor = _from_row(tensor, first - begin)
+        return self.checked(tensor, self.info(name))
+
+
+def _from_row(q: QTensor, first: int) -> QTensor:
+    """Rows from `first` (below one panel) on. Scales that cross rows are refused by `unpack`'s callers before, or are of the tensor."""
+    if q.spec.granularity == "block":
+        raise CheckpointError("rows of a weight with 2-D blocks are read from multiples of the block only")
+    whole = q.spec.granularity == "tensor"
+    scales, zeros, offsets = (a if a is None or whole else a[first:] for a in (q.scales, q.zeros, q.offsets))
+    return replace(q, codes=q.codes[first:], shape=(q.shape[0] - first, *q.shape[1:]), scales=scales, zeros=zeros, offsets=offsets)
+
+
+def _read_meta(name: str, claim: Any, entry: Entry, file: Path) -> PackedMeta:
+    """The meaning of a blob, checked against the blob: kernels trust it."""
+    def wrong(what: str) -> CheckpointError:
+        return CheckpointError(f"tensor {shown(name)} {what}", where=str(file), remedy="remove the folder; it will be made again from the source")
+
+    try:
+        meta = PackedMeta.from_json(claim)
+        sizes = (meta.n, meta.k)
+        if meta.layout != layouts.LAYOUT:
+            raise wrong(f"is packed as {shown(meta.layout)}, this version packs {layouts.LAYOUT!r}")
+        if not all(type(size) is int and 0 < size < 1 << 31 for size in sizes):
+            raise wrong(f"claims to be {shown(sizes)}")
+        if meta != layouts.describe(meta.spec, *sizes) or meta.nbytes != entry.nbytes or entry.dtype != "U8" or entry.start % layouts.ALIGN:
+            raise wrong("does not have the layout that the config describes")
+    except CheckpointError:
+        raise
+    except (OctavoError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise wrong(f"has no proper description ({type(error).__name__})") from None
+    return meta
+
+
+class OctavoCodec:
+    def claims(self, path: Path) -> bool:
+        return path.is_dir() and quant_method(path) == METHOD
+
+    def open(self, path: Path) -> OctavoCheckpoint:
+        config = read_object(path / "config.json")
+        described = config.get("quantization_config")
+        claims = described.get("tensors") if isinstance(described, dict) else None
+        if not isinstance(described, dict) or not isinstance(claims, dict) or described.get("version") != VERSION:
+            raise CheckpointError(f"is no octavo checkpoint of version {VERSION}", where=str(path / "config.json"), remedy="quantize the model again")
+        entries, homes = map_tensors(path)
+        for name in claims:
+            if name not in entries:
+                raise CheckpointError(f"tensor {shown(name)} is missing", where=str(path), remedy="remove the folder; it will be made again")
+        metas = {name: _read_meta(name, claim, entries[name], homes[name].path) for name, claim in claims.items()}
+        tensors = {name: _info(name, entry, homes[name].path, metas.get(name)) for name, entry in entries.items()}
+        return OctavoCheckpoint(path, config, tensors, {name: (homes[name], e.start) for name, e in entries.items()}, metas)
+
+
+def _info(name: str, entry: Entry, file: Path, meta: PackedMeta | None) -> TensorInfo:
+    if meta is not None:
+        return TensorInfo(name, (meta.n, meta.k), meta.spec, entry.nbytes, file, meta.layout)
+    return TensorInfo(name, entry.shape, SPECS[entry.dtype][0] if entry.dtype in SPECS else None, entry.nbytes, file, entry.dtype)
+
+
+CODEC = OctavoCodec()
