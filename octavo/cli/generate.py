@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import OctavoError, UsageError
 from ._command import Command
+from ._model import ModelOptions, load_model
 
 if TYPE_CHECKING:
     from ..engine import Delta
@@ -18,10 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Options:
-    model: str
-    """A Hugging Face folder, a .gguf file, or a hub id."""
-
+class Options(ModelOptions):
     prompt: str | None = None
     """The prompt; without it, --file or standard input."""
 
@@ -35,12 +33,6 @@ class Options:
 
     raw: bool = False
     """Continue the prompt as it is, without the model's chat template."""
-
-    quantization: str = "8bit"
-    """A preset (32bit, 16bit, 8bit, 4bit) or a scheme, such as W4g64A8."""
-
-    kv_cache: str | None = None
-    """Precision of the key-value cache: bf16, int8."""
 
     max_tokens: int = 256
     """Most tokens of the answer."""
@@ -81,15 +73,6 @@ class Options:
     stats: bool = False
     """Print speeds on standard error."""
 
-    threads: int | None = None
-    """Threads of the kernels; default: as many as there are cores."""
-
-    max_model_len: int | None = None
-    """Longest prompt and answer together; default: what the model was made for."""
-
-    cache: bool = True
-    """Keep what was quantized, and load it from there the next time."""
-
 
 def run(options: Options) -> int:
     """Answer a prompt on the terminal: text on standard output, everything else on standard error."""
@@ -97,11 +80,9 @@ def run(options: Options) -> int:
     schema = _read_schema(options.schema)
 
     from ..engine import Engine, EngineOptions, Finish, Request, Sampling
-    from ..loading import load
 
     began = time.perf_counter()
-    loaded = load(options.model, quantization=options.quantization, kv_cache=options.kv_cache, threads=options.threads,
-                  use_cache=options.cache, max_model_len=options.max_model_len)
+    loaded = load_model(options)
     load_seconds = time.perf_counter() - began
     print(f"{loaded.name} as {loaded.plan} in {load_seconds:.2f} s", file=sys.stderr)
     ids = _tokens(loaded, prompt, options)
@@ -116,16 +97,11 @@ def run(options: Options) -> int:
     with Engine(loaded, EngineOptions(max_batch=max(options.n, 1), max_choices=max(options.n, 1), prefix_cache=options.n > 1)) as engine:
         began = time.perf_counter()
         ticket = engine.submit(Request(tuple(ids), sampling, n=options.n))
-        try:
-            for delta in ticket:
-                first = first or time.perf_counter() - began
-                choices[delta.choice].append(delta)
-                if live:
-                    print(delta.text, end="", flush=True)
-        except KeyboardInterrupt:
-            ticket.cancel()
-            print(file=sys.stderr)
-            return 130
+        for delta in ticket:
+            first = first or time.perf_counter() - began
+            choices[delta.choice].append(delta)
+            if live:
+                print(delta.text, end="", flush=True)
         seconds = time.perf_counter() - began
     answers = ["".join(d.text for d in deltas) for deltas in choices]
     tokens = sum(len(d.tokens) for deltas in choices for d in deltas)
