@@ -1,0 +1,255 @@
+"""The native backend: ops are recorded once into a flat native program and replayed by a team of threads. Imports NumPy only.
+
+What it runs: weights of the panel16 layout (octavo/layouts.py); float activations in float32, or int8 ones with a dynamic scale per row; a
+paged cache in fp32, bf16 or int8. `supports` says what it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import _native, layouts
+from ..cache import KVPool, Step
+from ..errors import KernelError
+from ..machine import detect
+from ..qtensor import QTensor
+from ..schemes import TensorSpec
+from .op import Ops, Problem
+
+GATES = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
+CACHE_FORMATS = ("fp32", "bf16", "int8")
+
+
+class NativeWeight:
+    """A packed weight [n, k] and whether its activations are int8. Keeps the blob alive."""
+
+    def __init__(self, packed: layouts.Packed, activation: TensorSpec) -> None:
+        meta = packed.meta
+        self.packed, self.n, self.k, self.nbytes = packed, meta.n, meta.k, meta.nbytes
+        self.quantized = activation.format == "int8" and meta.store.startswith("codes")
+        self.native = _native.PackedWeight(
+            packed.blob, layouts.STORES[meta.store], int(bool(meta.table)), layouts.SCALE_TYPES[meta.scale_type], meta.n, meta.k, meta.kpad,
+            meta.group, meta.groups, meta.has_zeros, list(meta.table), packed.blob)
+
+
+class Constant:
+    """A float32 vector or matrix that ops take."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = np.ascontiguousarray(array, np.float32)
+
+
+class Recorded:
+    """A value of the program being recorded: a buffer of `width` floats a row, for the step's rows or for its logit rows.
+
+    When the last reference goes, the buffer is free for later ops. An op that works in place takes the buffer over; the old value is then spent.
+    """
+
+    __slots__ = ("_home", "_id", "logits", "width")
+
+    def __init__(self, home: _Recording, width: int, logits: bool, id: int | None = None) -> None:
+        self._home, self.width, self.logits = home, width, logits
+        self._id: int | None = home.take(width, logits) if id is None else id
+
+    @property
+    def id(self) -> int:
+        if self._id is None:
+            raise KernelError("this value was changed in place and can no longer be read", where="model description",
+                              remedy="use the value that the op returned")
+        return self._id
+
+    def hand_over(self) -> Recorded:
+        """The same buffer under a new value; this one is spent."""
+        fresh = Recorded(self._home, self.width, self.logits, self.id)
+        self._id = None
+        return fresh
+
+    def __del__(self) -> None:
+        if self._id is not None:
+            self._home.free.setdefault((self.width, self.logits), []).append(self._id)
+
+
+class _Recording:
+    """The native program being filled, its free buffers, and the constants and weights it holds already."""
+
+    def __init__(self, program: Any) -> None:
+        self.program = program
+        self.free: dict[tuple[int, bool], list[int]] = {}
+        self.known: dict[int, int] = {}
+        self.keep: list[Any] = []
+
+    def take(self, width: int, logits: bool) -> int:
+        free = self.free.get((width, logits))
+        return free.pop() if free else self.program.buffer(width, logits)
+
+    def constant(self, value: Constant) -> int:
+        return self._once(value, lambda: self.program.constant(value.array))
+
+    def weight(self, value: NativeWeight) -> int:
+        return self._once(value, lambda: self.program.weight(value.native))
+
+    def _once(self, value: Any, make: Callable[[], int]) -> int:
+        if id(value) not in self.known:
+            self.known[id(value)] = make()
+            self.keep.append(value)  # an id is only good while its object lives
+        return self.known[id(value)]
+
+
+class NativeProgram:
+    """A recorded forward. One run at a time."""
+
+    def __init__(self, recording: _Recording, result: Recorded, threads: int, isa: str) -> None:
+        self._native, self._keep, self._result, self._width = recording.program, recording.keep, result.id, result.width
+        self._hold = result  # its buffer must not be reused
+        self.threads, self.isa = threads, isa
+        self._layers: tuple[KVPool, list[Any]] | None = None
+        self._logits = np.empty((0, self._width), np.float32)
+
+    @property
+    def ops(self) -> int:
+        """Number of operations of a step."""
+        return int(self._native.ops)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of activations and scratch held now; grows with the largest step seen."""
+        return int(self._native.buffer_bytes) + self._logits.nbytes
+
+    def run(self, step: Step, pool: KVPool) -> np.ndarray:
+        """float32 [logit_rows, vocab], a view that the next run overwrites. Raises ValueError for a step that points outside its arrays."""
+        if self._layers is None or self._layers[0] is not pool:
+            self._layers = (pool, [_layer(pool, i) for i in range(len(pool.k))])
+        rows = len(step.select)
+        if rows > len(self._logits):
+            self._logits = np.empty((rows, self._width), np.float32)
+        logits = self._logits[:rows]
+        self._native.run(step.tokens, step.positions, step.slots, step.starts, step.lengths, step.tables, step.select, self._layers[1], self._result, logits)
+        return logits
+
+
+def _layer(pool: KVPool, index: int) -> Any:
+    k_scale = pool.k_scale[index] if pool.k_scale else None
+    v_scale = pool.v_scale[index] if pool.v_scale else None
+    arrays = [pool.k[index], pool.v[index], k_scale, v_scale]
+    return _native.Layer(pool.k[index], pool.v[index], k_scale, v_scale, [a for a in arrays if a is not None])
+
+
+class NativeOps:
+    """Implements op.Ops by recording. threads: of the team, all cores by default; isa: force an instruction set."""
+
+    name = "native"
+
+    def __init__(self, threads: int | None = None, isa: str | None = None) -> None:
+        machine = detect(isa)
+        self.isa, self.threads = machine.isa, threads or machine.cores
+        self._team = _native.Team(self.threads)
+        self._recording: _Recording | None = None
+
+    def supports(self, problem: Problem) -> str | None:
+        if problem.weight is not None and (reason := layouts.why_not(problem.weight)) is not None:
+            return reason
+        if (spec := problem.activation) is not None and spec.quantized:
+            if (spec.format, spec.granularity, spec.symmetric, spec.dynamic) != ("int8", "token", True, True):
+                return f"the CPU kernels take float activations, or int8 ones with a dynamic scale per token, not {spec.format} per {spec.granularity}"
+            if problem.weight is not None and not problem.weight.quantized:
+                return f"int8 activations meet integer or 4-bit table weights, not {problem.weight.format}"
+        if problem.cache is not None and (problem.cache.format not in CACHE_FORMATS or not problem.cache.symmetric
+                                          or problem.cache.granularity not in ("none", "token")):
+            return f"the cache stores fp32, bf16 or int8 with a scale per token and head, not {problem.cache.format} per {problem.cache.granularity}"
+        return None
+
+    def prepare(self, tensor: QTensor, activation: TensorSpec) -> NativeWeight:
+        return self.adopt(layouts.pack(tensor), activation)
+
+    def adopt(self, packed: layouts.Packed, activation: TensorSpec) -> NativeWeight:
+        """A weight packed by `layouts`, used in place: the array may be a mapped file."""
+        reason = self.supports(Problem("linear", packed.meta.n, packed.meta.k, weight=packed.meta.spec, activation=activation))
+        if reason is not None:
+            raise KernelError(reason, where="native")
+        return NativeWeight(packed, activation)
+
+    def constant(self, array: Any) -> Constant:
+        return Constant(array)
+
+    def capture(self, describe: Callable[[Ops], Any]) -> NativeProgram:
+        """Records what `describe` does; the value it returns is the result of every run."""
+        recording = self._recording = _Recording(_native.Program(self._team, self.isa))
+        try:
+            result = describe(self)
+            if not result.logits:
+                raise KernelError("a description must end in rows that were selected (ops.select)", where="model description")
+            return NativeProgram(recording, result, self.threads, self.isa)
+        finally:
+            self._recording = None
+
+    @property
+    def _now(self) -> _Recording:
+        if self._recording is None:
+            raise KernelError("ops of the native backend are recorded", where="native", remedy="call them inside capture(describe)")
+        return self._recording
+
+    def embed(self, weight: NativeWeight, factor: float = 1.0) -> Recorded:
+        now = self._now
+        out = Recorded(now, weight.k, False)
+        now.program.embed(now.weight(weight), factor, out.id)
+        return out
+
+    def linear(self, x: Recorded, weights: Sequence[NativeWeight], biases: Sequence[Constant | None] | None = None,
+               residual: Recorded | None = None) -> tuple[Recorded, ...]:
+        now = self._now
+        given = list(biases) if biases is not None else [None] * len(weights)
+        outs = [Recorded(now, w.n, x.logits) for w in weights]
+        for quantized in (True, False):  # weights that share x share its int8 form
+            mine = [i for i, w in enumerate(weights) if w.quantized is quantized]
+            if mine:
+                now.program.linear(x.id, [now.weight(weights[i]) for i in mine],
+                                   [-1 if (b := given[i]) is None else now.constant(b) for i in mine], [outs[i].id for i in mine],
+                                   -1 if residual is None else residual.id, quantized)
+        return tuple(outs)
+
+    def rms_norm(self, x: Recorded, gain: Constant, eps: float, offset: float = 0.0, groups: int = 1) -> Recorded:
+        now = self._now
+        out = Recorded(now, x.width, x.logits)
+        now.program.rms_norm(x.id, now.constant(gain), eps, offset, groups, out.id)
+        return out
+
+    def rope(self, x: Recorded, table: Constant, heads: int, head_dim: int, rotary: int) -> Recorded:
+        now, out = self._now, x.hand_over()
+        now.program.rope(out.id, now.constant(table), heads, head_dim, rotary)
+        return out
+
+    def attention(self, q: Recorded, k: Recorded, v: Recorded, layer: int, *, heads: int, kv_heads: int, head_dim: int, scale: float,
+                  window: int = 0, softcap: float = 0.0) -> Recorded:
+        now = self._now
+        out = Recorded(now, q.width, False)
+        now.program.attention(q.id, k.id, v.id, out.id, layer, heads, kv_heads, head_dim, scale, window, softcap)
+        return out
+
+    def gate(self, kind: Literal["silu", "gelu_tanh", "gelu"], gate: Recorded, up: Recorded) -> Recorded:
+        now = self._now
+        out = Recorded(now, up.width, up.logits)
+        now.program.gate(GATES[kind], gate.id, up.id, out.id)
+        return out
+
+    def add(self, x: Recorded, y: Recorded) -> Recorded:
+        now = self._now
+        out = Recorded(now, x.width, x.logits)
+        now.program.add(x.id, y.id, out.id)
+        return out
+
+    def softcap(self, x: Recorded, cap: float) -> Recorded:
+        now, out = self._now, x.hand_over()
+        now.program.softcap(out.id, cap)
+        return out
+
+    def select(self, x: Recorded) -> Recorded:
+        now = self._now
+        out = Recorded(now, x.width, True)
+        now.program.select(x.id, out.id)
+        return out
+
+
+KERNELS = NativeOps

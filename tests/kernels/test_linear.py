@@ -1,0 +1,162 @@
+"""Linear kernels of every instruction set against float64, on random and hostile numbers; and the packed layout they read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octavo import _native, layouts, qtensor, schemes
+from octavo.errors import KernelError
+from octavo.kernels.native import NativeWeight
+from octavo.schemes import TensorSpec
+
+ISAS = _native.available_isas()
+INT8 = TensorSpec("int8", "token", dynamic=True)
+SPECS = {
+    "fp32": TensorSpec("fp32"),
+    "fp16": TensorSpec("fp16"),
+    "bf16": TensorSpec("bf16"),
+    "int8 channel": TensorSpec("int8", "channel"),
+    "int8 tensor": TensorSpec("int8", "tensor"),
+    "int8 g64": TensorSpec("int8", "group", 64, scale_format="fp16"),
+    "int8 g128 zeros bf16": TensorSpec("int8", "group", 128, symmetric=False, scale_format="bf16"),
+    "int8 block": TensorSpec("int8", "block", 32, 64),
+    "int4 g32": TensorSpec("int4", "group", 32, scale_format="fp16"),
+    "int4 g64": TensorSpec("int4", "group", 64, scale_format="fp16"),
+    "int4 g96": TensorSpec("int4", "group", 96, scale_format="fp32"),
+    "int4 g32 zeros": TensorSpec("int4", "group", 32, symmetric=False, scale_format="fp16"),
+    "int4 channel": TensorSpec("int4", "channel"),
+    "int3 g64": TensorSpec("int3", "group", 64, scale_format="fp16"),
+    "int6 g64": TensorSpec("int6", "group", 64, scale_format="fp16"),
+    "nf4 g64": TensorSpec("nf4", "group", 64, scale_format="fp16"),
+    "fp4 g64": TensorSpec("fp4", "group", 64, scale_format="fp16"),
+    "mxfp4": schemes.parse("Wmxfp4").weight,
+}
+SHAPES = [(64, 576), (17, 31), (1, 1), (40, 1536), (16, 130), (33, 2112)]
+
+
+def multiply(packed: layouts.Packed, x: np.ndarray, isa: str, quantized: bool) -> np.ndarray:
+    y = np.full((len(x), packed.meta.n), 7, np.float32)
+    _native.linear_once(NativeWeight(packed, INT8).native, np.ascontiguousarray(x), y, isa, quantized)
+    return y
+
+
+def rounded(x: np.ndarray) -> np.ndarray:
+    """x as int8 with a scale per row, in float64: what the kernels do to activations."""
+    top = np.abs(x).max(axis=1, keepdims=True)
+    inverse = np.divide(np.float32(127), top, out=np.zeros_like(top), where=top > 0)
+    return np.rint(x * inverse).astype(np.float64) * (top / np.float32(127)).astype(np.float64)
+
+
+def tolerance(spec: TensorSpec, quantized: bool) -> float:
+    return 8e-3 if quantized and spec.format in ("nf4", "fp4") else 3e-6  # tables of signed bytes: csrc/bind.cpp round_table
+
+
+@pytest.mark.parametrize("quantized", [False, True], ids=["float", "int8"])
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("isa", ISAS)
+def test_against_float64(isa: str, name: str, quantized: bool) -> None:
+    spec = SPECS[name]
+    for seed, (n, k) in enumerate(SHAPES):
+        rng = np.random.default_rng(seed)
+        q = qtensor.quantize(rng.standard_normal((n, k)).astype(np.float32), spec)
+        packed, values = layouts.pack(q), q.dequantize().astype(np.float64)
+        integer = quantized and packed.meta.store.startswith("codes")
+        x = rng.standard_normal((131, k)).astype(np.float32)
+        expected = (rounded(x) if integer else x.astype(np.float64)) @ values.T
+        y = multiply(packed, x, isa, quantized)
+        scale = (np.abs(rounded(x) if integer else x) @ np.abs(values).T).max()
+        assert np.abs(y - expected).max() <= tolerance(spec, integer) * scale
+        for rows in ([5], [0, 130], list(range(10, 23)), list(range(64, 131))):  # alone or in company: the same bits
+            assert np.array_equal(multiply(packed, x[rows], isa, quantized), y[rows])
+
+
+@pytest.mark.parametrize("name", ["int8 channel", "int8 g64", "int4 g64", "int4 g32 zeros", "nf4 g64"])
+def test_integer_paths_agree_between_instruction_sets(name: str) -> None:
+    rng = np.random.default_rng(1)
+    packed = layouts.pack(qtensor.quantize(rng.standard_normal((48, 640)).astype(np.float32), SPECS[name]))
+    x = rng.standard_normal((9, 640)).astype(np.float32)
+    results = [multiply(packed, x, isa, True) for isa in ISAS]
+    for other in results[1:]:
+        np.testing.assert_allclose(other, results[0], rtol=2e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_extremes_do_not_saturate(isa: str) -> None:
+    """Every product at its largest, over a long K, with codes down to -128."""
+    n, k = 32, 4096
+    for code in (-128, -127, 127):
+        q = qtensor.QTensor(np.full((n, k), code, np.int8), np.ones((n, 1), np.float32), TensorSpec("int8", "channel"), (n, k))
+        x = np.full((5, k), 1.0, np.float32)
+        x[1] = -1
+        x[2, ::2] = -1
+        expected = rounded(x) @ np.full((k, n), float(code))
+        np.testing.assert_allclose(multiply(layouts.pack(q), x, isa, True), expected, rtol=1e-6, atol=1e-2)
+    low = qtensor.QTensor(np.full((n, k), 15, np.uint8), np.ones((n, k // 64), np.float32), TensorSpec("int4", "group", 64, symmetric=False), (n, k),
+                          zeros=np.zeros((n, k // 64), np.float32))
+    np.testing.assert_allclose(multiply(layouts.pack(low), np.ones((5, k), np.float32), isa, True), 15.0 * k, rtol=1e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["int8 channel", "int4 g64", "nf4 g64", "bf16"])
+def test_nan_and_infinity_stay_in_their_row(isa: str, name: str) -> None:
+    packed = layouts.pack(qtensor.quantize(np.random.default_rng(2).standard_normal((20, 200)).astype(np.float32), SPECS[name]))
+    x = np.ones((6, 200), np.float32)
+    x[1, 3], x[4, 199] = np.nan, np.inf
+    y = multiply(packed, x, isa, True)
+    assert np.isnan(y[1]).all() and not np.isfinite(y[4]).any()
+    assert np.isfinite(y[[0, 2, 3, 5]]).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_zero_rows_and_zero_weights(isa: str) -> None:
+    for name in ("int8 channel", "int4 g64", "fp32"):
+        packed = layouts.pack(qtensor.quantize(np.zeros((19, 70), np.float32), SPECS[name]))
+        assert not multiply(packed, np.ones((3, 70), np.float32), isa, True).any()
+        dense = layouts.pack(qtensor.quantize(np.ones((19, 70), np.float32), SPECS[name]))
+        assert not multiply(dense, np.zeros((3, 70), np.float32), isa, True).any()
+
+
+@settings(deadline=None, max_examples=60)
+@given(name=st.sampled_from(sorted(SPECS)), n=st.integers(1, 70), k=st.integers(1, 200), seed=st.integers(0, 99))
+def test_unpack_is_the_inverse_of_pack(name: str, n: int, k: int, seed: int) -> None:
+    q = qtensor.quantize(np.random.default_rng(seed).standard_normal((n, k)).astype(np.float32), SPECS[name])
+    packed = layouts.pack(q)
+    assert packed.blob.nbytes == packed.meta.nbytes and packed.blob.ctypes.data % 64 == 0
+    back = layouts.unpack(packed)
+    assert np.array_equal(back.codes, q.codes) and back.codes.dtype == q.codes.dtype and back.spec == q.spec
+    if q.scales is not None:
+        assert np.array_equal(back.scales, q.scales)
+        assert (q.zeros is None) == (back.zeros is None)
+        if q.zeros is not None:
+            assert np.array_equal(back.zeros, q.zeros)
+    part = layouts.unpack(packed, slice(n // 32 * 16, n))
+    assert np.array_equal(part.codes, q.codes[n // 32 * 16 :])
+    assert layouts.PackedMeta.from_json(packed.meta.to_json()) == packed.meta
+
+
+def test_packing_by_pieces_is_packing_the_whole() -> None:
+    x = np.random.default_rng(3).standard_normal((100, 96)).astype(np.float32)
+    for name in ("int8 channel", "int4 g32 zeros", "bf16"):
+        whole = layouts.pack(qtensor.quantize(x, SPECS[name]))
+        pieces = layouts.Packed(layouts.aligned(whole.meta.nbytes), whole.meta)
+        for row in range(0, 100, 48):
+            layouts.pack_rows(pieces, row, qtensor.quantize(x[row : row + 48], SPECS[name]))
+        assert np.array_equal(pieces.blob, whole.blob)
+
+
+def test_offsets_become_zeros() -> None:
+    codes = np.arange(64, dtype=np.uint8).reshape(1, 64) % 16
+    spec = TensorSpec("int4", "group", 32, symmetric=False, scale_format="fp32")
+    q = qtensor.QTensor(codes, np.array([[0.5, 0.25]], np.float32), spec, (1, 64), offsets=np.array([[-2.0, 1.0]], np.float32))
+    assert np.array_equal(layouts.unpack(layouts.pack(q)).dequantize(), q.dequantize())
+    bad = qtensor.QTensor(codes, np.zeros((1, 2), np.float32), spec, (1, 64), offsets=np.ones((1, 2), np.float32))
+    with pytest.raises(KernelError, match="offset without a scale"):
+        layouts.pack(bad)
+
+
+def test_refusals_say_why() -> None:
+    assert "fp8e4m3" in str(layouts.why_not(TensorSpec("fp8e4m3", "channel")))
+    assert "multiples of 32" in str(layouts.why_not(TensorSpec("int4", "group", 16, scale_format="fp16")))
