@@ -1,9 +1,10 @@
 """Who computes what in the next step: continuous batching with chunked prompts.
 
-Every step: first one row for each sequence that decodes, then prompt chunks out of what is left of the row budget, shared evenly
-(a short prompt is never stuck behind a long one), then admission in order of arrival. Pages for all tokens of a sequence are taken
-when it is admitted and one at a time as it grows; when none is left the sequence admitted last is set back to the head of the queue
-and later recomputed from its tokens, to the same text.
+Every step: first one row for each sequence that decodes; then prompts share what is left of the row budget. Admission is in order of
+arrival. The oldest prompt is sure of half the rows, so every prompt gets done; the others go shortest first, so a short one is not
+stuck behind a long one and the mean time to the first token is short. Pages for all tokens of a sequence are taken when it is admitted
+and one at a time as it grows; when none is left the sequence admitted last is set back to the head of the queue and later recomputed
+from its tokens, to the same text.
 """
 
 from __future__ import annotations
@@ -41,18 +42,26 @@ class Scheduler:
         """The chunks of the next step; empty when nothing is left to do."""
         decoding = [s for s in self.running if s.remaining == 1]
         chunks = [Chunk(s, 1) for s in decoding if s.pages and self._grow(s)]   # no pages: set back by one before it
+        left = max(self.budget - len(chunks), PAGE)                             # prompts go on however many decode
         prompts = [s for s in self.running if s.remaining > 1]
-        left = max(self.budget - len(chunks), PAGE, len(prompts))               # prompts go on however many decode
-        prompts += self._admit(left - len(prompts))
-        prompts.sort(key=lambda s: s.remaining)
-        echoes, echo_left = sum(s.wants_prompt_logprobs for s in prompts), ECHO_ROWS
-        for index, sequence in enumerate(prompts):
-            count = min(sequence.remaining, left // (len(prompts) - index))
+        prompts += self._admit(left, prompts)
+        return chunks + self._share(left, prompts)
+
+    def _share(self, left: int, prompts: list[Sequence]) -> list[Chunk]:
+        """Chunks of prompts in order of admission, `left` rows in all."""
+        chunks: list[Chunk] = []
+        echo_left = ECHO_ROWS
+        oldest, others = prompts[:1], sorted(prompts[1:], key=lambda s: s.remaining)
+        kept = sum(min(s.remaining, left // 2) for s in oldest)
+        for sequence in [*others, *oldest]:
+            most = left if sequence in oldest else left - kept
             if sequence.wants_prompt_logprobs:
-                count = min(count, max(echo_left // echoes, 1))
-                echoes, echo_left = echoes - 1, echo_left - count
-            chunks.append(Chunk(sequence, count))
-            left -= count
+                most = min(most, echo_left if sequence in oldest else echo_left // 2)
+            count = min(sequence.remaining, most)
+            if count:
+                chunks.append(Chunk(sequence, count))
+                left -= count
+                echo_left -= count if sequence.wants_prompt_logprobs else 0
         return chunks
 
     def _grow(self, sequence: Sequence) -> bool:
@@ -68,10 +77,12 @@ class Scheduler:
                     return False
         return True
 
-    def _admit(self, most: int) -> list[Sequence]:
-        """Up to `most` sequences from the head of the queue, as long as their pages are there."""
+    def _admit(self, left: int, prompts: list[Sequence]) -> list[Sequence]:
+        """Sequences from the head of the queue, as long as their pages are there and `prompts` leave rows for them. A long prompt counts
+        as an eighth of the rows: those behind it may come in too."""
         admitted: list[Sequence] = []
-        while self.waiting and len(self.running) < self.max_batch and len(admitted) < most:
+        wanted = sum(min(s.remaining, left // 8 + 1) for s in prompts)
+        while self.waiting and len(self.running) < self.max_batch and wanted < left:
             sequence = self.waiting[0]
             blocks = (len(sequence.tokens) - 1) // PAGE                 # the last token must be computed: its logits are wanted
             self.pool.names(sequence.tokens, sequence.names, blocks)
@@ -93,6 +104,7 @@ class Scheduler:
             sequence.started = True
             self.running.append(sequence)
             admitted.append(sequence)
+            wanted += min(sequence.remaining, left // 8 + 1)
         return admitted
 
     def preempt(self, sequence: Sequence) -> None:
