@@ -9,6 +9,6 @@ from .linear import linear, linears
 from .mlp import GatedMLP
 from .norm import RMSNorm
 from .rope import Rope
-from .tensors import Table, Tensors, Wanted, declare
+from .tensors import Declared, Table, Tensors, Wanted, declare
 
-__all__ = ["Attention", "GatedMLP", "RMSNorm", "Rope", "Table", "Tensors", "Wanted", "declare", "embed", "head", "linear", "linears"]
+__all__ = ["Attention", "Declared", "GatedMLP", "RMSNorm", "Rope", "Table", "Tensors", "Wanted", "declare", "embed", "head", "linear", "linears"]

@@ -20,7 +20,7 @@ from .tensors import Table, Tensors
 
 @dataclass(frozen=True)
 class Rope:
-    """kind         default, linear, dynamic, llama3, yarn
+    """kind         default, linear, dynamic, llama3, yarn, longrope
     theta        base of the geometric row of frequencies
     positions    rows of the table: the longest sequence served
     options      the other fields of `rope_parameters` (rope_scaling in older configs)
@@ -128,6 +128,21 @@ def _yarn_attention(rope: Rope, factor: float) -> float:
     return scale(1)
 
 
+def _longrope(rope: Rope, periods: np.ndarray) -> tuple[np.ndarray, float]:
+    """LongRoPE (arXiv 2402.13753): each frequency has a divisor of its own, one list for short sequences and one for long ones. A sequence
+    that grows from short to long would change the rotation of its cached keys, so only one of the lists is ever used."""
+    trained = rope.number("original_max_position_embeddings", rope.trained)
+    short, long = rope.options.get("short_factor"), rope.options.get("long_factor")
+    if short != long and rope.positions > trained:
+        raise ModelError(f"contexts beyond {trained:.0f} tokens would change the rotation of cached keys", where="config.json: rope_parameters (longrope)",
+                         remedy=f"use a maximum length of at most {trained:.0f}")
+    if not isinstance(short, list) or len(short) != len(periods) or not all(isinstance(f, (int, float)) and 0 < f < math.inf for f in short):
+        raise ModelError(f"expected {len(periods)} numbers above 0", where="config.json: rope_parameters.short_factor")
+    factor = rope.number("factor", rope.trained / trained)
+    usual = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(trained))
+    return np.float32(1) / (np.array(short, np.float32) * periods), rope.number("attention_factor", usual)
+
+
 KINDS: dict[str, Callable[[Rope, np.ndarray], tuple[np.ndarray, float]]] = {
-    "default": _default, "linear": _linear, "dynamic": _dynamic, "llama3": _llama3, "yarn": _yarn,
+    "default": _default, "linear": _linear, "dynamic": _dynamic, "llama3": _llama3, "yarn": _yarn, "longrope": _longrope,
 }

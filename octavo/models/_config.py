@@ -13,7 +13,7 @@ MOST_LAYERS = 1024
 ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh", "gelu"]] = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_tanh": "gelu_tanh",
 }
-SCALED = ("llama3", "yarn")  # kinds of rope that know the length a model was trained for before it was stretched
+SCALED = ("llama3", "yarn", "longrope")  # kinds of rope that know the length a model was trained for before it was stretched
 
 
 class Config(Mapping[str, Any]):

@@ -35,7 +35,7 @@ class Decoder:
 
     defaults: ClassVar[Mapping[str, Any]] = {}
     prefixes: ClassVar[tuple[tuple[str, str], ...]] = ()
-    ignored: ClassVar[tuple[str, ...]] = ("*rotary_emb.inv_freq",)
+    ignored: tuple[str, ...] = ("*rotary_emb.inv_freq",)
 
     def __init__(self, config: Mapping[str, Any], *, max_model_len: int | None = None, rounding: Rounding = "fp32", tied: bool | None = None) -> None:
         c = self.config = Config(config, {**COMMON, **self.defaults})

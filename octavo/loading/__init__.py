@@ -1,0 +1,12 @@
+"""Loading: checkpoint, model and policy meet here and become a model that answers.
+
+    open -> read the config -> declare tensors -> assign precision and kernel to each -> foresee memory -> stream, or map from the cache
+"""
+
+from __future__ import annotations
+
+from ._load import load
+from ._model import LoadedModel
+from ._report import LoadReport, Progress
+
+__all__ = ["LoadReport", "LoadedModel", "Progress", "load"]

@@ -1,0 +1,117 @@
+"""The cache of quantized models: ordinary octavo checkpoints, found by what they were made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from .. import layouts
+from ..checkpoints import Checkpoint, open_checkpoint
+from ..checkpoints.octavo import OctavoCheckpoint, OctavoWriter
+from ..errors import CheckpointError, OctavoError
+from ..layers import Wanted
+from ..layouts import Packed
+from ..schemes import Plan
+from ._assign import Job
+
+RECIPE = 1  # changes when the same source and plan give other numbers
+
+
+class Kept:
+    """The place of one quantized model in the cache."""
+
+    def __init__(self, cache_dir: Path, checkpoint: Checkpoint, plan: Plan, jobs: Sequence[Job], wanted: Mapping[str, Wanted]) -> None:
+        self.jobs, self.wanted = jobs, wanted
+        self.manifest: dict[str, Any] = {
+            "content": checkpoint.content_key(cache_dir), "plan": plan.to_json(), "layout": layouts.LAYOUT, "recipe": RECIPE,
+            "weights": hashlib.sha256(json.dumps([[j.name, j.shape, asdict(j.asked), asdict(j.kept)] for j in jobs]).encode()).hexdigest(),
+        }
+        self.key = hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()[:32]
+        self.folder = cache_dir / "models" / self.key
+
+    def open(self) -> tuple[Checkpoint | None, str]:
+        """(the copy, or None when there is none, a note). A copy that is damaged is removed, and the note says so."""
+        if not self.folder.is_dir():
+            return None, ""
+        try:
+            found = open_checkpoint(self.folder)
+            self._check(found)
+        except OctavoError as error:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return None, f"the copy in the cache was damaged and is made again: {error}"
+        return found, ""
+
+    def _check(self, found: Checkpoint) -> None:
+        """Raises CheckpointError unless every tensor is there as it was written."""
+        if not isinstance(found, OctavoCheckpoint) or found.manifest != self.manifest:
+            raise CheckpointError("is not the copy that its name says", where=str(self.folder))
+        for job in self.jobs:
+            packed = found.packed(job.name)
+            if packed is None or not fits(packed, job):
+                raise CheckpointError(f"tensor {job.name!r} is not packed as expected", where=str(self.folder))
+        for want in self.wanted.values():
+            if not want.uses and tuple(found.info(want.name).shape) != want.shape:
+                raise CheckpointError(f"tensor {want.name!r} has another shape", where=str(self.folder))
+
+    def writer(self, checkpoint: Checkpoint, plan: Plan) -> KeptWriter:
+        return KeptWriter(self, checkpoint, plan)
+
+
+class KeptWriter:
+    """Writes a copy while the model loads. A disk that refuses costs the copy, not the load: `note` then says why."""
+
+    def __init__(self, kept: Kept, checkpoint: Checkpoint, plan: Plan) -> None:
+        self.note = ""
+        self._writer: OctavoWriter | None = None
+        config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+        try:
+            self._writer = OctavoWriter(kept.folder, config, plan.to_json(), kept.manifest)
+        except CheckpointError as error:
+            self._give_up(error)
+
+    def __enter__(self) -> KeptWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._writer is not None:
+            self._writer.abort()
+
+    def weight(self, name: str, packed: Packed) -> None:
+        if self._writer is not None:
+            try:
+                self._writer.add_packed(name, packed)
+            except CheckpointError as error:
+                self._give_up(error)
+
+    def vector(self, name: str, values: np.ndarray) -> None:
+        if self._writer is not None:
+            self._writer.add_array(name, values)
+
+    def finish(self, tokenizer_files: dict[str, Any]) -> None:
+        if self._writer is not None:
+            try:
+                self._writer.finish(tokenizer_files)
+                self._writer = None
+            except CheckpointError as error:
+                self._give_up(error)
+
+    def _give_up(self, error: CheckpointError) -> None:
+        self.note = f"nothing was kept for the next start: {error}"
+        if self._writer is not None:
+            self._writer.abort()
+            self._writer = None
+
+
+def fits(packed: Packed, job: Job) -> bool:
+    """Whether a blob is this weight in the precision wanted; wider scales count as the same."""
+    spec = packed.meta.spec
+    wanted = replace(job.kept, scale_format=spec.scale_format)
+    return (packed.meta.n, packed.meta.k) == job.shape and spec == wanted and spec.scale_format in (job.kept.scale_format, "fp32")

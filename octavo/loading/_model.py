@@ -1,0 +1,76 @@
+"""LoadedModel: a model that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..cache import KVPool, Step
+from ..errors import CapacityError
+from ..kernels.op import Backend, Ops, Value, Weight
+from ..layers import Table
+from ..layers.tensors import Use
+from ..models import Decoder
+from ..schemes import Plan, TensorSpec
+from ..text import Text
+from ._report import LoadReport
+
+
+class Bound:
+    """The tensors of a loaded model, by name (see layers.Tensors)."""
+
+    def __init__(self, ops: Ops) -> None:
+        self.ops = ops
+        self.weights: dict[str, Weight] = {}
+        self.vectors: dict[str, Value] = {}
+        self.tables: dict[str, Value] = {}
+
+    def weight(self, name: str, n: int, k: int, use: Use = "linear") -> Weight:
+        return self.weights[name]
+
+    def vector(self, name: str, n: int) -> Value:
+        return self.vectors[name]
+
+    def table(self, table: Table) -> Value:
+        return self.tables[table.name]
+
+
+class LoadedModel:
+    """One model in memory, with its tokenizer. `forward` is for one thread at a time.
+
+    config         the Hugging Face config of the source
+    kv_heads, head_dims   of each layer
+    plan           the precision that was asked for; `report.notes` says what runs otherwise
+    cache_spec     format of the key-value cache
+    """
+
+    def __init__(self, name: str, model: Decoder, bound: Bound, backend: Backend, text: Text, config: Mapping[str, Any], plan: Plan,
+                 cache_spec: TensorSpec, report: LoadReport) -> None:
+        self.name, self.text, self.config, self.plan, self.cache_spec, self.report = name, text, dict(config), plan, cache_spec, report
+        self.vocab_size, self.max_model_len = model.vocab_size, model.max_model_len
+        self.kv_heads, self.head_dims = model.kv_heads, model.head_dims
+        self.model, self.backend = model, backend
+        self.eos_token_ids = _end_ids(text, config, model)
+        self.program = backend.capture(lambda ops: model.describe(bound))
+
+    def forward(self, step: Step, pool: KVPool) -> np.ndarray:
+        """Logits float32 [logit_rows, vocab]; a buffer that the next forward may write again."""
+        return self.program.run(step, pool)
+
+    def new_pool(self, pages: int) -> KVPool:
+        """An empty key-value cache of `pages` pages. Raises CapacityError when there is no memory for it."""
+        try:
+            return KVPool(pages, self.kv_heads, self.head_dims, self.cache_spec)
+        except MemoryError:
+            size = KVPool.bytes_per_page(self.kv_heads, self.head_dims, self.cache_spec)
+            raise CapacityError(f"a key-value cache of {pages} pages needs {pages * size / 1e6:.0f} MB, which are not there", where="memory",
+                                remedy="use fewer pages or an 8-bit cache") from None
+
+
+def _end_ids(text: Text, config: Mapping[str, Any], model: Decoder) -> tuple[int, ...]:
+    """Tokens that end an answer: those of generation config and tokenizer, then those of the config, without repetition."""
+    named = config.get("eos_token_id", model.config.get("eos_token_id"))
+    ids = [*text.eos_ids, *(named if isinstance(named, list) else [named])]
+    return tuple(dict.fromkeys(i for i in ids if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < model.vocab_size))

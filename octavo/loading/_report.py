@@ -1,0 +1,65 @@
+"""LoadReport: what loading is going to do, and what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class LoadReport:
+    """Known before the first weight is read: everything down to `notes`. Sizes in bytes.
+
+    predicted    parts of the predicted peak of the process while loading: base (what it holds before the first weight), weights, tables
+                 (rotary angles, norms, biases), temporaries (in flight at once, at most)
+    kv_bytes_per_token   what a token of context needs in the key-value cache, which is not part of the peak
+    notes        what is not as asked: emulated formats, files set aside, a cache that could not be used
+    """
+
+    source: str
+    codec: str
+    model_type: str
+    scheme: str
+    reason: str
+    backend: str
+    cache_format: str
+    stored_bytes: int
+    weight_bytes: int
+    predicted: dict[str, int]
+    kv_bytes_per_token: int
+    cache_hit: bool = False
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    measured_peak: int = 0
+
+    @property
+    def predicted_peak(self) -> int:
+        """Bytes of the whole process at its largest while loading."""
+        return sum(self.predicted.values())
+
+    def lines(self) -> list[str]:
+        """For people, before loading begins."""
+        parts = " + ".join(f"{name} {size / 1e6:.0f}" for name, size in self.predicted.items())
+        return [
+            f"{self.source} ({self.model_type}, {self.codec}, {self.stored_bytes / 1e6:.0f} MB)",
+            f"precision {self.scheme}: {self.reason}",
+            f"predicted peak {self.predicted_peak / 1e6:.0f} MB = {parts}; key-value cache {self.kv_bytes_per_token / 1e3:.1f} kB a token",
+            *(f"note: {note}" for note in self.notes),
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "predicted_peak": self.predicted_peak}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` bytes of weights are in memory; `tensor` is the next one ("" at the end). The first call comes before any is read."""
+
+    report: LoadReport
+    done: int
+    total: int
+    tensor: str
+
+
+OnProgress = Callable[[Progress], None]

@@ -1,0 +1,105 @@
+"""From rows in a file to panels in memory, a few rows at a time: the model never exists in full precision."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from .. import formats, layouts
+from ..checkpoints import Checkpoint
+from ..errors import CheckpointError, KernelError
+from ..layouts import Packed
+from ..qtensor import NonFiniteError, QTensor, quantize
+from ..schemes import TensorSpec
+from ._assign import Job
+
+CHUNK = 1 << 20        # numbers in flight
+TEMPORARY = 28         # bytes in flight for each of them: float32 twice, codes, panels, and what quantizing needs on the way
+UNIT = layouts.PANEL
+
+
+def row_chunks(rows: int, columns: int) -> list[slice]:
+    """Slices of whole panels with about CHUNK numbers each."""
+    step = max(UNIT, CHUNK // max(1, columns) // UNIT * UNIT)
+    return [slice(a, min(a + step, rows)) for a in range(0, rows, step)]
+
+
+def by_rows(spec: TensorSpec) -> bool:
+    """Whether rows can be quantized a few at a time with the result that the whole would have."""
+    return spec.granularity in ("none", "channel", "group") and not formats.get(spec.format).two_level
+
+
+def temporary_bytes(job: Job, stored_bytes: int) -> int:
+    """Most bytes that are in flight while this weight is made, the pages of the file among them."""
+    numbers = math.prod(job.shape)
+    chunk = min(numbers, max(CHUNK, UNIT * job.shape[1]))
+    if by_rows(job.asked) and layouts.why_not(job.kept) is None:
+        return TEMPORARY * chunk + stored_bytes * chunk // max(1, numbers)
+    return TEMPORARY * chunk + stored_bytes + 6 * numbers  # the whole in float32, its codes, and one more byte of either
+
+
+def make_packed(checkpoint: Checkpoint, job: Job) -> Packed:
+    """The weight in panels. Raises CheckpointError naming file and tensor for numbers that are not finite."""
+    try:
+        if not by_rows(job.asked) or not by_rows(job.kept):
+            return layouts.pack(make_tensor(checkpoint, job))
+        for keep_codes in (True, False):
+            for kept in (job.kept, replace(job.kept, scale_format="fp32")):
+                try:
+                    packed = _by_rows(checkpoint, job, kept, keep_codes)
+                except KernelError:
+                    if not keep_codes:
+                        raise
+                    break  # codes that the layout cannot hold as they are (an offset without a scale): round the numbers again
+                if packed is not None:
+                    return packed
+        raise KernelError(f"{job.kept.format} has no place in {layouts.LAYOUT}", where=job.name)
+    except NonFiniteError as error:
+        raise CheckpointError(f"tensor {job.stored!r} {error.what}", where=str(checkpoint.tensors[job.stored].file), remedy=error.remedy) from None
+
+
+def make_tensor(checkpoint: Checkpoint, job: Job) -> QTensor:
+    """The weight as one QTensor: for precisions whose scales need all of it, and for backends that take no panels."""
+    stored = checkpoint.read(job.stored)
+    tensor = stored if same_numbers(stored.spec, job.asked) else quantize(stored.dequantize(), job.asked)
+    del stored
+    checkpoint.release(job.stored)
+    return tensor if same_numbers(tensor.spec, job.kept) else quantize(tensor.dequantize(), job.kept)
+
+
+def _by_rows(checkpoint: Checkpoint, job: Job, kept: TensorSpec, keep_codes: bool) -> Packed | None:
+    """The weight in panels, or None where some rows need wider scales than `kept` has. `keep_codes`: what is stored in the precision asked
+    for already is moved, not rounded again."""
+    meta = layouts.describe(kept, *job.shape)
+    packed = Packed(layouts.aligned(meta.nbytes), meta)
+    asked = replace(job.asked, scale_format=kept.scale_format) if job.asked == job.kept else job.asked
+    for rows in row_chunks(*job.shape):
+        part = checkpoint.read(job.stored, rows)
+        if not (keep_codes and same_numbers(part.spec, asked)):
+            part = quantize(part.dequantize(), asked)
+        if asked.format != kept.format:
+            part = quantize(part.dequantize(), kept)
+        if part.spec.scale_format != kept.scale_format:
+            return None
+        layouts.pack_rows(packed, rows.start, part)
+        del part
+        checkpoint.release(job.stored)
+    return packed
+
+
+def same_numbers(stored: TensorSpec, asked: TensorSpec) -> bool:
+    """Whether codes of the one are codes of the other."""
+    return stored == asked
+
+
+def make_vector(checkpoint: Checkpoint, stored: str) -> np.ndarray:
+    """A norm's gain or a bias as float32."""
+    tensor = checkpoint.read(stored)
+    values: np.ndarray = np.array(tensor.dequantize(), np.float32)
+    checkpoint.release(stored)
+    if not np.isfinite(values).all():
+        raise CheckpointError(f"tensor {stored!r} holds NaN or infinity", where=str(checkpoint.tensors[stored].file),
+                              remedy="the weights are damaged: fetch them again")
+    return values
