@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import OctavoError, UsageError
 from ._command import Command
-from ._model import ModelOptions, load_model
+from ._model import ModelName, ModelOptions, load_model
 
 if TYPE_CHECKING:
     from ..engine import Delta
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Options(ModelOptions):
+class Arguments(ModelName):
     prompt: str | None = None
     """The prompt; without it, --file or standard input."""
 
+
+@dataclass
+class Options(ModelOptions, Arguments):
     _: KW_ONLY
 
     file: Path | None = None

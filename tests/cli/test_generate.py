@@ -30,9 +30,9 @@ def test_prompt_from_file_or_stdin(tiny_model: Path, tmp_path: Path, capsys: pyt
 
 
 def test_json_seed_and_several_answers(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    results = []
+    results, options = [], ["--json", "--n", "3", "--seed", "4", "--temperature", "1", "--max-tokens", "9", "--quantization", "4bit"]
     for _ in range(2):
-        assert main(["generate", str(tiny_model), "Once", "--json", "--n", "3", "--seed", "4", "--temperature", "1", "--max-tokens", "9", "--quantization", "4bit"]) == 0
+        assert main(["generate", str(tiny_model), "Once", *options]) == 0
         results.append(json.loads(capsys.readouterr().out))
     assert results[0]["choices"] == results[1]["choices"]
     assert [c["finish_reason"] for c in results[0]["choices"]] == ["length"] * 3 and results[0]["completion_tokens"] == 27
