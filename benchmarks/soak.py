@@ -24,7 +24,7 @@ import numpy as np
 import psutil
 from clients import connect, first_model
 
-WORDS = "river stone winter garden letter engine forest music harbour mirror window candle mountain silver thunder cotton".split()
+WORDS = ("river", "stone", "winter", "garden", "letter", "engine", "forest", "music", "harbour", "mirror", "window", "candle", "silver", "cotton")
 
 
 class Soak:

@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..loading import LoadedModel
+    from ..loading import LoadedModel, Progress
 
 
 @dataclass
-class ModelOptions:
+class ModelName:
+    """The first argument; verbs with further arguments inherit from it, so that those come next."""
+
     model: str
     """A Hugging Face folder, a .gguf file, or a hub id."""
 
+
+@dataclass
+class ModelOptions(ModelName):
     _: KW_ONLY
 
     quantization: str | None = None
@@ -44,26 +49,31 @@ class ModelOptions:
 
 
 def load_model(options: ModelOptions, check: Callable[[], None] = lambda: None) -> LoadedModel:
-    """Load as the options say, with a progress bar on standard error. `check` is called now and then and may raise to end it."""
+    """Load as the options say. On standard error: what it will take, before the first weight is read, and a progress bar.
+
+    `check` is called before each tensor and may raise to end the load.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
 
     from ..loading import load
-    from ..settings import read_settings
 
-    settings = read_settings()
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=Console(stderr=True), transient=True,
-    )
-    task = bar.add_task("loading", total=None)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task("", total=None, visible=False)
 
-    def progress(done: int, total: int, what: str) -> None:
+    def progress(now: Progress) -> None:
         check()
-        bar.update(task, completed=done, total=total, description=what)
+        if now.done == 0 and not bar.tasks[task].visible:
+            parts = " + ".join(f"{name} {size / 1e6:.0f}" for name, size in now.report.predicted.items())
+            console.print(f"loading {now.report.source}: predicted peak {now.report.predicted_peak / 1e6:.0f} MB = {parts}", markup=False)
+        bar.update(task, completed=now.done, total=now.total, visible=True,
+                   description="mapping what was kept" if now.report.cache_hit else "quantizing")
 
     with bar:
         return load(
-            options.model, quantization=options.quantization, kv_cache=options.kv_cache, backend=options.backend,
-            threads=options.threads if options.threads is not None else settings.threads, isa=options.isa or settings.isa,
-            cache_dir=options.cache_dir or settings.cache_dir, use_cache=options.cache, max_model_len=options.max_model_len, on_progress=progress,
+            options.model, quantization=options.quantization, kv_cache=options.kv_cache, backend=options.backend, threads=options.threads,
+            isa=options.isa, cache_dir=options.cache_dir, use_cache=options.cache, max_model_len=options.max_model_len, on_progress=progress,
         )

@@ -88,8 +88,8 @@ def run(options: Options) -> int:
     api_key = options.api_key if options.api_key is not None else read_settings().api_key
     server_options = ServerOptions(
         names=tuple(options.served_model_name or [plain_name(options.model)]), api_key=api_key, protect_metrics=options.protect_metrics,
-        cors_origins=tuple(options.cors_origin or ()), max_body_bytes=options.max_body_bytes, max_tokens=options.max_tokens, drain_seconds=options.drain_seconds,
-        request_timeout=options.request_timeout,
+        cors_origins=tuple(options.cors_origin or ()), max_body_bytes=options.max_body_bytes, max_tokens=options.max_tokens,
+        request_timeout=options.request_timeout, drain_seconds=options.drain_seconds,
     )
     listener = bind(options.host, options.port)
     host, port = listening(listener)
@@ -120,14 +120,19 @@ def plain_name(model: str) -> str:
 
 
 def greeting(loaded: LoadedModel, engine: Engine, names: tuple[str, ...], url: str, keyed: bool, seconds: float) -> str:
-    """What is served, how, and a line to try."""
+    """What is served, in which precision and why, what runs, the memory foreseen and used, and a line to try."""
+    report = loaded.report
     body = {"model": names[0], "messages": [{"role": "user", "content": "Name three rivers."}]}
     key = " -H 'Authorization: Bearer KEY'" if keyed else ""
+    origin = "mapped from the cache" if report.cache_hit else f"loaded from {report.codec}"
     rows = [
-        ("model", f"{', '.join(names)} ({loaded.name}), up to {engine.max_model_len} tokens"),
-        ("precision", str(loaded.plan)),
-        ("KV cache", f"{engine.kv_bytes / 1e6:.0f} MB in {engine.kv_pages} pages, {loaded.cache_spec.format}"),
-        ("ready", f"after {seconds:.1f} s at {url}/v1"),
+        ("model", f"{', '.join(names)}: {report.model_type}, {origin} in {report.seconds:.1f} s, up to {engine.max_model_len} tokens"),
+        ("precision", f"{loaded.plan}: {report.reason}"),
+        ("runs", f"{report.backend} kernels, {loaded.cache_spec.format} key-value cache"),
+        *(("", note) for note in report.notes),
+        ("memory", f"{report.measured_peak / 1e6:.0f} MB at most while loading ({report.predicted_peak / 1e6:.0f} MB predicted), of which weights "
+                   f"{report.weight_bytes / 1e6:.0f} MB; key-value cache up to {engine.kv_bytes / 1e6:.0f} MB ({engine.kv_pages} pages)"),
+        ("ready", f"after {seconds:.1f} s: {url}/v1"),
         ("try", f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'"),
     ]
     return "\n".join(f"{label:<10} {text}" for label, text in rows)

@@ -99,7 +99,8 @@ async def test_json_answers(serving: Serving) -> None:
 
 async def test_content_parts_and_roles(serving: Serving) -> None:
     async with serving() as server:
-        messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "«"}, {"type": "text", "text": "hi»"}]}]
+        parts = [{"type": "text", "text": "«"}, {"type": "text", "text": "hi»"}]
+        messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
         answer = await server.client.post("/v1/chat/completions", json={"model": "parrot", "messages": messages})
         assert answer.json()["choices"][0]["message"]["content"] == "hi"
         tokens = (await server.client.post("/tokenize", json={"messages": messages})).json()
