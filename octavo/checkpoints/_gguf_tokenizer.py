@@ -170,9 +170,14 @@ def _merges_by_score(tokens: list[str], vocabulary: dict[str, int], scores: np.n
         token = tokens[i]
         if len(token) < 2 or not plain[i] or vocabulary[token] != i:
             continue
-        splits = [(vocabulary[token[:cut]], vocabulary[token[cut:]], cut) for cut in range(1, len(token))
-                  if token[:cut] in vocabulary and token[cut:] in vocabulary]
-        merges += [(token[:cut], token[cut:]) for _, _, cut in sorted(splits)]
+        splits = []
+        for cut in range(1, len(token)):
+            left = vocabulary.get(token[:cut])
+            if left is not None and (right := vocabulary.get(token[cut:])) is not None:
+                splits.append((left, right))
+        if len(splits) > 1:
+            splits.sort()
+        merges += [(tokens[left], tokens[right]) for left, right in splits]
     return merges
 
 

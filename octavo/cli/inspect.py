@@ -1,0 +1,158 @@
+"""`octavo inspect MODEL`: what is in a checkpoint, and what each precision would need."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from ._command import Command
+
+if TYPE_CHECKING:
+    from ..checkpoints import Checkpoint, TensorInfo
+    from ..machine import Machine
+
+PRESETS = ("16bit", "8bit", "4bit")
+_LAYER = re.compile(r"^(.*?\blayers\.|.*?\bblk\.|.*?\bh\.)(\d+)\.")
+
+
+@dataclass
+class Options:
+    model: str
+    """A model folder, a .gguf file, or a hub id (owner/name)."""
+
+    _: KW_ONLY
+
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+
+    scheme: list[str] = field(default_factory=list)
+    """A further precision to price, such as W4g64A8 (may be repeated)."""
+
+    tensors: bool = False
+    """List every tensor, not only the layers."""
+
+    json: bool = False
+    """Print JSON."""
+
+
+def run(options: Options) -> None:
+    """What is in a checkpoint: tensors, formats, sizes, and what each precision would need."""
+    from ..checkpoints import open_checkpoint
+    from ..machine import detect
+
+    found = inspect(open_checkpoint(options.model, revision=options.revision), [*PRESETS, *options.scheme], detect())
+    print(json.dumps(found, indent=2) if options.json else _text(found, options.tensors))
+
+
+def inspect(checkpoint: Checkpoint, schemes: Sequence[str], machine: Machine) -> dict[str, Any]:
+    """Everything about a checkpoint as JSON-able data. Reads no tensor data."""
+    infos = list(checkpoint.tensors.values())
+    stored = Counter(info.stored for info in infos)
+    return {
+        "path": str(checkpoint.path),
+        "format": checkpoint.codec,
+        "model_type": checkpoint.config.get("model_type"),
+        "parameters": sum(math.prod(info.shape) for info in infos),
+        "bytes": sum(info.nbytes for info in infos),
+        "stored": {kind: {"tensors": count, "bytes": sum(i.nbytes for i in infos if i.stored == kind)} for kind, count in stored.most_common()},
+        "tensors": [{"name": i.name, "shape": list(i.shape), "stored": i.stored, "bytes": i.nbytes, "file": i.file.name} for i in infos],
+        "schemes": [price(checkpoint, name, machine) for name in schemes],
+    }
+
+
+def price(checkpoint: Checkpoint, name: str, machine: Machine) -> dict[str, Any]:
+    """Bytes of the weights, and of one token in the cache, under a precision; None with the reason where the model is not served."""
+    from .. import layouts, schemes
+
+    plan = schemes.choose(name, machine).plan
+
+    def weight_bytes(info: TensorInfo) -> int:
+        scheme = plan.scheme_for(info.name)
+        spec = scheme.weight if scheme else info.spec
+        if len(info.shape) != 2 or spec is None:
+            return 4 * math.prod(info.shape)  # vectors stay float32
+        return layouts.describe(spec, *info.shape).nbytes if layouts.why_not(spec) is None else spec.packed_bytes(info.shape)
+
+    cached, reason = _cache_bytes(checkpoint, plan.default.cache)
+    return {"name": name, "scheme": str(plan.default), "plan": str(plan), "weight_bytes": sum(map(weight_bytes, checkpoint.tensors.values())),
+            "kv_bytes_per_token": cached, "why_not": reason}
+
+
+def _cache_bytes(checkpoint: Checkpoint, spec: Any) -> tuple[int | None, str]:
+    from ..errors import OctavoError
+    from ..models import read_model
+
+    try:
+        model = read_model(checkpoint.config)
+    except OctavoError as error:
+        return None, str(error)
+    return sum(2 * heads * spec.packed_bytes((1, width)) for heads, width in zip(model.kv_heads, model.head_dims, strict=True)), ""
+
+
+def _text(found: dict[str, Any], all_tensors: bool) -> str:
+    kinds = ", ".join(f"{kind} {_size(part['bytes'])} in {part['tensors']}" for kind, part in found["stored"].items())
+    head = [f"{found['path']}", f"  {_printable(str(found['model_type']))}, {_count(found['parameters'])} parameters in "
+            f"{len(found['tensors'])} tensors, {_size(found['bytes'])} ({found['format']})", f"  stored as: {kinds or 'nothing'}"]
+    rows = [(t["name"], "x".join(map(str, t["shape"])), t["stored"], _size(t["bytes"])) for t in found["tensors"]] if all_tensors else _layers(found)
+    table = _columns([("TENSOR" if all_tensors else "PART", "SHAPE" if all_tensors else "PARAMETERS", "STORED AS", "SIZE"), *rows])
+    priced = [("PRECISION", "SCHEME", "WEIGHTS", "CACHE PER TOKEN")]
+    for scheme in found["schemes"]:
+        per_token = scheme["kv_bytes_per_token"]
+        priced.append((scheme["name"], scheme["scheme"], _size(scheme["weight_bytes"]), "-" if per_token is None else _size(per_token)))
+    reasons = sorted({scheme["why_not"] for scheme in found["schemes"] if scheme["why_not"]})
+    return "\n".join([*head, "", *table, "", *_columns(priced), *(f"  not served: {reason}" for reason in reasons)])
+
+
+def _layers(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One row for a part of the model; neighbouring layers that hold the same are one row."""
+    parts: dict[tuple[str, int | None], list[dict[str, Any]]] = {}
+    for tensor in found["tensors"]:
+        match = _LAYER.match(tensor["name"])
+        parts.setdefault((match[1] + "N", int(match[2])) if match else (tensor["name"], None), []).append(tensor)
+    layers = sorted((key for key in parts if key[1] is not None), key=lambda key: (key[0], key[1] or 0))
+    rows = [(name, *_held(parts[name, number])) for name, number in parts if number is None]
+    for (name, *held), same in groupby(layers, key=lambda key: (key[0], *_held(parts[key]))):
+        numbers = [number for _, number in same]
+        span = f"{name[:-1]}{numbers[0]}" + (f" to {numbers[-1]}, each" if len(numbers) > 1 else "")
+        rows.append((span, *held))
+    return rows
+
+
+def _held(tensors: Iterable[dict[str, Any]]) -> tuple[str, str, str]:
+    """(parameters, types, bytes) of a part."""
+    tensors = list(tensors)
+    kinds = Counter(t["stored"] for t in tensors)
+    return (_count(sum(math.prod(t["shape"]) for t in tensors)), " ".join(f"{n}x{kind}" if n > 1 else kind for kind, n in kinds.most_common()),
+            _size(sum(t["bytes"] for t in tensors)))
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    rows = [[_printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _printable(text: str) -> str:
+    """Names come out of files: nothing in them may steer the terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.2f} M" if number >= 1e5 else str(number)
+
+
+COMMAND = Command("inspect", Options, run)
