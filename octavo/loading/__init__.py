@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from ._assign import ways
 from ._load import load
 from ._model import LoadedModel
 from ._report import LoadReport, Progress
 
-__all__ = ["LoadReport", "LoadedModel", "Progress", "load"]
+__all__ = ["LoadReport", "LoadedModel", "Progress", "load", "ways"]

@@ -92,7 +92,20 @@ def _job(want: Wanted, info: TensorInfo, plan: Plan, policy: Policy) -> tuple[Jo
     def problems(kept: TensorSpec, activation: TensorSpec) -> list[Problem]:
         return [Problem(use, rows, columns, weight=kept, activation=activation) for use in sorted(want.uses)]
 
-    # Best first: as asked; without quantized activations; the weight's numbers in bfloat16.
+    first: KernelError | None = None
+    for kept, act, note in ways(asked, activation):
+        try:
+            kernels = [policy.choose(problem) for problem in problems(kept, act)]
+        except KernelError as error:
+            first = first or error
+            continue
+        return Job(want.name, info.name, (rows, columns), asked, kept, act, kernels[0]), note
+    assert first is not None
+    raise first
+
+
+def ways(asked: TensorSpec, activation: TensorSpec) -> list[tuple[TensorSpec, TensorSpec, str]]:
+    """(weight as kept in memory, activation, what is not as asked), best first: as asked; activations in 16 bits; the weight's numbers in bf16."""
     options = [(asked, activation, "")]
     if activation.quantized:
         options.append((asked, BF16, f"activations stay in 16 bits: no kernel here multiplies {asked.format} by {activation.format}"))
@@ -103,16 +116,7 @@ def _job(want: Wanted, info: TensorInfo, plan: Plan, policy: Policy) -> tuple[Jo
                                         "activations stay in 16 bits"))
     elif asked != BF16:
         options.append((BF16, activation, f"{asked.format} weights are rounded to bf16: no kernel here reads them"))
-    first: KernelError | None = None
-    for kept, act, note in options:
-        try:
-            kernels = [policy.choose(problem) for problem in problems(kept, act)]
-        except KernelError as error:
-            first = first or error
-            continue
-        return Job(want.name, info.name, (rows, columns), asked, kept, act, kernels[0]), note
-    assert first is not None
-    raise first
+    return options
 
 
 def _as_stored(info: TensorInfo) -> TensorSpec:
