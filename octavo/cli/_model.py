@@ -1,7 +1,6 @@
-"""What `serve` and `chat` share: the options that say which model to load and how, and loading it with a progress bar."""
+"""What the verbs that load a model share: the options that say which and how, and loading it with a progress bar."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: cyclopts would look the types of inherited fields up in the module of the heir.
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -48,7 +47,7 @@ class ModelOptions(ModelName):
     """Where it is kept; default: OCTAVO_CACHE, or ~/.cache/octavo."""
 
 
-def load_model(options: ModelOptions, check: Callable[[], None] = lambda: None) -> LoadedModel:
+def load_model(options: ModelOptions, check: Callable[[], None] = lambda: None) -> "LoadedModel":
     """Load as the options say. On standard error: what it will take, before the first weight is read, and a progress bar.
 
     `check` is called before each tensor and may raise to end the load.
@@ -64,7 +63,7 @@ def load_model(options: ModelOptions, check: Callable[[], None] = lambda: None) 
     bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
     task = bar.add_task("", total=None, visible=False)
 
-    def progress(now: Progress) -> None:
+    def progress(now: "Progress") -> None:
         check()
         if now.done == 0 and not bar.tasks[task].visible:
             parts = " + ".join(f"{name} {size / 1e6:.0f}" for name, size in now.report.predicted.items())
