@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -310,3 +312,48 @@ def test_options_are_checked() -> None:
 
     with pytest.raises(UsageError, match="max_batch"):
         EngineOptions(max_batch=0)
+
+
+def test_nothing_of_a_finished_request_stays(make_engine: Make) -> None:
+    engine = make_engine()
+    kept = []
+    for i in range(50):
+        ticket = engine.submit(Request(prompt_of(10, i), Sampling(max_tokens=3, seed=i), n=2))
+        read(ticket)
+        kept.append(weakref.ref(ticket))
+    del ticket
+    deadline = time.monotonic() + 5
+    while not engine.idle and time.monotonic() < deadline:
+        time.sleep(0.01)
+    read(engine.submit(Request((1,), GREEDY)))                          # the engine's own references are to the last step
+    gc.collect()
+    assert sum(ref() is not None for ref in kept) <= 1
+
+
+def test_an_event_loop_that_leaves_stops_the_work(make_engine: Make) -> None:
+    """A client that goes away: the ticket is cancelled in the reader's `finally`, and the pages are free soon after."""
+    model = HistoryModel()
+    model.before_step = lambda step: time.sleep(0.002)
+    engine = make_engine(model)
+
+    async def client() -> None:
+        ticket = engine.submit(Request(prompt_of(100), Sampling(max_tokens=400, temperature=0)))
+        try:
+            async for _ in ticket:
+                pass
+        finally:
+            ticket.cancel()
+
+    async def main() -> None:
+        task = asyncio.create_task(client())
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    deadline = time.monotonic() + 5
+    while not engine.idle and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert engine.idle and engine.telemetry.pages_used.value == 0 and engine.telemetry.cancellations.total == 1
