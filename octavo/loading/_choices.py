@@ -37,10 +37,10 @@ def choose_plan(quantization: str | None, checkpoint: Checkpoint, machine: Machi
             sizes[info.stored, info.spec] = sizes.get((info.stored, info.spec), 0) + info.nbytes
     stored = max(sizes, key=lambda kind: sizes[kind], default=None)
     if stored is not None and stored[1] == TensorSpec("fp32"):
-        return Choice(Plan.parse("32"), "as stored (float32)")
+        return Choice(Plan.parse("W32A32C32"), "as stored (float32)")
     name = stored[0] if stored else "nothing"
     plain = stored is not None and not stored[1].quantized
-    return Choice(Plan.parse("16"), f"as stored ({name})" if plain else f"stored as {name} and no precision was named: 16 bits")
+    return Choice(Plan.parse("W16A16C16"), f"as stored ({name})" if plain else f"stored as {name} and no precision was named: 16 bits")
 
 
 def choose_cache(kv_cache: str | None, plan: Plan, head_dims: list[int], policy: Policy) -> tuple[TensorSpec, str]:

@@ -27,7 +27,8 @@ from ._model import Bound, LoadedModel
 from ._report import LoadReport, OnProgress, Progress
 from ._stream import make_packed, make_tensor, make_vector, row_chunks
 
-LEAST_PAGES = 2
+LEAST_PAGES = 2       # of the key-value cache
+PAGE_BYTES = 4096     # of mapped files
 
 
 def load(source: str | Path, *, quantization: str | None = None, kv_cache: str | None = None, backend: str = "native", threads: int | None = None,
@@ -131,6 +132,7 @@ def _take(checkpoint: Checkpoint, jobs: list[Job], vectors: Mapping[str, str], b
         step(job)
         mapped = checkpoint.packed(job.name) if isinstance(checkpoint, OctavoCheckpoint) and job.name in checkpoint.tensors else None
         if mapped is not None and fits(mapped, job):
+            mapped.blob[::PAGE_BYTES].max()  # read from disk now, in order, rather than during the first answer
             bound.weights[job.name] = ops.adopt(mapped, job.activation)
         elif layouts.why_not(job.kept) is None:
             packed = make_packed(checkpoint, job)

@@ -97,7 +97,7 @@ def same_numbers(stored: TensorSpec, asked: TensorSpec) -> bool:
 def make_vector(checkpoint: Checkpoint, stored: str) -> np.ndarray:
     """A norm's gain or a bias as float32."""
     tensor = checkpoint.read(stored)
-    values: np.ndarray = np.array(tensor.dequantize(), np.float32)
+    values: np.ndarray = np.array(tensor.codes if tensor.spec.format == "fp32" else tensor.dequantize(), np.float32)
     checkpoint.release(stored)
     if not np.isfinite(values).all():
         raise CheckpointError(f"tensor {stored!r} holds NaN or infinity", where=str(checkpoint.tensors[stored].file),
