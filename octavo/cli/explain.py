@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ._command import Command
 
 if TYPE_CHECKING:
-    from ..kernels.op import Problem
     from ..machine import Machine
+    from ..policy import Candidate
     from ..schemes import Scheme
 
 LAYER = 4096  # inputs and outputs of the layer that bits are counted for: scales of rows weigh almost nothing
@@ -31,14 +30,15 @@ class Options:
 
 def run(options: Options) -> None:
     """What a precision name means, bits per weight, and what runs here."""
-    from ..kernels import reference
+    from ..kernels.native import NativeOps
+    from ..machine import detect
 
-    found = explain(options.name, _machine(), {"native": _native(), "reference": reference.ReferenceOps()})
+    found = explain(options.name, detect(), NativeOps(threads=1))
     print(json.dumps(found, indent=2) if options.json else _text(found))
 
 
-def explain(name: str, machine: Machine, backends: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything about a name as JSON-able data. `backends` maps "native" and "reference" to an Ops, or to the reason why it is missing.
+def explain(name: str, machine: Machine, backend: Candidate) -> dict[str, Any]:
+    """Everything about a name as JSON-able data; `backend` says what it can run.
 
     Raises SchemeError for a name that cannot be read.
     """
@@ -61,29 +61,32 @@ def explain(name: str, machine: Machine, backends: Mapping[str, Any]) -> dict[st
         "bits_per_cached_value": round(scheme.cache.bits_per_weight((LAYER, HEAD)), 4),
         "overrides": [[pattern, None if one is None else str(one)] for pattern, one in choice.plan.overrides],
         "machine": machine.isa,
-        "runs": {part: _verdict(problem, backends) for part, problem in _problems(scheme).items()},
+        "runs": {"linear": _linear(scheme, backend), "cache": _cache(scheme, backend)},
     }
 
 
-def _problems(scheme: Scheme) -> dict[str, Problem]:
+def _linear(scheme: Scheme, backend: Candidate) -> dict[str, Any]:
+    """{"answer": "native", "emulated" or "no", "why", "bits_in_memory"}, by the rule that loading follows for every weight."""
+    from .. import layouts
+    from ..kernels.op import Problem
+    from ..loading import ways
+
+    refusals = []
+    for kept, activation, note in ways(scheme.weight, scheme.activation):
+        refusal = backend.supports(Problem("linear", LAYER, LAYER, weight=kept, activation=activation))
+        if refusal is not None:
+            refusals.append(refusal)
+            continue
+        memory = 8 * layouts.describe(kept, LAYER, LAYER).nbytes / LAYER**2 if layouts.why_not(kept) is None else None
+        return {"answer": "emulated" if note else "native", "why": f"{note} ({refusals[0]})" if note else "", "bits_in_memory": memory}
+    return {"answer": "no", "why": "; ".join(dict.fromkeys(refusals)), "bits_in_memory": None}
+
+
+def _cache(scheme: Scheme, backend: Candidate) -> dict[str, Any]:
     from ..kernels.op import Problem
 
-    return {
-        "linear": Problem("linear", LAYER, LAYER, weight=scheme.weight, activation=scheme.activation),
-        "cache": Problem("attention", cache=scheme.cache, head_dim=HEAD),
-    }
-
-
-def _verdict(problem: Problem, backends: Mapping[str, Any]) -> dict[str, str]:
-    """{"answer": "native", "emulated" or "no", "why": reason}. Emulated: only the reference backend, in float64, computes it."""
-    native = backends["native"]
-    refusal = native if isinstance(native, str) else native.supports(problem)
-    if refusal is None:
-        return {"answer": "native", "why": ""}
-    slow = backends["reference"].supports(problem)
-    if slow is None:
-        return {"answer": "emulated", "why": f"reference backend only (--backend reference, slow): {refusal}"}
-    return {"answer": "no", "why": slow}
+    refusal = backend.supports(Problem("attention", cache=scheme.cache, head_dim=HEAD))
+    return {"answer": "native", "why": ""} if refusal is None else {"answer": "no", "why": refusal}
 
 
 def _text(found: dict[str, Any]) -> str:
@@ -104,23 +107,9 @@ def _text(found: dict[str, Any]) -> str:
     lines.append(f"on this machine ({found['machine']})")
     for part, verdict in found["runs"].items():
         row({"linear": "linears", "cache": "KV cache"}[part], verdict["answer"] + (f": {verdict['why']}" if verdict["why"] else ""))
+    memory = found["runs"]["linear"]["bits_in_memory"]
+    row("in memory", f"{memory:.4g} bits per weight, in the layout of the kernels" if memory else "")
     return "\n".join(lines)
-
-
-def _machine() -> Machine:
-    from ..machine import detect
-
-    return detect()
-
-
-def _native() -> Any:
-    """The native backend, or the sentence that says why it is missing."""
-    try:
-        from ..kernels.native import NativeOps
-
-        return NativeOps(threads=1)
-    except ImportError:
-        return "the native kernels are not built (make build)"
 
 
 COMMAND = Command("explain", Options, run)

@@ -20,8 +20,8 @@ Array = Any
 SMALLEST_SCALE = {"fp16": 2.0**-14, "bf16": 2.0**-126}  # below it a scale would lose precision
 LARGEST_SCALE = {"fp16": 32752.0, "bf16": 1.6e38}  # half of the largest: fitting may widen a scale a little
 
-# Fitting tries these parts of the full range: with few levels, clipping the outermost values lets all others be rounded finer. Measured on
-# SmolLM2's weights (tests/test_qtensor.py keeps the gain): with a least-squares scale for each, two or three are as good as twenty.
+# Fitting tries these parts of the full range: with few levels, clipping the outermost values lets all others be rounded finer. With a
+# least-squares scale for each, two or three of them are as good as twenty (measured on SmolLM2's weights; LOG.md has the numbers).
 FIT_INT = {2: (0.95, 0.8, 0.65), 3: (1.0, 0.9, 0.8), 4: (1.0, 0.93, 0.86), 5: (1.0, 0.96)}
 FIT_ROW = (1.0, 0.86, 0.74, 0.64)  # cells of more than WIDE elements have longer tails
 FIT_TABLE = (1.0, 0.92)
@@ -138,24 +138,28 @@ def _fit(x: Array, wanted: Array, zeros: Array | None, spec: TensorSpec, number:
          ratios: tuple[float, ...]) -> Array:
     """The best scales [rows, groups] for x [rows, groups, columns], rounded to the scale format.
 
-    Rounding x/s gives values v. The scale that brings s*v closest to x is s * (v.t)/(v.v) with t = x/s (least squares), and what it leaves
-    is |x|^2 - (s v.t)^2 / v.v: so the candidate with the largest (s v.t)^2 / v.v wins. Where scales are so coarse that rounding them
-    would undo this, each rounded candidate is judged by its own error, |x|^2 + s^2 (v.v - 2 v.t).
+    Best is the least squared error weighted by |x|: the plain squared error prefers scales that clip the few large weights, and the model
+    gets worse by it (LOG.md has the numbers). Rounding x/s gives values v; with t = x/s and sums weighted by |x|, the scale that brings s*v
+    closest to x is s * (v.t)/(v.v), and what it leaves is |x|^2 - (s v.t)^2 / v.v: the candidate with the largest (s v.t)^2 / v.v wins.
+    Where scales are so coarse that rounding them would undo this, each rounded candidate is judged by its own error, |x|^2 + s^2 (v.v - 2 v.t).
     """
     xp = array_namespace(x)
     coarse = spec.scale_format in FIT_COARSE
+    base = _nonzero(wanted if outer is None else wanted * outer)
+    importance = xp.abs(x / base[..., None])  # |x| and all errors in units of the unclipped scale: nothing overflows
     scales, best = wanted, None
     for ratio in ratios:
         tried = round_scales(wanted * ratio, spec.scale_format) if coarse else wanted * ratio
         actual = tried if outer is None else tried * outer
         t = x / _nonzero(actual)[..., None]
         v = _nearest(t, number, zeros)
-        vt, vv = xp.vecdot(v, t), xp.vecdot(v, v)
+        weighted = v * importance
+        vt, vv = xp.vecdot(weighted, t), xp.vecdot(weighted, v)
         if coarse:
-            gain, fitted = actual**2 * (2 * vt - vv), tried
+            gain, fitted = (actual / base) ** 2 * (2 * vt - vv), tried
         else:
             quotient = vt / _nonzero(vv)
-            gain, fitted = actual**2 * vt * quotient, xp.where(vv > 0, tried * quotient, tried)
+            gain, fitted = (actual / base) ** 2 * vt * quotient, xp.where(vv > 0, tried * quotient, tried)
         if best is None:
             scales, best = fitted, gain
         else:
@@ -181,7 +185,7 @@ def _scales(low: Array, high: Array, spec: TensorSpec, outer: Array | None) -> t
     if not spec.symmetric:
         zero, steps = xp.asarray(0, dtype=xp.float32), 2**number.bits - 1
         low, high = xp.minimum(low, zero), xp.maximum(high, zero)  # zero stays exact
-        scales = (high - low) / steps
+        scales = high / steps - low / steps
         return scales, xp.clip(xp.round(-low / _nonzero(scales)), 0, steps)
     if number.kind == "int" and -number.low > number.high:
         # One more code below zero than above: the cell's extreme, whatever its sign, takes that code, as in ggml's Q4_0.
