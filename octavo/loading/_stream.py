@@ -46,7 +46,8 @@ def make_packed(checkpoint: Checkpoint, job: Job) -> Packed:
         if not by_rows(job.asked) or not by_rows(job.kept):
             return layouts.pack(make_tensor(checkpoint, job))
         for keep_codes in (True, False):
-            for kept in (job.kept, replace(job.kept, scale_format="fp32")):
+            narrow = job.kept.scale_format in ("fp16", "bf16")  # scales that may turn out not to fit
+            for kept in (job.kept, replace(job.kept, scale_format="fp32")) if narrow else (job.kept,):
                 try:
                     packed = _by_rows(checkpoint, job, kept, keep_codes)
                 except KernelError:
