@@ -67,18 +67,17 @@ class GrammarCompiler:
         if len(key) > LONGEST:
             raise RequestError(f"the grammar has {len(key)} characters, more than {LONGEST}", param="response_format")
         with self._lock:
+            tokenizer = self._vocabulary_tokenizer()
             matcher = self._compiled.get(key)
-            if matcher is None:
-                source = _source(grammar)
-                limits = LLParserLimits(verbose_errors=False)
-                matcher = LLMatcher(self._vocabulary_tokenizer(), source, log_level=0, limits=limits)
-                if matcher.is_error():
-                    raise RequestError(f"the grammar cannot be compiled: {matcher.get_error().strip()[:500]}", param="response_format")
-                self._compiled[key] = matcher
-                if len(self._compiled) > KEPT:
-                    self._compiled.popitem(last=False)
-            else:
-                self._compiled.move_to_end(key)
+        if matcher is None:                       # outside the lock: a slow grammar keeps nobody else waiting
+            matcher = LLMatcher(tokenizer, _source(grammar), log_level=0, limits=LLParserLimits(verbose_errors=False))
+            if matcher.is_error():
+                raise RequestError(f"the grammar cannot be compiled: {matcher.get_error().strip()[:500]}", param="response_format")
+        with self._lock:
+            self._compiled[key] = matcher
+            self._compiled.move_to_end(key)
+            while len(self._compiled) > KEPT:
+                self._compiled.popitem(last=False)
             return Grammar(matcher.deep_copy(), self._vocabulary)
 
     def _vocabulary_tokenizer(self) -> Any:

@@ -75,7 +75,6 @@ class Stream:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._window: list[int] = []     # other decoders: the tokens that the next text depends on
         self._read = 0                   # of which this many are decoded
-        self._fresh = not continued
 
     def push(self, token: int) -> str:
         """The text that is certain now that `token` follows; may be empty."""
