@@ -41,7 +41,7 @@ class Options(ModelOptions):
     cors_origin: list[str] | None = None
     """Origin of web pages that may call this server; may be repeated. Default: none."""
 
-    max_batch: int = 64
+    max_batch: int = 128
     """Sequences computed together."""
 
     max_batch_tokens: int = 512
@@ -61,6 +61,9 @@ class Options(ModelOptions):
 
     max_body_bytes: int = 4 << 20
     """Largest body of a request."""
+
+    body_timeout: float = 60.0
+    """Seconds a client may take to send its request."""
 
     request_timeout: float | None = 600.0
     """Seconds from a request to its last token."""
@@ -89,7 +92,7 @@ def run(options: Options) -> int:
     server_options = ServerOptions(
         names=tuple(options.served_model_name or [plain_name(options.model)]), api_key=api_key, protect_metrics=options.protect_metrics,
         cors_origins=tuple(options.cors_origin or ()), max_body_bytes=options.max_body_bytes, max_tokens=options.max_tokens,
-        request_timeout=options.request_timeout, drain_seconds=options.drain_seconds,
+        body_timeout=options.body_timeout, drain_seconds=options.drain_seconds,
     )
     listener = bind(options.host, options.port)
     host, port = listening(listener)

@@ -18,7 +18,6 @@ class ServerOptions:
     max_body_bytes   largest body of a request
     body_timeout     seconds a client may take to send its body
     max_tokens       longest answer a request may ask for; None: what the context allows
-    request_timeout  seconds from submission to the last token; None: no limit
     drain_seconds    seconds that running requests get to finish when the server is stopped
     """
 
@@ -29,11 +28,10 @@ class ServerOptions:
     max_body_bytes: int = 4 << 20
     body_timeout: float = 60.0
     max_tokens: int | None = None
-    request_timeout: float | None = None
     drain_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("max_body_bytes", "body_timeout", "max_tokens", "request_timeout"):
+        for name in ("max_body_bytes", "body_timeout", "max_tokens"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UsageError(f"must be above 0, not {value}", where=name)
