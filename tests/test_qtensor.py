@@ -134,7 +134,7 @@ def test_nan_and_infinity_are_refused_with_their_place(name: str, bad: float) ->
        size=st.sampled_from([1.0, 1e-42, 1e-30, 1e30, 1e37]))
 @settings(max_examples=150, deadline=None)
 def test_any_shape_quantizes(rows: int, width: int, name: str, seed: int, size: float) -> None:
-    x = np.clip(weights(rows, width, seed) * size, -1e38, 1e38).astype(np.float32)
+    x = np.clip(weights(rows, width, seed).astype(np.float64) * size, -1e38, 1e38).astype(np.float32)
     if name == "fp16" and size > 1:
         return  # overflows to infinity, as documented
     q = quantize(x, parse_tensor(name, "weight"))
@@ -148,7 +148,7 @@ def test_zero_points_cover_a_range_that_is_not_symmetric() -> None:
     x = (np.random.default_rng(1).uniform(1.0, 3.0, (8, 64))).astype(np.float32)
     q = quantize(x, parse_tensor("4g32z", "weight"))
     assert q.zeros is not None and (q.zeros == 0).all() and q.codes.dtype == np.uint8
-    assert np.abs(q.dequantize() - x).max() <= 0.51 * 3 / 15
+    assert np.abs(q.dequantize() - x).max() <= 0.56 * 3 / 15  # half a step, and what fitting gives away at the ends
 
 
 @pytest.mark.parametrize(("name", "gain"), [("NF4", 0.96), ("3g64", 0.95), ("2g32", 0.95), ("4r", 0.93), ("nvfp4", 0.95), ("3g64z", 0.97)])

@@ -22,7 +22,7 @@ LARGEST_SCALE = {"fp16": 32752.0, "bf16": 1.6e38}  # half of the largest: fittin
 
 # Fitting tries these parts of the full range: with few levels, clipping the outermost values lets all others be rounded finer. With a
 # least-squares scale for each, two or three of them are as good as twenty (measured on SmolLM2's weights; LOG.md has the numbers).
-FIT_INT = {2: (0.95, 0.8, 0.65), 3: (1.0, 0.9, 0.8), 4: (1.0, 0.93, 0.86), 5: (1.0, 0.96)}
+FIT_INT = {2: (0.95, 0.8, 0.65), 3: (1.0, 0.9, 0.8), 4: (1.04, 0.98, 0.92, 0.86), 5: (1.0, 0.96)}
 FIT_ROW = (1.0, 0.86, 0.74, 0.64)  # cells of more than WIDE elements have longer tails
 FIT_TABLE = (1.0, 0.92)
 FIT_COARSE = {"fp8e4m3": (1.12, 1.0, 0.93, 0.86), "e8m0": (1.0, 2.0)}  # scales too coarse for least squares: neighbours are compared
@@ -146,20 +146,24 @@ def _fit(x: Array, wanted: Array, zeros: Array | None, spec: TensorSpec, number:
     xp = array_namespace(x)
     coarse = spec.scale_format in FIT_COARSE
     base = _nonzero(wanted if outer is None else wanted * outer)
-    importance = xp.abs(x / base[..., None])  # |x| and all errors in units of the unclipped scale: nothing overflows
+    unclipped = x / base[..., None]  # in units of the unclipped scale nothing overflows
+    importance = xp.abs(unclipped)
     scales, best = wanted, None
     for ratio in ratios:
-        tried = round_scales(wanted * ratio, spec.scale_format) if coarse else wanted * ratio
-        actual = tried if outer is None else tried * outer
-        t = x / _nonzero(actual)[..., None]
+        if coarse:
+            tried = round_scales(wanted * ratio, spec.scale_format)
+            size = (tried if outer is None else tried * outer) / base
+            t = unclipped / _nonzero(size)[..., None]
+        else:
+            tried, size, t = wanted * ratio, ratio, unclipped * (1 / ratio)
         v = _nearest(t, number, zeros)
         weighted = v * importance
         vt, vv = xp.vecdot(weighted, t), xp.vecdot(weighted, v)
         if coarse:
-            gain, fitted = (actual / base) ** 2 * (2 * vt - vv), tried
+            gain, fitted = size**2 * (2 * vt - vv), tried
         else:
             quotient = vt / _nonzero(vv)
-            gain, fitted = (actual / base) ** 2 * vt * quotient, xp.where(vv > 0, tried * quotient, tried)
+            gain, fitted = size**2 * vt * quotient, xp.where(vv > 0, tried * quotient, tried)
         if best is None:
             scales, best = fitted, gain
         else:
@@ -186,7 +190,7 @@ def _scales(low: Array, high: Array, spec: TensorSpec, outer: Array | None) -> t
         zero, steps = xp.asarray(0, dtype=xp.float32), 2**number.bits - 1
         low, high = xp.minimum(low, zero), xp.maximum(high, zero)  # zero stays exact
         scales = high / steps - low / steps
-        return scales, xp.clip(xp.round(-low / _nonzero(scales)), 0, steps)
+        return scales, xp.round(xp.abs(low / _nonzero(scales))).clip(0, steps)
     if number.kind == "int" and -number.low > number.high:
         # One more code below zero than above: the cell's extreme, whatever its sign, takes that code, as in ggml's Q4_0.
         return xp.where(high > -low, high, low) / number.low, None
