@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from octavo.cli import main
+from octavo.cli.serve import plain_name
 
 TESTS = Path(__file__).resolve().parents[1]
 Start = Callable[..., tuple["subprocess.Popen[str]", httpx.Client]]
@@ -165,3 +166,18 @@ def test_a_busy_port_is_told_before_the_model_is_looked_at(capsys: pytest.Captur
         port = other.getsockname()[1]
         assert main(["serve", "/no/such/model", "--port", str(port)]) == 2
     assert f"127.0.0.1:{port}" in (told := capsys.readouterr().err) and "in use" in told and told.count("\n") == 1
+
+
+def test_a_model_that_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF")
+    assert main(["serve", str(broken), "--port", "0"]) == 2
+    assert str(broken) in (told := capsys.readouterr().err) and told.count("\n") == 1
+
+
+def test_the_name_of_a_model(tmp_path: Path) -> None:
+    for name, plain in (("Tiny-1B-Instruct.Q4_K_M.gguf", "Tiny-1B-Instruct"), ("m.BF16.gguf", "m"), ("m-v1.5.gguf", "m-v1.5"), ("folder-7B", "folder-7B")):
+        path = tmp_path / name
+        path.touch() if name.endswith("gguf") else path.mkdir()
+        assert plain_name(str(path)) == plain
+    assert plain_name("org/Model-7B") == "org/Model-7B"
