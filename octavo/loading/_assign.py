@@ -23,7 +23,7 @@ SHOWN = 3  # names in an error
 @dataclass(frozen=True)
 class Job:
     """One weight. `asked` is what the plan says; `kept` is how it lies in memory: the same, or bf16 where no kernel reads `asked`, and then the
-    numbers are those of `asked` all the same."""
+    numbers are those of `asked`, rounded to bf16."""
 
     name: str
     stored: str              # the tensor's name in the checkpoint
