@@ -26,7 +26,7 @@ async def test_seeds_choices_and_greedy(tiny_model: Path, tmp_path: Path, servin
         several = await texts(server, n=4, seed=11)
         assert several == await texts(server, n=4, seed=11) != await texts(server, n=4, seed=12) and len(set(several)) == 4
         assert (await texts(server, seed=11))[0] == several[0], "a choice does not depend on its company"
-        free, frequent = (await texts(server, temperature=0, max_tokens=100, frequency_penalty=p) for p in (0, 2))
+        free, frequent = [await texts(server, temperature=0, max_tokens=100, frequency_penalty=p) for p in (0, 2)]
         assert free != frequent
         scored = await server.client.post("/v1/completions", json={"model": "parrot", "prompt": START, "max_tokens": 0, "echo": True, "logprobs": 1})
         logprobs = scored.json()["choices"][0]["logprobs"]["token_logprobs"]
