@@ -148,10 +148,10 @@ def test_zero_points_cover_a_range_that_is_not_symmetric() -> None:
     x = (np.random.default_rng(1).uniform(1.0, 3.0, (8, 64))).astype(np.float32)
     q = quantize(x, parse_tensor("4g32z", "weight"))
     assert q.zeros is not None and (q.zeros == 0).all() and q.codes.dtype == np.uint8
-    assert np.abs(q.dequantize() - x).max() <= 0.56 * 3 / 15  # half a step, and what fitting gives away at the ends
+    assert np.abs(q.dequantize() - x).max() <= 0.51 * 3 / 15
 
 
-@pytest.mark.parametrize(("name", "gain"), [("NF4", 0.96), ("3g64", 0.95), ("2g32", 0.95), ("4r", 0.93), ("nvfp4", 0.95), ("3g64z", 0.97)])
+@pytest.mark.parametrize(("name", "gain"), [("NF4", 0.96), ("3g64", 0.95), ("2g32", 0.95), ("4r", 0.93), ("nvfp4", 0.95), ("4g64", 0.99)])
 def test_fitted_scales_beat_the_largest_magnitude(name: str, gain: float) -> None:
     """By the measure that they are fitted to, error weighted by |x|, on bell-shaped rows. Dynamic specs are not fitted."""
     x, spec = weights(256, 1024), parse_tensor(name, "weight")

@@ -25,7 +25,7 @@ LARGEST_SCALE = {"fp16": 32752.0, "bf16": 1.6e38}  # half of the largest: fittin
 FIT_INT = {2: (0.95, 0.8, 0.65), 3: (1.0, 0.9, 0.8), 4: (1.04, 0.98, 0.92, 0.86), 5: (1.0, 0.96)}
 FIT_ROW = (1.0, 0.86, 0.74, 0.64)  # cells of more than WIDE elements have longer tails
 FIT_TABLE = (1.0, 0.92)
-FIT_COARSE = {"fp8e4m3": (1.12, 1.0, 0.93, 0.86), "e8m0": (1.0, 2.0)}  # scales too coarse for least squares: neighbours are compared
+FIT_COARSE = {"fp8e4m3": (1.12, 1.0, 0.93, 0.86)}  # scales too coarse for least squares: neighbours are compared
 WIDE = 512
 
 
@@ -42,8 +42,8 @@ def quantize(x: Array, spec: TensorSpec, *, outer: float | None = None) -> QTens
     `spec.scale_format`, and only then the codes are computed. Where float16 scales would overflow or lose precision, this tensor's scales
     are float32, which the spec of the result records. A cell of zeros has scale 0.
 
-    Static specs of at most 5 bits with scales per row or group fit their scales: of a few clipped ranges the one with the least squared error
-    is taken. Dynamic specs (activations, cache) never do: they are computed at every step.
+    Static symmetric specs of at most 5 bits with scales per row or group fit their scales: of a few clipped ranges the one with the least
+    error is taken. Dynamic specs (activations, cache) never do: they are computed at every step.
 
     `outer` fixes the second-level scale of NVFP4 (to quantize a tensor piece by piece); it comes from the whole of x otherwise.
     For scales per row or group, quantizing slices of rows gives the same codes as the whole.
@@ -78,7 +78,7 @@ def quantize(x: Array, spec: TensorSpec, *, outer: float | None = None) -> QTens
         chunk = grouped(xp.astype(flat[part], xp.float32), columns)
         zero = None if zeros is None else per_row(zeros, spec, part)
         if ratios:
-            scales[part] = _fit(chunk, wanted[part], zero, spec, number, second, ratios)
+            scales[part] = _fit(chunk, wanted[part], spec, number, second, ratios)
         scale = per_row(scales if second is None else scales * second, spec, part)
         codes[part] = flattened(_encode(chunk / _nonzero(scale), number, zero), width)
     return QTensor(xp.reshape(codes, shape), scales, spec, shape, zeros=zeros, outer=second)
@@ -107,14 +107,11 @@ def _encode_plain(x: Array, number: NumberFormat, shape: tuple[int, ...]) -> Arr
     return xp.reshape(xp.concat(parts, axis=0) if parts else number.encode(x), shape)
 
 
-def _nearest(t: Array, number: NumberFormat, zeros: Array | None) -> Array:
+def _nearest(t: Array, number: NumberFormat) -> Array:
     """The values, in units of the scale, that t would be rounded to."""
-    xp = array_namespace(t)
-    if number.kind != "int":
-        return number.decode(number.encode(t))
-    if zeros is None:
-        return xp.round(t).clip(number.low, number.high)
-    return (xp.round(t) + zeros).clip(0, 2**number.bits - 1) - zeros
+    if number.kind == "int":
+        return array_namespace(t).round(t).clip(number.low, number.high)
+    return number.decode(number.encode(t))
 
 
 def _nonzero(scale: Array) -> Array:
@@ -124,8 +121,9 @@ def _nonzero(scale: Array) -> Array:
 
 
 def _ratios(spec: TensorSpec, number: NumberFormat, columns: int) -> tuple[float, ...]:
-    """The parts of the full range to try; none where the largest magnitude is as good as any, or speed matters more."""
-    if spec.dynamic or spec.bits > 5:
+    """The parts of the full range to try; none where the full range measured as good or better: from 6 bits on, with zero points, and for
+    powers of two (where the specification fixes the scale)."""
+    if spec.dynamic or spec.bits > 5 or not spec.symmetric or spec.scale_format == "e8m0":
         return ()
     if spec.scale_format in FIT_COARSE:
         return FIT_COARSE[spec.scale_format]
@@ -134,8 +132,7 @@ def _ratios(spec: TensorSpec, number: NumberFormat, columns: int) -> tuple[float
     return FIT_INT[spec.bits] if number.kind == "int" else FIT_TABLE
 
 
-def _fit(x: Array, wanted: Array, zeros: Array | None, spec: TensorSpec, number: NumberFormat, outer: Array | None,
-         ratios: tuple[float, ...]) -> Array:
+def _fit(x: Array, wanted: Array, spec: TensorSpec, number: NumberFormat, outer: Array | None, ratios: tuple[float, ...]) -> Array:
     """The best scales [rows, groups] for x [rows, groups, columns], rounded to the scale format.
 
     Best is the least squared error weighted by |x|: the plain squared error prefers scales that clip the few large weights, and the model
@@ -156,7 +153,7 @@ def _fit(x: Array, wanted: Array, zeros: Array | None, spec: TensorSpec, number:
             t = unclipped / _nonzero(size)[..., None]
         else:
             tried, size, t = wanted * ratio, ratio, unclipped * (1 / ratio)
-        v = _nearest(t, number, zeros)
+        v = _nearest(t, number)
         weighted = v * importance
         vt, vv = xp.vecdot(weighted, t), xp.vecdot(weighted, v)
         if coarse:
