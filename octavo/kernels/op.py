@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Value = Any
 Array = Any
+Prepared = Any  # a Weight, of this very backend
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,10 @@ class Ops(Protocol):
     def constant(self, array: Array) -> Value:
         """A float32 vector or matrix that ops below take as weight (norm gains, biases, rope tables)."""
 
-    def embed(self, weight: Weight, factor: float = 1.0) -> Value:
+    def embed(self, weight: Prepared, factor: float = 1.0) -> Value:
         """[rows, k]: row `tokens[r]` of the weight times `factor`."""
 
-    def linear(self, x: Value, weights: Sequence[Weight], biases: Sequence[Value | None] | None = None,
+    def linear(self, x: Value, weights: Sequence[Prepared], biases: Sequence[Value | None] | None = None,
                residual: Value | None = None) -> tuple[Value, ...]:
         """One output [rows, n] per weight, all reading the same x [rows, k] (which is quantized once if the weights' activation spec
         says so). `residual` [rows, n] is added to the first output; then there is exactly one weight."""
