@@ -31,8 +31,9 @@ def byte_text() -> Text:
 class HistoryModel:
     """Logits are a fixed random function of all tokens so far, which it reads back from the pages it was given.
 
-    The cache holds the token itself, so a wrong page, a page reused for other content, or a wrong position changes the answer. It asserts
-    that no step writes a slot twice.
+    The cache holds each token and a digest of all tokens up to it, computed from the digest in the place before: as with real keys and
+    values, a page depends on everything before it. So a wrong page, a page reused for another prefix, or a wrong position changes the
+    answer. It asserts that no step writes a slot twice.
     """
 
     name = "history"
@@ -49,33 +50,39 @@ class HistoryModel:
         self.before_step: Callable[[Step], None] = lambda step: None
 
     def new_pool(self, pages: int) -> np.ndarray:
-        return np.full(pages * PAGE, -1, np.int64)
+        return np.full((pages * PAGE, 2), -1, np.int64)
 
     def forward(self, step: Step, pool: Any) -> np.ndarray:
         self.before_step(step)
         self.steps += 1
         self.rows.append(len(step.tokens))
         assert len(set(step.slots.tolist())) == len(step.slots), "two rows write one slot"
-        pool[step.slots] = step.tokens
-        wanted = set(step.select.tolist())
-        rows = {}
+        wanted, rows = set(step.select.tolist()), {}
         for s in range(len(step.lengths)):
-            length, table = int(step.lengths[s]), step.tables[s]
-            history = np.concatenate([pool[p * PAGE : (p + 1) * PAGE] for p in table])[:length].tolist()
-            for row in range(step.starts[s], step.starts[s + 1]):
-                place = length - (step.starts[s + 1] - row)
-                assert step.positions[row] == place
-                assert history[place] == step.tokens[row]
+            table, first = step.tables[s], int(step.lengths[s] - step.starts[s + 1] + step.starts[s])
+            for place, row in enumerate(range(step.starts[s], step.starts[s + 1]), first):
+                slot, before = self._slot(table, place), pool[self._slot(table, place - 1), 1] if place else 0
+                assert step.positions[row] == place and step.slots[row] == slot
+                pool[slot] = step.tokens[row], (int(before) * 1000003 + int(step.tokens[row]) + 1) % (1 << 61)
+            history = np.concatenate([pool[p * PAGE : (p + 1) * PAGE] for p in table])
+            for place, row in enumerate(range(step.starts[s], step.starts[s + 1]), first):
                 if row in wanted:
-                    rows[row] = self.logits(history[: place + 1])
+                    rows[row] = self.logits(history[: place + 1, 0].tolist(), int(history[place, 1]))
         return np.array([rows[r] for r in step.select.tolist()], np.float32).reshape(len(step.select), VOCABULARY)
 
-    def logits(self, history: list[int]) -> np.ndarray:
+    @staticmethod
+    def _slot(table: np.ndarray, place: int) -> int:
+        return int(table[place // PAGE]) * PAGE + place % PAGE
+
+    def logits(self, history: list[int], digest: int | None = None) -> np.ndarray:
         scripted = self.script(history) if self.script else None
         if scripted is not None:
             return scripted
-        mixed = np.array(history, np.uint32) * (np.arange(len(history), dtype=np.uint32) * 2 + 1)
-        logits = np.random.Generator(np.random.Philox(int(np.bitwise_xor.reduce(mixed)) + len(history))).normal(size=VOCABULARY) * 3
+        if digest is None:
+            digest = 0
+            for token in history:
+                digest = (digest * 1000003 + token + 1) % (1 << 61)
+        logits = np.random.Generator(np.random.Philox(digest)).normal(size=VOCABULARY) * 3
         logits[EOS] = -20
         return logits.astype(np.float32)
 

@@ -175,6 +175,23 @@ def test_echo_scores_the_prompt(make_engine: Make, max_tokens: int) -> None:
         assert deltas[-1].finish is Finish.LENGTH and len(tokens(deltas)) == max_tokens
 
 
+def test_a_prompt_that_is_set_back_is_scored_from_its_beginning(make_engine: Make) -> None:
+    """Two that decode take the pages that a long scored prompt holds before it is through."""
+    engine = make_engine(HistoryModel(max_model_len=1300), kv_pages=42, max_batch_tokens=16, prefix_cache=False, start=False)
+    tickets = [engine.submit(Request(prompt_of(30, i), Sampling(temperature=0, max_tokens=200))) for i in range(2)]
+    prompt = prompt_of(1200)
+    scored = engine.submit(Request(prompt, Sampling(max_tokens=1, temperature=0), echo_logprobs=True))
+    engine.start()
+    result = read(scored)[0][0].prompt_logprobs
+    assert engine.telemetry.preemptions.total >= 1
+    assert len(result) == 1200 and [s.token for s in result if s] == list(prompt[1:])
+    row = HistoryModel().logits(list(prompt[:400])).astype(np.float64)
+    entry = result[400]
+    assert entry and entry.logprob == pytest.approx(row[prompt[400]] - np.log(np.exp(row).sum()), abs=1e-5)
+    for ticket in tickets:
+        read(ticket)
+
+
 def test_cancel_frees_the_pages(make_engine: Make) -> None:
     engine = make_engine()
     ticket = engine.submit(Request(prompt_of(100), Sampling(max_tokens=400), n=2))

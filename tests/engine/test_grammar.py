@@ -36,8 +36,8 @@ SCHEMAS: list[dict[str, Any]] = [
 class Babbler(HistoryModel):
     """Likes letters, digits and the end, whatever came before; never gets stuck in spaces."""
 
-    def logits(self, history: list[int]) -> np.ndarray:
-        row = super().logits(history)
+    def logits(self, history: list[int], digest: int | None = None) -> np.ndarray:
+        row = super().logits(history, digest)
         row[EOS] = 4
         for sign in (" ", "\n", "\t", "\r"):
             row[self.text.encode(sign)[0]] = -50

@@ -12,6 +12,7 @@ from octavo.engine import Engine, EngineOptions, Finish, Request, Sampling, Tick
 
 from .conftest import HistoryModel, tokens
 
+
 def make(length: int, kind: int, seed: int, answer: int, n: int, hot: bool, moment: int) -> tuple[Request, int]:
     """A request whose prompt begins like those of others, and the step at which it arrives."""
     prompt = tuple([7] * (length // 2) + [kind] * (length - length // 2))

@@ -25,6 +25,7 @@ def run(scheduler: Scheduler, live: list[Sequence], *, check: Any = None) -> int
     """Plan and pretend to compute until all are at their limit; the tokens drawn depend on the sequence's content. Number of steps."""
     steps = 0
     while live:
+        prompts = [s for s in scheduler.running if s.remaining > 1]
         chunks = scheduler.plan()
         assert chunks, "sequences are left and none is computed"
         assert sum(c.count for c in chunks) <= max(scheduler.budget, PAGE + sum(c.count == 1 for c in chunks))
@@ -36,9 +37,9 @@ def run(scheduler: Scheduler, live: list[Sequence], *, check: Any = None) -> int
             assert len(set(s.pages)) == len(s.pages)
         computed = {id(c.sequence): c.count for c in chunks}
         assert all(id(s) in computed for s in scheduler.running if s.remaining == 1), "a sequence that decodes got no row"
-        prompts = [s for s in scheduler.running if s.remaining > 1]
         rows = scheduler.budget - sum(s.remaining == 1 for s in scheduler.running)
-        assert not prompts or computed.get(id(prompts[0]), 0) >= min(prompts[0].remaining, rows // 2), "the oldest prompt is held up"
+        for s in [s for s in prompts if s.pages][:1]:
+            assert computed.get(id(s), 0) >= min(s.remaining, rows // 2), "the oldest prompt is held up"
         writers = [p for c in chunks for p in c.sequence.pages[c.sequence.computed // PAGE : -(-(c.sequence.computed + c.count) // PAGE)]]
         assert len(set(writers)) == len(writers), "two sequences write one page"
         scheduler.pool.check([s.pages for s in scheduler.running])
