@@ -242,3 +242,15 @@ def test_a_policy_chooses_and_shows_every_refusal() -> None:
         policy.choose(static)
     with pytest.raises(UsageError):
         Policy.from_json({"choices": [{"kernel": "x"}]}, {})
+
+
+def test_a_config_that_claims_an_endless_context_allocates_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1 << 30}))
+    with pytest.raises(CapacityError, match="are available"):
+        load(folder, quantization="8bit", use_cache=False)
+    assert load(folder, quantization="8bit", use_cache=False, max_model_len=128).max_model_len == 128
