@@ -39,8 +39,11 @@ class Metadata:
             return default
         if isinstance(value, bool) or not isinstance(value, (int, float)) or (kind is int and (type(value) is not int or not 0 <= value < 1 << 31)):
             raise ModelError(f"metadata {name} is {shown(value)}, not {'a whole number' if kind is int else 'a number'}", where=str(self.path))
+        if kind is int:
+            return value
         # A float32 such as 9.9999997e-06 was 1e-05 when it was written: its shortest spelling.
-        return float(str(np.float32(value))) if kind is float else value
+        with np.errstate(over="ignore"):  # to infinity, which the model layer refuses by name
+            return float(str(np.float32(value)))
 
     def text(self, key: str) -> str | None:
         value = self._values.get(f"{self.architecture}.{key}")

@@ -99,7 +99,7 @@ def end_tokens(metadata: Mapping[str, Any]) -> list[int]:
     tokens, kinds = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.token_type")
     if isinstance(tokens, list) and isinstance(kinds, np.ndarray) and len(kinds) == len(tokens):
         ends = set(TURN_ENDS)
-        named += [int(i) for i in np.flatnonzero(kinds == CONTROL) if tokens[i] in ends]
+        named += [int(i) for i in np.flatnonzero(kinds == CONTROL) if isinstance(tokens[i], str) and tokens[i] in ends]
     return list(dict.fromkeys(i for i in named if i is not None))
 
 

@@ -10,6 +10,7 @@ Source: ggml/docs/gguf.md.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class GgufCheckpoint(MappedCheckpoint):
         picked = slice(first, last) if order is None else order[first:last]
         if info.stored in PLAIN:
             spec, dtype = PLAIN[info.stored]
-            stored = file.array(dtype, int(np.prod(info.shape)), start).reshape(info.shape)
+            stored = file.array(dtype, math.prod(info.shape), start).reshape(info.shape)
             tensor = QTensor(stored[picked] if info.shape else stored, None, spec, shape)
             if norm_plus_one(self._architecture, name):
                 tensor = QTensor(tensor.dequantize() - np.float32(1), None, PLAIN["F32"][0], shape)
@@ -92,7 +93,7 @@ def _decode(file: MappedFile, start: int, info: TensorInfo, picked: slice | np.n
     """Rows of a quantized tensor, chunk by chunk, so that temporaries stay small."""
     kind = QUANTIZED[info.stored]
     width = info.shape[-1]
-    row_bytes = info.nbytes // int(np.prod(info.shape[:-1]))
+    row_bytes = info.nbytes // math.prod(info.shape[:-1])
     stored = file.array(np.uint8, info.nbytes, start).reshape(-1, row_bytes)
     stored_rows = np.arange(len(stored)) if picked is None else np.arange(len(stored))[picked]
     rows, groups = len(stored_rows), width // kind.spec.size
@@ -116,8 +117,9 @@ def _decode(file: MappedFile, start: int, info: TensorInfo, picked: slice | np.n
 def _rename(source: GgufFile) -> dict[str, tuple[TensorInfo, GgufTensor]]:
     """Hugging Face name -> what it is and where. Raises CheckpointError for tensors and types that are not known."""
     path, architecture = source.file.path, Metadata(source).architecture
-    if source.metadata.get("split.count", 0) not in (0, 1):
-        raise CheckpointError(f"is one of {shown(source.metadata['split.count'])} parts", where=str(path),
+    parts = source.metadata.get("split.count", 0)
+    if type(parts) is int and parts > 1:
+        raise CheckpointError(f"is one of {parts} parts", where=str(path),
                               remedy="join them with llama-gguf-split --merge")
     found: dict[str, tuple[TensorInfo, GgufTensor]] = {}
     for tensor in source.tensors.values():

@@ -116,7 +116,7 @@ def _layers(found: dict[str, Any]) -> list[tuple[str, ...]]:
         match = _LAYER.match(tensor["name"])
         parts.setdefault((match[1] + "N", int(match[2])) if match else (tensor["name"], None), []).append(tensor)
     layers = sorted((key for key in parts if key[1] is not None), key=lambda key: (key[0], key[1] or 0))
-    rows = [(name, *_held(parts[name, number])) for name, number in parts if number is None]
+    rows: list[tuple[str, ...]] = [(name, *_held(parts[name, number])) for name, number in parts if number is None]
     for (name, *held), same in groupby(layers, key=lambda key: (key[0], *_held(parts[key]))):
         numbers = [number for _, number in same]
         span = f"{name[:-1]}{numbers[0]}" + (f" to {numbers[-1]}, each" if len(numbers) > 1 else "")

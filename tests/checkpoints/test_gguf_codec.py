@@ -1,0 +1,187 @@
+"""GGUF against the gguf package (to the bit) and against transformers' reading of the same files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, GGUFReader, quants
+
+from octavo.checkpoints import open_checkpoint
+from octavo.checkpoints._gguf_config import llama3_factors
+from octavo.checkpoints._gguf_names import hugging_face_name, row_order
+from octavo.checkpoints._gguf_types import QUANTIZED, STORAGE
+from octavo.errors import CheckpointError, ModelError
+from octavo.qtensor import QTensor
+
+from .checkpoint_files import LAYERS, write_gguf
+
+BLOCK_BYTES = {s.name: s.bytes for s in STORAGE.values()}
+
+
+def dequantized(kind: str, blocks: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        codes, scales, offsets = QUANTIZED[kind].decode(blocks)
+        return QTensor(np.ascontiguousarray(codes), scales, QUANTIZED[kind].spec, codes.shape, offsets=offsets).dequantize()
+
+
+def assert_same_bits(ours: np.ndarray, theirs: np.ndarray) -> None:
+    assert ours.shape == theirs.shape and ours.dtype == theirs.dtype == np.float32
+    same = (ours.view(np.uint32) == np.ascontiguousarray(theirs).view(np.uint32)) | (np.isnan(ours) & np.isnan(theirs))
+    assert same.all()
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+@pytest.mark.parametrize("content", ["random", "zeros", "ones", "quantized"])
+def test_each_type_dequantizes_to_the_bit(kind: str, content: str) -> None:
+    size = BLOCK_BYTES[kind]
+    if content == "random":
+        blocks = np.random.default_rng(0).integers(0, 256, (512, size), np.uint8)
+    elif content == "quantized":
+        if kind in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"):  # the package only reads these: finite factors, random codes
+            blocks = np.random.default_rng(0).integers(0, 256, (512, size), np.uint8)
+            halves = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}[kind]
+            for at in halves:
+                blocks[:, at : at + 2] = np.linspace(-2, 2, 512, dtype=np.float16)[:, None].view(np.uint8)
+        else:
+            values = np.random.default_rng(0).standard_normal((512, 32)).astype(np.float32)
+            blocks = quants.quantize(values, GGMLQuantizationType[kind])
+    else:
+        blocks = np.full((4, size), 0 if content == "zeros" else 255, np.uint8)
+    with np.errstate(all="ignore"):
+        expected = quants.dequantize(blocks, GGMLQuantizationType[kind])
+    assert_same_bits(dequantized(kind, blocks), expected)
+
+
+def test_table_of_types_is_ggmls() -> None:
+    from gguf import GGML_QUANT_SIZES
+
+    for kind, storage in STORAGE.items():
+        assert GGMLQuantizationType(kind).name == storage.name
+        if storage.name != "Q8_1":  # the package counts two float32, ggml stores two float16
+            assert GGML_QUANT_SIZES[GGMLQuantizationType(kind)] == (storage.block, storage.bytes)
+
+
+def test_real_model_to_the_bit(smollm2_path: Path) -> None:
+    checkpoint = open_checkpoint(smollm2_path)
+    interleaved = 0
+    for tensor in GGUFReader(smollm2_path).tensors:
+        name = hugging_face_name("llama", tensor.name)
+        assert name is not None
+        expected = quants.dequantize(tensor.data, tensor.tensor_type)
+        if tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
+            heads = 9 if "attn_q" in tensor.name else 3
+            expected = expected.reshape(heads, 32, 2, -1).swapaxes(1, 2).reshape(expected.shape)
+            interleaved += 1
+        assert_same_bits(checkpoint.read(name).dequantize(), expected)
+        checkpoint.release(name)
+    assert interleaved == 60
+    assert checkpoint.config["rope_theta"] == 100000.0 and checkpoint.config["rms_norm_eps"] == 1e-5
+    assert checkpoint.config["tie_word_embeddings"] and checkpoint.config["vocab_size"] == 49152
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3"])
+def test_same_weights_and_config_as_transformers(architecture: str, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    write_gguf(tmp_path / "m.gguf", architecture)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
+    ours = open_checkpoint(tmp_path / "m.gguf")
+    state = {name: value.numpy() for name, value in theirs.state_dict().items() if name != "lm_head.weight"}
+    assert set(state) == set(ours.tensors)
+    for name, expected in state.items():
+        assert ours.tensors[name].shape == expected.shape
+        assert_same_bits(ours.read(name).dequantize(), expected)
+    config = theirs.config.to_dict()
+    for key in ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+                "max_position_embeddings", "vocab_size", "tie_word_embeddings", "head_dim", "sliding_window",
+                "hidden_act", "hidden_activation", "bos_token_id"):
+        if key in config and key in ours.config:
+            assert ours.config[key] == config[key], key
+    assert ours.config["rms_norm_eps"] == pytest.approx(config["rms_norm_eps"], rel=1e-6)
+    assert ours.config["eos_token_id"] == [2, 3]
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+def test_rows_are_rows_of_the_whole(kind: str, tmp_path: Path) -> None:
+    ours = open_checkpoint(write_gguf(tmp_path / "m.gguf", "llama", kind))
+    for name in ("model.layers.1.self_attn.q_proj.weight", "model.layers.1.self_attn.k_proj.weight", "model.layers.0.mlp.up_proj.weight"):
+        whole = ours.read(name).dequantize()
+        for rows in (slice(0, 16), slice(5, 77), slice(100, None), slice(3, 3)):
+            part = ours.read(name, rows)
+            assert part.shape == whole[rows].shape
+            assert_same_bits(part.dequantize(), whole[rows])
+    assert ours.tensors["model.layers.0.mlp.up_proj.weight"].stored == kind
+
+
+def test_plain_tensors_are_not_copied(tmp_path: Path) -> None:
+    ours = open_checkpoint(write_gguf(tmp_path / "m.gguf", "qwen3", "F16"))
+    codes = ours.read("model.layers.0.self_attn.q_proj.weight").codes
+    assert not codes.flags.owndata and not codes.flags.writeable
+
+
+def test_row_order_undoes_the_interleaving() -> None:
+    halves = np.arange(16)  # 2 heads of 8: first halves 0..3, second halves 4..7
+    interleaved = halves.reshape(2, 2, 4).swapaxes(1, 2).reshape(16)  # as llama.cpp's converter stores them
+    assert list(interleaved[:8]) == [0, 4, 1, 5, 2, 6, 3, 7]
+    assert list(interleaved[row_order(2, 16)]) == list(halves)
+
+
+def test_smollm3_rotates_three_layers_of_four(tmp_path: Path) -> None:
+    ours = open_checkpoint(write_gguf(tmp_path / "m.gguf", "smollm3"))
+    assert ours.config["model_type"] == "smollm3" and ours.config["no_rope_layers"] == [1, 1][:LAYERS]
+
+
+def test_window_makes_a_mistral(tmp_path: Path) -> None:
+    ours = open_checkpoint(write_gguf(tmp_path / "m.gguf", "llama", llama__attention__sliding_window=32))
+    assert ours.config["model_type"] == "mistral" and ours.config["sliding_window"] == 32
+
+
+def test_llama3_scaling_is_recognised_by_its_factors(tmp_path: Path) -> None:
+    factors = llama3_factors(500000.0, 128, 32.0, 1.0, 4.0, 8192).astype(np.float32)
+    ours = open_checkpoint(write_gguf(tmp_path / "m.gguf", "llama", extra={"rope_freqs.weight": factors}))
+    assert ours.config["rope_scaling"] == {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                           "original_max_position_embeddings": 8192}
+    assert "rope_freqs.weight" not in ours.tensors
+
+
+def test_llama3_factors_are_transformers(tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    config = LlamaConfig(hidden_size=256, num_attention_heads=2, max_position_embeddings=131072, rope_parameters={"rope_theta": 500000.0, **scaling})
+    inverse, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    plain = 1 / 500000.0 ** (np.arange(0, 128, 2) / 128)
+    np.testing.assert_allclose(plain / llama3_factors(500000.0, 128, 8.0, 1.0, 4.0, 8192), inverse.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("metadata", "expected"), [
+    ({"llama__rope__scaling__type": "linear", "llama__rope__scaling__factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+    ({"llama__rope__scaling__type": "yarn", "llama__rope__scaling__factor": 2.0, "llama__rope__scaling__original_context_length": 32},
+     {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}),
+    ({"llama__rope__scaling__type": "none"}, None),
+])
+def test_rope_scaling(metadata: dict[str, object], expected: dict[str, object] | None, tmp_path: Path) -> None:
+    assert open_checkpoint(write_gguf(tmp_path / "m.gguf", "llama", **metadata)).config.get("rope_scaling") == expected
+
+
+def test_what_is_not_computed_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"m\.gguf: tensor 'blk\.0\.attn_sinks\.weight' is unknown in architecture 'llama'"):
+        open_checkpoint(write_gguf(tmp_path / "m.gguf", "llama", extra={"blk.0.attn_sinks.weight": np.zeros(8, np.float32)}))
+    with pytest.raises(ModelError, match="experts"):
+        open_checkpoint(write_gguf(tmp_path / "n.gguf", "llama", llama__expert_count=8))
+    with pytest.raises(CheckpointError, match=r"one of 3 parts.*llama-gguf-split"):
+        open_checkpoint(write_gguf(tmp_path / "p.gguf", "llama", split__count=3))
+
+
+def test_types_that_are_not_read_are_named(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", "llama", "Q4_0")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"blk.0.attn_q.weight") + len(b"blk.0.attn_q.weight") + 4 + 16
+    data[at : at + 4] = (20).to_bytes(4, "little")  # IQ4_NL has blocks of the same size
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"tensor 'blk\.0\.attn_q\.weight' is of type IQ4_NL, which is not read"):
+        open_checkpoint(path)
