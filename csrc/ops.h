@@ -44,11 +44,12 @@ struct Packed {
   int panels() const { return (n + kPanel - 1) / kPanel; }
 };
 
-// Activations of one linear, either float32 rows or int8 rows with one float scale per row (dynamic, symmetric, +-127).
+// Activations of one linear, either float32 rows or int8 rows with a float scale per row or per `group` values (dynamic, symmetric, +-127).
 struct Activations {
   const float* x = nullptr; int64_t stride = 0;   // float32 [rows, k]
   const int8_t* q = nullptr;                       // int8 [rows, kpad], zero padded; null when float32 is to be used
-  const float* scale = nullptr;                    // [rows]
+  const float* scale = nullptr;                    // [rows, groups]
+  int group = 0, groups = 1;                       // group: a multiple of 32, or >= kpad for one scale a row
   const int32_t* sums = nullptr;                   // [rows, kpad/32]: sums of q over blocks of 32
   int rows = 0;
 };
@@ -103,8 +104,8 @@ enum class Gate : int32_t { Silu = 0, GeluTanh = 1, Gelu = 2 };
 // element the order of operations is fixed (k ascending, one accumulator per group).
 struct Kernels {
   const char* isa;
-  // float32 [rows, k] -> int8 [rows, kpad], scales, block sums (see Activations); rows [row0, row1).
-  void (*quantize_rows)(const float* x, int64_t stride, int k, int kpad, int row0, int row1, int8_t* q, float* scale, int32_t* sums);
+  // float32 [rows, k] -> int8 [rows, kpad], scales [rows, ceil(kpad/group)], block sums (see Activations); rows [row0, row1).
+  void (*quantize_rows)(const float* x, int64_t stride, int k, int kpad, int group, int row0, int row1, int8_t* q, float* scale, int32_t* sums);
   // y[:, 16*panel0 .. 16*panel1) of one linear. scratch: linear_scratch_bytes() private to the thread, 64-byte aligned.
   void (*linear)(const LinearCall& call, int panel0, int panel1, void* scratch);
   size_t (*linear_scratch_bytes)();

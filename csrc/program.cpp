@@ -38,7 +38,7 @@ struct Embed : Op {
 struct Linear : Op {
   int x, residual;
   std::vector<int> weights, biases, outs;
-  bool quantized;
+  int group = 0;  // of int8 activations; 0: float activations
   int k = 0, kpad = 0, panels = 0;
 
   void run(Program& p, const Step& step, int member) override {
@@ -49,17 +49,19 @@ struct Linear : Op {
     call.in.x = in.data();
     call.in.stride = in.stride;
     call.in.rows = rows;
-    if (quantized) {
-      // [rows, kpad] codes, [rows] scales, [rows, kpad/32] sums. One row: every member has its own copy and nobody waits.
+    if (group) {
+      // [rows, kpad] codes, [rows, groups] scales, [rows, kpad/32] sums. One row: every member has its own copy and nobody waits.
       const int copies = rows == 1 ? member : 0;
       int8_t* q = p.quantized().as<int8_t>() + copies * bytes(1);
       float* scale = reinterpret_cast<float*>(q + size_t(rows) * size_t(kpad));
-      int32_t* sums = reinterpret_cast<int32_t*>(scale + (rows + 15) / 16 * 16);
+      int32_t* sums = reinterpret_cast<int32_t*>(scale + size_t(rows) * size_t(groups()));
       const auto [a, b] = rows == 1 ? std::pair<int, int>{0, 1} : p.share(rows, member);
-      p.kernels().quantize_rows(in.data(), in.stride, k, kpad, a, b, q, scale, sums);
+      p.kernels().quantize_rows(in.data(), in.stride, k, kpad, group, a, b, q, scale, sums);
       if (rows > 1) p.team().barrier();
       call.in.q = q;
       call.in.scale = scale;
+      call.in.group = group;
+      call.in.groups = groups();
       call.in.sums = sums;
     }
     const auto [first, last] = p.share(panels, member);
@@ -80,9 +82,10 @@ struct Linear : Op {
     }
   }
   size_t bytes(int rows) const {
-    const size_t raw = size_t(rows) * size_t(kpad) + sizeof(float) * size_t((rows + 15) / 16 * 16) + sizeof(int32_t) * size_t(rows) * size_t(kpad / kSumBlock);
+    const size_t raw = size_t(rows) * (size_t(kpad) + sizeof(float) * size_t(groups()) + sizeof(int32_t) * size_t(kpad / kSumBlock));
     return (raw + 63) / 64 * 64;
   }
+  int groups() const { return group < kpad ? (kpad + group - 1) / group : 1; }
 };
 
 struct Norm : Op {
@@ -196,7 +199,7 @@ void Program::embed(int weight, float factor, int out) {
   ops_.push_back(std::move(op));
 }
 
-void Program::linear(int x, std::vector<int> weights, std::vector<int> biases, std::vector<int> outs, int residual, bool quantized) {
+void Program::linear(int x, std::vector<int> weights, std::vector<int> biases, std::vector<int> outs, int residual, int group) {
   auto op = std::make_unique<Linear>();
   if (weights.empty() || weights.size() != outs.size() || weights.size() != biases.size()) throw std::invalid_argument("linear: weights, biases and outputs differ in number");
   for (size_t i = 0; i < weights.size(); i++) {
@@ -213,8 +216,11 @@ void Program::linear(int x, std::vector<int> weights, std::vector<int> biases, s
   op->biases = std::move(biases);
   op->outs = std::move(outs);
   op->residual = residual;
-  op->quantized = quantized;
-  if (quantized) widest_ = std::max(widest_, op->kpad);
+  op->group = group;
+  if (group) {
+    if (group < op->kpad && group % kSumBlock) throw std::invalid_argument("linear: groups of activations must be multiples of 32");
+    quantized_bytes_ = std::max(quantized_bytes_, op->bytes(1));
+  }
   ops_.push_back(std::move(op));
 }
 
@@ -306,11 +312,7 @@ size_t Program::buffer_bytes() const {
 void Program::run(const Step& step, const std::vector<CacheLayer>& cache, int result, float* logits) {
   // Room for this many rows. Buffers only ever grow, and nothing in them outlives a step.
   for (auto& b : buffers_) b.block.reserve(sizeof(float) * size_t(b.stride) * size_t(std::max(b.rows == Rows::Step ? step.rows : step.logit_rows, 1)));
-  if (widest_) {
-    Linear sizes;
-    sizes.kpad = widest_;
-    quantized_.reserve(std::max(sizes.bytes(std::max(step.rows, step.logit_rows)), sizes.bytes(1) * size_t(members())));
-  }
+  quantized_.reserve(quantized_bytes_ * size_t(std::max({step.rows, step.logit_rows, members()})));
   size_t need = kernels_.linear_scratch_bytes();
   for (const auto& op : ops_)
     if (const auto* a = dynamic_cast<const Attention*>(op.get())) {

@@ -53,7 +53,7 @@ class Program {
   int weight(const Packed& packed);                  // the data stays with the caller
 
   void embed(int weight, float factor, int out);
-  void linear(int x, std::vector<int> weights, std::vector<int> biases, std::vector<int> outs, int residual, bool quantized);
+  void linear(int x, std::vector<int> weights, std::vector<int> biases, std::vector<int> outs, int residual, int group);
   void rms_norm(int x, int gain, float eps, float offset, int groups, int out);
   void rope(int x, int table, int heads, int head_dim, int rotary);
   void gate(int kind, int gate, int up, int out);
@@ -96,7 +96,7 @@ class Program {
   std::vector<std::unique_ptr<Op>> ops_;
   std::vector<Block> scratch_;
   Block quantized_;
-  int widest_ = 0;  // largest k of a quantized linear
+  size_t quantized_bytes_ = 0;  // of one row, in the widest linear with int8 activations
   std::atomic<int> ticket_{0};
   const std::vector<CacheLayer>* cache_ = nullptr;
   int vocabulary_ = INT32_MAX, positions_ = INT32_MAX, layers_ = 0;

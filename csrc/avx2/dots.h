@@ -66,6 +66,25 @@ static inline void look_up(const int8_t* table, uint8_t* codes, int count) {
     _mm256_storeu_si256(p, _mm256_shuffle_epi8(t, _mm256_loadu_si256(p)));
   }
 }
+// The four K values of sixteen rows (64 bytes, [16][4]) as floats by k.
+static inline void signed_lanes(const uint8_t* p, f32x16* out) {
+  const __m256i a = bytes(p), b = bytes(p + 32);
+  out[0] = {_mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(a, 24), 24)), _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(b, 24), 24))};
+  out[1] = {_mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(a, 16), 24)), _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(b, 16), 24))};
+  out[2] = {_mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(a, 8), 24)), _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(b, 8), 24))};
+  out[3] = {_mm256_cvtepi32_ps(_mm256_srai_epi32(a, 24)), _mm256_cvtepi32_ps(_mm256_srai_epi32(b, 24))};
+}
+static inline __m256 choose(const float* table, __m256i code) {  // the low four bits of each lane choose
+  const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), code), high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), code);
+  return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(code, 28)));
+}
+static inline void table_lanes(const float* table, const uint8_t* p, f32x16* out) {
+  const __m256i a = bytes(p), b = bytes(p + 32);
+  out[0] = {choose(table, a), choose(table, b)};
+  out[1] = {choose(table, _mm256_srli_epi32(a, 8)), choose(table, _mm256_srli_epi32(b, 8))};
+  out[2] = {choose(table, _mm256_srli_epi32(a, 16)), choose(table, _mm256_srli_epi32(b, 16))};
+  out[3] = {choose(table, _mm256_srli_epi32(a, 24)), choose(table, _mm256_srli_epi32(b, 24))};
+}
 static inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 }  // namespace octavo::avx2

@@ -40,6 +40,22 @@ static inline void look_up(const int8_t* table, uint8_t* codes, int count) {
   const __m512i t = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   for (int i = 0; i < count; i += 64) _mm512_storeu_si512(codes + i, _mm512_shuffle_epi8(t, _mm512_loadu_si512(codes + i)));
 }
+// The four K values of sixteen rows (64 bytes, [16][4]) as floats by k.
+static inline void signed_lanes(const uint8_t* p, f32x16* out) {
+  const __m512i v = _mm512_loadu_si512(p);
+  out[0] = {_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(v, 24), 24))};
+  out[1] = {_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(v, 16), 24))};
+  out[2] = {_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(v, 8), 24))};
+  out[3] = {_mm512_cvtepi32_ps(_mm512_srai_epi32(v, 24))};
+}
+static inline void table_lanes(const float* table, const uint8_t* p, f32x16* out) {
+  const __m512i v = _mm512_loadu_si512(p);
+  const __m512 t = _mm512_loadu_ps(table);  // the low four bits of each lane choose
+  out[0] = {_mm512_permutexvar_ps(v, t)};
+  out[1] = {_mm512_permutexvar_ps(_mm512_srli_epi32(v, 8), t)};
+  out[2] = {_mm512_permutexvar_ps(_mm512_srli_epi32(v, 16), t)};
+  out[3] = {_mm512_permutexvar_ps(_mm512_srli_epi32(v, 24), t)};
+}
 static inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 }  // namespace octavo::avx512vnni

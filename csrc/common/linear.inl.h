@@ -19,25 +19,28 @@ size_t linear_scratch_bytes() { return sizeof(Scratch); }
 
 static inline int32_t four(const int8_t* p) { int32_t v; std::memcpy(&v, p, 4); return v; }
 
-void quantize_rows(const float* x, int64_t stride, int k, int kpad, int row0, int row1, int8_t* q, float* scale, int32_t* sums) {
+void quantize_rows(const float* x, int64_t stride, int k, int kpad, int group, int row0, int row1, int8_t* q, float* scale, int32_t* sums) {
+  const int size = group < kpad ? group : kpad, groups = (kpad + size - 1) / size;
   for (int r = row0; r < row1; r++) {
-    const float* in = x + r * stride;
     int8_t* out = q + int64_t(r) * kpad;
-    f32x16 largest = zero(), poison = zero();  // 0 * NaN and 0 * infinity are NaN, which a maximum would lose
-    const int whole = k / 16 * 16;
-    for (int i = 0; i < whole; i += 16) { const f32x16 v = load(in + i); largest = max(largest, abs(v)); poison = fmadd(v, zero(), poison); }
-    if (whole < k) { const f32x16 v = load_n(in + whole, k - whole); largest = max(largest, abs(v)); poison = fmadd(v, zero(), poison); }
-    const float bad = reduce_add(poison), top = reduce_max(largest);
-    const bool finite = bad == bad;
-    scale[r] = finite ? top / 127.f : bad;
-    const f32x16 inverse = set1(finite && top > 0.f ? 127.f / top : 0.f);
-    for (int i = 0; i < whole; i += 16) store_i8(out + i, finite ? mul(load(in + i), inverse) : zero());
-    if (whole < k) {
-      int8_t last[16];
-      store_i8(last, finite ? mul(load_n(in + whole, k - whole), inverse) : zero());
-      std::memcpy(out + whole, last, size_t(k - whole));
-    }
     std::memset(out + k, 0, size_t(kpad - k));
+    for (int g = 0; g < groups; g++) {
+      const int from = g * size, count = k - from < size ? k - from : size, whole = count / 16 * 16;
+      const float* in = x + r * stride + from;
+      f32x16 largest = zero(), poison = zero();  // 0 * NaN and 0 * infinity are NaN, which a maximum would lose
+      for (int i = 0; i < whole; i += 16) { const f32x16 v = load(in + i); largest = max(largest, abs(v)); poison = fmadd(v, zero(), poison); }
+      if (whole < count) { const f32x16 v = load_n(in + whole, count - whole); largest = max(largest, abs(v)); poison = fmadd(v, zero(), poison); }
+      const float bad = reduce_add(poison), top = reduce_max(largest);
+      const bool finite = bad == bad;
+      scale[int64_t(r) * groups + g] = finite ? top / 127.f : bad;
+      const f32x16 inverse = set1(finite && top > 0.f ? 127.f / top : 0.f);
+      for (int i = 0; i < whole; i += 16) store_i8(out + from + i, finite ? mul(load(in + i), inverse) : zero());
+      if (whole < count) {
+        int8_t last[16];
+        store_i8(last, finite ? mul(load_n(in + whole, count - whole), inverse) : zero());
+        std::memcpy(out + from + whole, last, size_t(count - whole));
+      }
+    }
     for (int b = 0; b < kpad / kSumBlock; b++) {
       int32_t s = 0;
       for (int i = 0; i < kSumBlock; i++) s += out[b * kSumBlock + i];
@@ -45,6 +48,21 @@ void quantize_rows(const float* x, int64_t stride, int k, int kpad, int row0, in
     }
   }
 }
+
+// Where integer sums end and floats begin: runs of k that share a weight scale and an activation scale.
+struct Runs {
+  int size, weight_group, in_group;   // all in k; a group as long as the row has one scale
+  bool weight_varies, in_varies;      // a scale that does not vary is applied once, at the end
+  Runs(const Packed& w, const Activations& in) {
+    weight_group = w.group < w.kpad ? w.group : w.kpad;
+    in_group = in.group < w.kpad ? in.group : w.kpad;
+    int a = weight_group, b = in_group;
+    if (a == w.kpad || b == w.kpad) size = a < b ? a : b;
+    else { while (b) { const int t = a % b; a = b; b = t; } size = a; }
+    in_varies = in_group < w.kpad;
+    weight_varies = weight_group < w.kpad || !in_varies;
+  }
+};
 
 static inline f32x16 load_scales(const Packed& w, const uint8_t* panel, int group) {
   if (w.scale_type == ScaleType::F32) return load(reinterpret_cast<const float*>(panel) + group * kPanel);
@@ -76,37 +94,55 @@ static inline int32_t block_sum(const Activations& in, int row, int blocks, int 
   return total;
 }
 
+// What a run's sums are multiplied by: the scales that vary along k.
+static inline f32x16 run_factor(const Activations& in, const Runs& runs, int k, int row, f32x16 weight_scale) {
+  if (!runs.in_varies) return weight_scale;
+  const f32x16 mine = set1(in.scale[int64_t(row) * in.groups + k / runs.in_group]);
+  return runs.weight_varies ? mul(weight_scale, mine) : mine;
+}
+// And what the row is multiplied by at its end: the others.
+static inline f32x16 row_factor(const Packed& w, const uint8_t* base, const Activations& in, const Runs& runs, int row) {
+  const f32x16 mine = runs.in_varies ? set1(1.f) : set1(in.scale[row]);
+  return runs.weight_varies ? mine : mul(load_scales(w, base, 0), mine);
+}
+static inline int weight_group_at(const Packed& w, const Runs& runs, int k) {
+  const int g = k / runs.weight_group;
+  return g < w.groups ? g : w.groups - 1;
+}
+
 // ---- 8-bit codes and int8 activations: R rows of one panel ----
 template <int R>
 static inline void codes8_tile(const LinearCall& c, int panel, int row) {
   const Packed& w = *c.w;
+  const Runs runs(w, c.in);
   const uint8_t* base = w.data + size_t(panel) * w.panel_bytes;
   const int8_t* codes = reinterpret_cast<const int8_t*>(base + w.values_offset);
   const int8_t* a = c.in.q + int64_t(row) * w.kpad;
   f32x16 total[R];
   for (int r = 0; r < R; r++) total[r] = zero();
-  const int size = w.group < w.kpad ? w.group : w.kpad;
-  for (int g = 0, k = 0; k < w.kpad; g++, k += size) {
-    const int end = k + size < w.kpad ? k + size : w.kpad;
+  for (int k = 0; k < w.kpad; k += runs.size) {
+    const int end = k + runs.size < w.kpad ? k + runs.size : w.kpad;
     Ints acc[R];
     WeightSum ws = no_sum();
     for (int r = 0; r < R; r++) acc[r] = no_ints();
     for (int i = k; i < end; i += 4) {
+      if (R == 1) prefetch(codes + int64_t(i) * kPanel + 4096);
       const Signed v = load_signed(codes + int64_t(i) * kPanel);
       sum_weights(ws, v);
       for (int r = 0; r < R; r++) dot_signed(acc[r], v, four(a + int64_t(r) * w.kpad + i));
     }
-    const f32x16 scale = load_scales(w, base, g < w.groups ? g : w.groups - 1);
+    const int group = weight_group_at(w, runs, k);
+    const f32x16 scale = runs.weight_varies ? load_scales(w, base, group) : zero();
     for (int r = 0; r < R; r++) {
       f32x16 value = to_float(acc[r], ws);
       if (w.has_zeros) {
         const f32x16 s = set1(float(block_sum(c.in, row + r, w.kpad / kSumBlock, k / kSumBlock, end / kSumBlock)));
-        value = sub(value, mul(load_zeros(w, base, g < w.groups ? g : w.groups - 1), s));
+        value = sub(value, mul(load_zeros(w, base, group), s));
       }
-      total[r] = fmadd(value, scale, total[r]);
+      total[r] = fmadd(value, run_factor(c.in, runs, k, row + r, scale), total[r]);
     }
   }
-  for (int r = 0; r < R; r++) finish(c, panel, row + r, mul(total[r], set1(c.in.scale[row + r])));
+  for (int r = 0; r < R; r++) finish(c, panel, row + r, mul(total[r], row_factor(w, base, c.in, runs, row + r)));
 }
 
 // ---- 4-bit codes and int8 activations ----
@@ -121,11 +157,12 @@ template <int R>
 static inline void codes4_tile(const LinearCall& c, const uint8_t* base, const uint8_t* codes, int chunk_block, int last_block, int row, float* totals) {
   const Packed& w = *c.w;
   const int8_t* a = c.in.q + int64_t(row) * w.kpad;
-  const int per_group = w.group < w.kpad ? w.group / kSumBlock : w.kpad / kSumBlock, blocks = w.kpad / kSumBlock;
+  const Runs runs(w, c.in);
+  const int per_run = runs.size / kSumBlock, blocks = w.kpad / kSumBlock;
   f32x16 total[R];
   for (int r = 0; r < R; r++) total[r] = load(totals + r * kPanel);
   for (int b = chunk_block; b < last_block;) {
-    const int g = b / per_group, end = (g + 1) * per_group < last_block ? (g + 1) * per_group : last_block;
+    const int k = b * kSumBlock, next = (b / per_run + 1) * per_run, end = next < last_block ? next : last_block;
     Ints acc[R];
     for (int r = 0; r < R; r++) acc[r] = no_ints();
     for (int i = b; i < end; i++) {
@@ -139,12 +176,12 @@ static inline void codes4_tile(const LinearCall& c, const uint8_t* base, const u
       }
       for (int r = 0; r < R; r++) widen_shorts(acc[r], part[r]);
     }
-    const int group = g < w.groups ? g : w.groups - 1;
-    const f32x16 scale = load_scales(w, base, group);
+    const int group = weight_group_at(w, runs, k);
+    const f32x16 scale = runs.weight_varies ? load_scales(w, base, group) : zero();
     for (int r = 0; r < R; r++) {
       const int32_t s = block_sum(c.in, row + r, blocks, b, end);
       const f32x16 value = w.has_zeros ? sub(to_float(acc[r]), mul(load_zeros(w, base, group), set1(float(s)))) : to_float(minus(acc[r], 8 * s));
-      total[r] = fmadd(value, scale, total[r]);
+      total[r] = fmadd(value, run_factor(c.in, runs, k, row + r, scale), total[r]);
     }
     b = end;
   }
@@ -156,11 +193,12 @@ template <int R>
 static inline void table4_tile(const LinearCall& c, const uint8_t* base, const uint8_t* codes, int chunk_block, int last_block, int row, float* totals) {
   const Packed& w = *c.w;
   const int8_t* a = c.in.q + int64_t(row) * w.kpad;
-  const int per_group = w.group < w.kpad ? w.group / kSumBlock : w.kpad / kSumBlock;
+  const Runs runs(w, c.in);
+  const int per_run = runs.size / kSumBlock;
   f32x16 total[R];
   for (int r = 0; r < R; r++) total[r] = load(totals + r * kPanel);
   for (int b = chunk_block; b < last_block;) {
-    const int g = b / per_group, end = (g + 1) * per_group < last_block ? (g + 1) * per_group : last_block;
+    const int k = b * kSumBlock, next = (b / per_run + 1) * per_run, end = next < last_block ? next : last_block;
     Ints acc[R];
     WeightSum ws = no_sum();
     for (int r = 0; r < R; r++) acc[r] = no_ints();
@@ -169,8 +207,8 @@ static inline void table4_tile(const LinearCall& c, const uint8_t* base, const u
       sum_weights(ws, v);
       for (int r = 0; r < R; r++) dot_signed(acc[r], v, four(a + int64_t(r) * w.kpad + i));
     }
-    const f32x16 scale = mul(load_scales(w, base, g < w.groups ? g : w.groups - 1), set1(w.table8_unit));
-    for (int r = 0; r < R; r++) total[r] = fmadd(to_float(acc[r], ws), scale, total[r]);
+    const f32x16 scale = runs.weight_varies ? load_scales(w, base, weight_group_at(w, runs, k)) : zero();
+    for (int r = 0; r < R; r++) total[r] = fmadd(to_float(acc[r], ws), run_factor(c.in, runs, k, row + r, scale), total[r]);
     b = end;
   }
   for (int r = 0; r < R; r++) store(totals + r * kPanel, total[r]);
@@ -213,7 +251,9 @@ static void codes4_panel(const LinearCall& c, int panel, int row0, int row1, Scr
     else
       in_tiles<Codes4Tile, const LinearCall*, const uint8_t*, const uint8_t*, int, int, float*, int>(row0, row1, &c, base, s.codes, k / kSumBlock, end / kSumBlock, s.sums, row0);
   }
-  for (int r = row0; r < row1; r++) finish(c, panel, r, mul(load(s.sums + (r - row0) * kPanel), set1(c.in.scale[r])));
+  const Runs runs(w, c.in);
+  const f32x16 unit = set1(w.meaning == Meaning::Table ? w.table8_unit : 1.f);
+  for (int r = row0; r < row1; r++) finish(c, panel, r, mul(mul(load(s.sums + (r - row0) * kPanel), row_factor(w, base, c.in, runs, r)), unit));
 }
 
 // One row of 4-bit integers straight from the packed nibbles: the same sums, without the detour over bytes.
@@ -222,32 +262,38 @@ static void codes4_row(const LinearCall& c, int panel, int row) {
   const uint8_t* base = w.data + size_t(panel) * w.panel_bytes;
   const uint8_t* codes = base + w.values_offset;
   const int8_t* a = c.in.q + int64_t(row) * w.kpad;
-  const int blocks = w.kpad / kSumBlock, per_group = w.group < w.kpad ? w.group / kSumBlock : blocks, per_chunk = kChunk / kSumBlock;
+  const Runs runs(w, c.in);
+  const int blocks = w.kpad / kSumBlock, per_run = runs.size / kSumBlock, per_chunk = kChunk / kSumBlock;
   const int32_t* sums = c.in.sums + int64_t(row) * blocks;
   f32x16 total = zero();
   Ints acc = no_ints();
   int32_t s = 0;
-  auto close = [&](int block) __attribute__((always_inline)) {  // after `block` is in: the end of a group or of a chunk
-    if ((block + 1) % per_group && (block + 1) % per_chunk && block + 1 != blocks) return;
-    const int g = block / per_group, group = g < w.groups ? g : w.groups - 1;
-    const f32x16 value = w.has_zeros ? sub(to_float(acc), mul(load_zeros(w, base, group), set1(float(s)))) : to_float(minus(acc, 8 * s));
-    total = fmadd(value, load_scales(w, base, group), total);
+  int run_end = per_run, chunk_end = per_chunk;
+  auto close = [&](int block) __attribute__((always_inline)) {  // `block` blocks are in: perhaps the end of a run or of a chunk
+    if (block != run_end && block != chunk_end && block != blocks) return;
+    const int k = (block - 1) * kSumBlock, g = weight_group_at(w, runs, k);
+    const f32x16 value = w.has_zeros ? sub(to_float(acc), mul(load_zeros(w, base, g), set1(float(s)))) : to_float(minus(acc, 8 * s));
+    total = fmadd(value, run_factor(c.in, runs, k, row, runs.weight_varies ? load_scales(w, base, g) : zero()), total);
     acc = no_ints();
     s = 0;
+    if (block == run_end) run_end += per_run;
+    if (block == chunk_end) chunk_end += per_chunk;
   };
   for (int b = 0; b < blocks; b += 2) {
     const uint8_t* at = codes + size_t(b / 2) * (kStep * kPanel / 2);
-    prefetch(at + 2048);
     Shorts low = no_shorts(), high = no_shorts();
-    for (int j = 0; j < 8; j++) dot_nibbles(low, high, at + j * 64, four(a + b * kSumBlock + 4 * j), four(a + b * kSumBlock + kSumBlock + 4 * j));
+    for (int j = 0; j < 8; j++) {
+      prefetch(at + 4096 + j * 64);
+      dot_nibbles(low, high, at + j * 64, four(a + b * kSumBlock + 4 * j), four(a + b * kSumBlock + kSumBlock + 4 * j));
+    }
     widen_shorts(acc, low);
     s += sums[b];
-    close(b);
+    close(b + 1);
     widen_shorts(acc, high);
     s += sums[b + 1];
-    close(b + 1);
+    close(b + 2);
   }
-  finish(c, panel, row, mul(total, set1(c.in.scale[row])));
+  finish(c, panel, row, mul(total, row_factor(w, base, c.in, runs, row)));
 }
 
 // ---- float activations: any store, widened to float a chunk at a time ----
@@ -269,19 +315,17 @@ static void widen_panel(const Packed& w, int panel, int k0, int k1, float* out) 
   else std::memcpy(bytes, values + size_t(k0) * kPanel, size_t(kFloatChunk) * kPanel);
   f32x16 scale = zero(), shift = zero();
   int loaded = -1;
-  for (int k = k0; k < k1; k++) {
-    const int g = k / w.group;
-    if (g != loaded) {
+  for (int k = k0; k < k1; k += 4) {  // the last four may reach into the padding, which `out` has room for
+    if (const int g = k / w.group; g != loaded) {
       scale = load_scales(w, base, g);
       shift = w.has_zeros ? load_zeros(w, base, g) : set1(small && w.meaning == Meaning::Int ? 8.f : 0.f);
       loaded = g;
     }
-    const uint8_t* at = bytes + ((k - k0) / 4) * 64 + (k - k0) % 4;
-    float lane[kPanel];
-    if (w.meaning == Meaning::Table) for (int r = 0; r < kPanel; r++) lane[r] = w.table[at[4 * r] & 15];
-    else if (small) for (int r = 0; r < kPanel; r++) lane[r] = float(at[4 * r]);
-    else for (int r = 0; r < kPanel; r++) lane[r] = float(int8_t(at[4 * r]));
-    store(out + (k - k0) * kPanel, mul(sub(load(lane), shift), scale));
+    f32x16 lanes[4];
+    const uint8_t* at = bytes + (k - k0) * kPanel;
+    if (w.meaning == Meaning::Table) table_lanes(w.table, at, lanes);
+    else signed_lanes(at, lanes);
+    for (int i = 0; i < 4; i++) store(out + (k - k0 + i) * kPanel, mul(sub(lanes[i], shift), scale));
   }
 }
 

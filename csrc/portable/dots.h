@@ -41,6 +41,21 @@ static inline Ints minus(Ints a, int32_t x) { for (int r = 0; r < 16; r++) a.v[r
 static inline f32x16 to_float(const Ints& a) { return load_i32(a.v); }
 static inline f32x16 to_float(const Ints& a, const WeightSum&) { return load_i32(a.v); }
 static inline void look_up(const int8_t* table, uint8_t* codes, int count) { for (int i = 0; i < count; i++) codes[i] = uint8_t(table[codes[i]]); }
+// The four K values of sixteen rows (64 bytes, [16][4]) as floats by k.
+static inline void signed_lanes(const uint8_t* p, f32x16* out) {
+  for (int i = 0; i < 4; i++) {
+    float lane[16];
+    for (int r = 0; r < 16; r++) lane[r] = float(int8_t(p[4 * r + i]));
+    out[i] = load(lane);
+  }
+}
+static inline void table_lanes(const float* table, const uint8_t* p, f32x16* out) {
+  for (int i = 0; i < 4; i++) {
+    float lane[16];
+    for (int r = 0; r < 16; r++) lane[r] = table[p[4 * r + i] & 15];
+    out[i] = load(lane);
+  }
+}
 static inline void prefetch(const void*) {}
 
 }  // namespace octavo::portable

@@ -20,6 +20,7 @@ from ..schemes import TensorSpec
 from .op import Ops, Problem
 
 GATES = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
+WHOLE_ROW = 1 << 24
 CACHE_FORMATS = ("fp32", "bf16", "int8")
 
 
@@ -29,7 +30,8 @@ class NativeWeight:
     def __init__(self, packed: layouts.Packed, activation: TensorSpec) -> None:
         meta = packed.meta
         self.packed, self.n, self.k, self.nbytes = packed, meta.n, meta.k, meta.nbytes
-        self.quantized = activation.format == "int8" and meta.store.startswith("codes")
+        # Values that share a scale of int8 activations; 0: float activations
+        self.group = 0 if activation.format != "int8" or not meta.store.startswith("codes") else activation.size or WHOLE_ROW
         self.native = _native.PackedWeight(
             packed.blob, layouts.STORES[meta.store], int(bool(meta.table)), layouts.SCALE_TYPES[meta.scale_type], meta.n, meta.k, meta.kpad,
             meta.group, meta.groups, meta.has_zeros, list(meta.table), packed.blob)
@@ -152,8 +154,8 @@ class NativeOps:
         if problem.weight is not None and (reason := layouts.why_not(problem.weight)) is not None:
             return reason
         if (spec := problem.activation) is not None and spec.quantized:
-            if (spec.format, spec.granularity, spec.symmetric, spec.dynamic) != ("int8", "token", True, True):
-                return f"the CPU kernels take float activations, or int8 ones with a dynamic scale per token, not {spec.format} per {spec.granularity}"
+            if (spec.format, spec.symmetric, spec.dynamic) != ("int8", True, True) or spec.granularity not in ("token", "group") or spec.size % 32:
+                return f"the CPU kernels take float activations, or int8 ones with dynamic scales per token or group of 32 n, not {spec.format} per {spec.granularity}"
             if problem.weight is not None and not problem.weight.quantized:
                 return f"int8 activations meet integer or 4-bit table weights, not {problem.weight.format}"
         if problem.cache is not None and (problem.cache.format not in CACHE_FORMATS or not problem.cache.symmetric
@@ -202,12 +204,11 @@ class NativeOps:
         now = self._now
         given = list(biases) if biases is not None else [None] * len(weights)
         outs = [Recorded(now, w.n, x.logits) for w in weights]
-        for quantized in (True, False):  # weights that share x share its int8 form
-            mine = [i for i, w in enumerate(weights) if w.quantized is quantized]
-            if mine:
-                now.program.linear(x.id, [now.weight(weights[i]) for i in mine],
-                                   [-1 if (b := given[i]) is None else now.constant(b) for i in mine], [outs[i].id for i in mine],
-                                   -1 if residual is None else residual.id, quantized)
+        for group in sorted({w.group for w in weights}):  # weights that share x share its int8 form
+            mine = [i for i, w in enumerate(weights) if w.group == group]
+            now.program.linear(x.id, [now.weight(weights[i]) for i in mine],
+                               [-1 if (b := given[i]) is None else now.constant(b) for i in mine], [outs[i].id for i in mine],
+                               -1 if residual is None else residual.id, group)
         return tuple(outs)
 
     def rms_norm(self, x: Recorded, gain: Constant, eps: float, offset: float = 0.0, groups: int = 1) -> Recorded:

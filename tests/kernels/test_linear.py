@@ -37,40 +37,47 @@ SPECS = {
 SHAPES = [(64, 576), (17, 31), (1, 1), (40, 1536), (16, 130), (33, 2112)]
 
 
-def multiply(packed: layouts.Packed, x: np.ndarray, isa: str, quantized: bool) -> np.ndarray:
+ROW = 1 << 24  # one scale of int8 activations for a whole row
+
+
+def multiply(packed: layouts.Packed, x: np.ndarray, isa: str, group: int) -> np.ndarray:
+    """group: of int8 activations, 0 for float ones."""
     y = np.full((len(x), packed.meta.n), 7, np.float32)
-    _native.linear_once(NativeWeight(packed, INT8).native, np.ascontiguousarray(x), y, isa, quantized)
+    _native.linear_once(NativeWeight(packed, INT8).native, np.ascontiguousarray(x), y, isa, group)
     return y
 
 
-def rounded(x: np.ndarray) -> np.ndarray:
-    """x as int8 with a scale per row, in float64: what the kernels do to activations."""
-    top = np.abs(x).max(axis=1, keepdims=True)
-    inverse = np.divide(np.float32(127), top, out=np.zeros_like(top), where=top > 0)
-    return np.rint(x * inverse).astype(np.float64) * (top / np.float32(127)).astype(np.float64)
+def rounded(x: np.ndarray, group: int = ROW) -> np.ndarray:
+    """x as int8 with a scale per row or group, in float64: what the kernels do to activations."""
+    parts = []
+    for part in np.split(x, range(group, x.shape[1], group), axis=1):
+        top = np.abs(part).max(axis=1, keepdims=True)
+        inverse = np.divide(np.float32(127), top, out=np.zeros_like(top), where=top > 0)
+        parts.append(np.rint(part * inverse).astype(np.float64) * (top / np.float32(127)).astype(np.float64))
+    return np.concatenate(parts, axis=1)
 
 
 def tolerance(spec: TensorSpec, quantized: bool) -> float:
     return 8e-3 if quantized and spec.format in ("nf4", "fp4") else 3e-6  # tables of signed bytes: csrc/bind.cpp round_table
 
 
-@pytest.mark.parametrize("quantized", [False, True], ids=["float", "int8"])
+@pytest.mark.parametrize("group", [0, ROW, 64, 32], ids=["float", "int8", "int8 g64", "int8 g32"])
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("isa", ISAS)
-def test_against_float64(isa: str, name: str, quantized: bool) -> None:
+def test_against_float64(isa: str, name: str, group: int) -> None:
     spec = SPECS[name]
     for seed, (n, k) in enumerate(SHAPES):
         rng = np.random.default_rng(seed)
         q = qtensor.quantize(rng.standard_normal((n, k)).astype(np.float32), spec)
         packed, values = layouts.pack(q), q.dequantize().astype(np.float64)
-        integer = quantized and packed.meta.store.startswith("codes")
+        integer = group > 0 and packed.meta.store.startswith("codes")
         x = rng.standard_normal((131, k)).astype(np.float32)
-        expected = (rounded(x) if integer else x.astype(np.float64)) @ values.T
-        y = multiply(packed, x, isa, quantized)
-        scale = (np.abs(rounded(x) if integer else x) @ np.abs(values).T).max()
+        expected = (rounded(x, group) if integer else x.astype(np.float64)) @ values.T
+        y = multiply(packed, x, isa, group)
+        scale = (np.abs(rounded(x, group) if integer else x) @ np.abs(values).T).max()
         assert np.abs(y - expected).max() <= tolerance(spec, integer) * scale
         for rows in ([5], [0, 130], list(range(10, 23)), list(range(64, 131))):  # alone or in company: the same bits
-            assert np.array_equal(multiply(packed, x[rows], isa, quantized), y[rows])
+            assert np.array_equal(multiply(packed, x[rows], isa, group), y[rows])
 
 
 @pytest.mark.parametrize("name", ["int8 channel", "int8 g64", "int4 g64", "int4 g32 zeros", "nf4 g64"])
@@ -78,7 +85,7 @@ def test_integer_paths_agree_between_instruction_sets(name: str) -> None:
     rng = np.random.default_rng(1)
     packed = layouts.pack(qtensor.quantize(rng.standard_normal((48, 640)).astype(np.float32), SPECS[name]))
     x = rng.standard_normal((9, 640)).astype(np.float32)
-    results = [multiply(packed, x, isa, True) for isa in ISAS]
+    results = [multiply(packed, x, isa, ROW) for isa in ISAS]
     for other in results[1:]:
         np.testing.assert_allclose(other, results[0], rtol=2e-6, atol=1e-5)
 
@@ -93,10 +100,10 @@ def test_extremes_do_not_saturate(isa: str) -> None:
         x[1] = -1
         x[2, ::2] = -1
         expected = rounded(x) @ np.full((k, n), float(code))
-        np.testing.assert_allclose(multiply(layouts.pack(q), x, isa, True), expected, rtol=1e-6, atol=1e-2)
+        np.testing.assert_allclose(multiply(layouts.pack(q), x, isa, ROW), expected, rtol=1e-6, atol=1e-2)
     low = qtensor.QTensor(np.full((n, k), 15, np.uint8), np.ones((n, k // 64), np.float32), TensorSpec("int4", "group", 64, symmetric=False), (n, k),
                           zeros=np.zeros((n, k // 64), np.float32))
-    np.testing.assert_allclose(multiply(layouts.pack(low), np.ones((5, k), np.float32), isa, True), 15.0 * k, rtol=1e-6)
+    np.testing.assert_allclose(multiply(layouts.pack(low), np.ones((5, k), np.float32), isa, ROW), 15.0 * k, rtol=1e-6)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -105,7 +112,7 @@ def test_nan_and_infinity_stay_in_their_row(isa: str, name: str) -> None:
     packed = layouts.pack(qtensor.quantize(np.random.default_rng(2).standard_normal((20, 200)).astype(np.float32), SPECS[name]))
     x = np.ones((6, 200), np.float32)
     x[1, 3], x[4, 199] = np.nan, np.inf
-    y = multiply(packed, x, isa, True)
+    y = multiply(packed, x, isa, ROW)
     assert np.isnan(y[1]).all() and not np.isfinite(y[4]).any()
     assert np.isfinite(y[[0, 2, 3, 5]]).all()
 
@@ -114,9 +121,9 @@ def test_nan_and_infinity_stay_in_their_row(isa: str, name: str) -> None:
 def test_zero_rows_and_zero_weights(isa: str) -> None:
     for name in ("int8 channel", "int4 g64", "fp32"):
         packed = layouts.pack(qtensor.quantize(np.zeros((19, 70), np.float32), SPECS[name]))
-        assert not multiply(packed, np.ones((3, 70), np.float32), isa, True).any()
+        assert not multiply(packed, np.ones((3, 70), np.float32), isa, ROW).any()
         dense = layouts.pack(qtensor.quantize(np.ones((19, 70), np.float32), SPECS[name]))
-        assert not multiply(dense, np.zeros((3, 70), np.float32), isa, True).any()
+        assert not multiply(dense, np.zeros((3, 70), np.float32), isa, ROW).any()
 
 
 @settings(deadline=None, max_examples=60)
