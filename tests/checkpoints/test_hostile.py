@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from octavo.checkpoints import open_checkpoint
+from octavo.checkpoints import codecs, open_checkpoint
 from octavo.cli import main
 from octavo.errors import OctavoError
 
@@ -24,6 +24,7 @@ Q = "model.layers.0.self_attn.q_proj.weight"
 
 def refusal(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """What `octavo inspect` says about a broken file: checked to be one line and status 2, in memory of the file's order."""
+    codecs()  # their modules are imported once, which is not the file's doing
     tracemalloc.start()
     with pytest.raises(OctavoError):
         open_checkpoint(path)
@@ -33,7 +34,7 @@ def refusal(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     assert peak < 4 * size + (1 << 20), f"{peak} bytes for a model of {size}"
     assert main(["inspect", str(path)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("octavo: ") and error.count("\n") == 1 and error.isprintable() is False
+    assert error.startswith("octavo: ") and error.count("\n") == 1
     return error
 
 
@@ -97,7 +98,8 @@ def test_config(text: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_weights_that_are_not_finite(kind: str, bad: float, folder: Path) -> None:
     import ml_dtypes
 
-    tensors = {n: a.astype({"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}[kind]) for n, a in load_file(folder / "model.safetensors").items()}
+    dtype = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}[kind]
+    tensors = {name: array.astype(dtype) for name, array in load_file(folder / "model.safetensors").items()}
     tensors[Q][3, 5] = bad
     save_file(tensors, folder / "model.safetensors")
     checkpoint = open_checkpoint(folder)
@@ -165,7 +167,8 @@ def test_gguf(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert expected in error and "m.gguf" in error
 
 
-@pytest.mark.parametrize("damage", ["", "{}", "[]", '{"model": {"type": "BPE"}}', '{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 9}, "merges": ["b c"]}}'])
+@pytest.mark.parametrize("damage", ["", "{}", "[]", '{"model": {"type": "BPE"}}',
+                                    '{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 9}, "merges": ["b c"]}}'])
 def test_tokenizer(damage: str, folder: Path) -> None:
     (folder / "tokenizer.json").write_text(damage)
     with pytest.raises(OctavoError, match=r"tokenizer\.json: is no tokenizer"):

@@ -96,7 +96,8 @@ def read_everything(path: Path) -> None:
             checkpoint.read(name)
         except OctavoError as error:
             assert "\n" not in str(error)
-    checkpoint.tokenizer_files()
+    if path.is_file():  # a GGUF's tokenizer comes out of what was mutated
+        checkpoint.tokenizer_files()
 
 
 def survive(path: Path, file: Path, mutation: Callable[[random.Random], bytes]) -> int:
@@ -128,8 +129,6 @@ def test_safetensors_headers(folder: Path) -> None:
     file = folder / "model.safetensors"
     data = file.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
-    # A small tokenizer, so that the time goes into headers.
-    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}))
     refused = survive(folder, file, lambda rng: mutate_json(data, rng) if rng.random() < 0.5 else mutate_bytes(data, 8 + length, rng))
     assert TIMES // 2 < refused < TIMES
 

@@ -166,7 +166,7 @@ def test_other_contents_replace_and_old_maps_stay_readable(tiny_model: Path, tmp
 
 def test_a_disk_that_refuses_is_one_line(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="cannot be written: .*--cache-dir"):
+    with pytest.raises(CheckpointError, match=r"cannot be written: .*--cache-dir"):
         OctavoWriter(tmp_path / "file" / "copy", {}, {}, {})
 
 
