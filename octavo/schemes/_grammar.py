@@ -76,7 +76,7 @@ def _write_part(spec: TensorSpec, role: Role) -> str:
         text += {"group": f"g{spec.size}", "block": f"b{spec.size}x{spec.columns}", "tensor": "t"}.get(spec.granularity, "r")
     text += "" if spec.dynamic or role == "weight" else "s"
     text += "" if spec.symmetric else "z"
-    return text if spec.scale_format == default_scale_format(spec.format, spec.granularity) else f"{text}@{spec.scale_format}"
+    return text if spec.scale_format == default_scale_format(spec.format, spec.granularity, role) else f"{text}@{spec.scale_format}"
 
 
 def _proper(token: str) -> str:
@@ -118,7 +118,7 @@ def _part(text: str, at: int, name: str) -> tuple[TensorSpec, int]:
         kind = match.lastgroup
         granularity = {"group": "group", "columns": "block", "tensor": "tensor"}.get(kind or "", "channel" if role == "weight" else "token")
         changes |= {"granularity": granularity, "size": int(match["group"] or match["rows"] or 0), "columns": int(match["columns"] or 0),
-                    "scale_format": default_scale_format(spec.format, granularity)}
+                    "scale_format": default_scale_format(spec.format, granularity, role)}
         at = match.end()
     if text[at : at + 1] == "s" and role != "weight":
         changes["dynamic"] = False

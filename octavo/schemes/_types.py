@@ -131,12 +131,12 @@ class Scheme:
         return write(self)
 
 
-def default_scale_format(format: str, granularity: str) -> str:
-    """fp16 for groups of integers and tables, what the format fixes for microscaling, else fp32."""
+def default_scale_format(format: str, granularity: str, role: Role = "weight") -> str:
+    """fp16 for stored groups of integers and tables, what the format fixes for microscaling, else fp32."""
     number = formats.get(format)
     if number.scale_format in ("e8m0", "fp8e4m3"):
         return number.scale_format
-    return "fp16" if granularity == "group" and number.kind in ("int", "table") else "fp32"
+    return "fp16" if role == "weight" and granularity == "group" and number.kind in ("int", "table") else "fp32"
 
 
 def default_spec(format: str, role: Role) -> TensorSpec:

@@ -26,7 +26,7 @@ def test_json(smollm2_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_text_gathers_equal_layers(smollm2_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["inspect", str(smollm2_path)])
     text = capsys.readouterr().out
-    assert "model.layers.0 to 29, each" in text and "134.52 M parameters" in text and "W4g64A8C16" in text
+    assert "model.layers.0 to 29, each" in text and "134.52 M parameters" in text and "W4g64A8g64C16" in text
     main(["inspect", str(smollm2_path), "--tensors"])
     assert "model.layers.29.mlp.down_proj.weight" in capsys.readouterr().out
 

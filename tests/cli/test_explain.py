@@ -54,7 +54,7 @@ def test_everything_about_a_name() -> None:
     assert "groups of 32 along the input, fp16 scales, with zero points" in found["weight"]
     json.dumps(found)
     preset = explain("4bit", MACHINE, BACKEND)
-    assert preset["canonical"] == "W4g64A8C16" and "groups of 64" in preset["reason"]
+    assert preset["canonical"] == "W4g64A8g64C16" and "groups of 64" in preset["reason"]
     assert explain("W8C8", MACHINE, BACKEND)["bits_per_cached_value"] == 8.5  # one fp32 scale per head of 64
 
 
