@@ -60,6 +60,8 @@ def main() -> None:
             # Prompts are all different; without the prefix cache nothing of an earlier run can be reused either.
             engines[scheme] = Engine(loaded, EngineOptions(prefix_cache=False, kv_pages=16 * 64 + 1)).start()
         print(json.dumps(run(engines[scheme], task["prompts"], task["new"])), file=answers, flush=True)
+    for engine in engines.values():
+        engine.stop()
 
 
 if __name__ == "__main__":

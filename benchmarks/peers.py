@@ -1,6 +1,8 @@
 """Octavo against llama.cpp: same machine, same model, in turn in one run.
 
-    python benchmarks/peers.py MODEL.gguf --peer-python PEER/bin/python [--work FOLDER] [--pairs 5] [--threads 2]
+    python benchmarks/peers.py --peer-python PEER/bin/python [--model MODEL.gguf] [--work FOLDER] [--pairs 5] [--threads 2]
+
+MODEL.gguf is the demo model of `make model` unless it is given.
 
 PEER is an environment with `llama-cpp-python` built from its source for this CPU (pip install --no-binary llama-cpp-python
 llama-cpp-python). llama.cpp gets Q8_0 and Q4_0 from its own quantizer, Octavo its presets 8bit and 4bit, both from MODEL.
@@ -99,9 +101,16 @@ def compare(case: Case, scheme: str, ours: Worker, peer: Worker, pairs: int, dra
             "same_first_token": agreed / ((pairs + 1) * case.users)}
 
 
+def demo_model() -> Path:
+    found = sorted((report.ROOT / ".models").rglob("*.gguf"))
+    if not found:
+        raise SystemExit("the demo model is missing: run `make model`, or name one with --model")
+    return found[0]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("--model", type=Path, help="a .gguf file; default: the demo model")
     parser.add_argument("--peer-python", required=True, help="interpreter of the environment that holds llama-cpp-python")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "octavo-peers", help="folder for quantized models, kept")
     parser.add_argument("--pairs", type=int, default=5)
@@ -111,11 +120,12 @@ def main() -> None:
     parser.add_argument("--print-only", action="store_true", help="write neither JSON nor docs")
     parser.add_argument("--bar", type=float, default=0.7, help="exit with status 1 when a ratio is below it")
     args = parser.parse_args()
+    args.model = args.model or demo_model()
     args.work.mkdir(parents=True, exist_ok=True)
     common = ["--model", str(args.model), "--threads", str(args.threads)]
     ours = Worker([sys.executable, str(HERE / "octavo_worker.py"), *common, "--cache-dir", str(args.work / "cache")])
     peer = Worker([args.peer_python, str(HERE / "llamacpp_worker.py"), *common, "--work", str(args.work)])
-    print(f"against {peer.hello['name']}, {peer.hello['info']}")
+    print("against {name}, {info}".format(**peer.hello))
     draw = random.Random(0)
     rows = []
     for scheme in args.schemes:

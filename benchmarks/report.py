@@ -28,11 +28,13 @@ def stored(name: str) -> dict[str, Any] | None:
 
 
 def circumstances(**more: Any) -> dict[str, Any]:
-    """When, with which code and on what the numbers were measured."""
-    cpu = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.machine())
-    flags = next((line.split() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), [])
-    isa = " + ".join(name for name in ("avx2", "avx512_vnni", "amx_int8") if name in flags) or "none of AVX2, VNNI, AMX"
-    return {"date": datetime.date.today().isoformat(), "commit": _git("rev-parse", "--short", "HEAD") + ("" if not _git("status", "--porcelain", "octavo", "csrc") else "+"),
+    """When, with which code and on what the numbers were measured. A + after the commit: with changes that were not committed."""
+    about = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":", 1)[1].strip() for line in about if line.startswith("model name")), platform.machine())
+    flags = next((line.split() for line in about if line.startswith("flags")), [])
+    isa = ", ".join(name.upper() for name in ("avx2", "avx512_vnni", "amx_int8") if name in flags) or "none of AVX2, VNNI, AMX"
+    changed = "+" if _git("status", "--porcelain", "octavo", "csrc") else ""
+    return {"date": datetime.date.today().isoformat(), "commit": _git("rev-parse", "--short", "HEAD") + changed,
             "machine": f"{cpu}, {os.cpu_count()} cores, {isa}", "load": round(os.getloadavg()[1], 2), **more}
 
 
@@ -54,19 +56,28 @@ def write_performance() -> None:
     """docs/performance.md from what has been measured so far."""
     parts = ["# Performance\n\nWritten by the scripts in `benchmarks/`; each one says how it measures. Numbers are of one machine and one day.\n"]
     if (peers := stored("peers")) is not None:
-        rows = [[row["scheme"], row["what"], f"{row['ours']:.0f}", f"{row['peer']:.0f}", f"**{row['ratio']:.2f}**", f"{row['ratio_min']:.2f} to {row['ratio_max']:.2f}"]
-                for row in peers["rows"]]
-        parts.append(f"## Against {peers['peer']['name']}\n\n{_measured(peers)} Model: {peers['rows'][0]['model']}, {peers['threads']} threads each, "
-                     f"{peers['rows'][0]['pairs']} pairs of runs in turn, medians. Tokens per second; a ratio above 1 means that Octavo is faster. llama.cpp: built for this CPU, "
-                     "Q8_0 and Q4_0 by its own quantizer, flash attention on, batches of 512. How: `benchmarks/peers.py`.\n")
+        rows = [[row["scheme"], row["what"], f"{row['ours']:.0f}", f"{row['peer']:.0f}", f"**{row['ratio']:.2f}**",
+                 f"{row['ratio_min']:.2f} to {row['ratio_max']:.2f}"] for row in peers["rows"]]
+        parts.append(f"""## Against {peers['peer']['name']}
+
+{_measured(peers)} Model: {peers['rows'][0]['model']}, {peers['threads']} threads each, {peers['rows'][0]['pairs']} pairs of runs in turn,
+medians. Tokens per second; a ratio above 1 means that Octavo is faster. llama.cpp: built for this CPU, Q8_0 and Q4_0 by its own
+quantizer, flash attention on, batches of 512. How: `benchmarks/peers.py`.
+""")
         parts.append(table(["weights", "what", "Octavo", "llama.cpp", "ratio", "pairs from, to"], rows))
     if (loading := stored("loading")) is not None:
-        rows = [[row["scheme"], *(f"{row[key] / 1e6:.0f}" for key in ("predicted", "peak", "quantized", "largest", "bound")), f"{row['first']:.2f}", f"{row['second']:.2f}",
-                 f"**{row['first'] / row['second']:.1f}**"] for row in loading["rows"]]
-        parts.append(f"## Loading\n\n{_measured(loading)} Model: {loading['model']}. Memory in MB: the peak that was announced before loading and the one measured (VmHWM of a fresh process), "
-                     "and the bound it has to keep (quantized size + largest tensor in full precision + 300 MB). Seconds from the start of the process to a model that can answer: "
-                     "the first start quantizes and writes the cache, the second one maps it. How: `benchmarks/loading.py`.\n")
-        parts.append(table(["weights", "announced", "measured", "quantized size", "largest tensor", "bound", "first start s", "second start s", "times faster"], rows))
+        rows = [[row["scheme"], *(f"{row[key] / 1e6:.0f}" for key in ("predicted", "peak", "quantized", "bound")),
+                 *(f"{row[key]:.2f}" for key in ("first", "second")), f"**{row['first'] / row['second']:.1f}**",
+                 f"{row['first_process']:.2f}, {row['second_process']:.2f}"] for row in loading["rows"]]
+        parts.append(f"""## Loading
+
+{_measured(loading)} Model: {loading['model']}, {loading['threads']} threads, best of {loading['repeats']}. Memory in MB: the peak of the
+process as announced before loading, as measured (VmHWM of a fresh process, one token computed), and the bound it has to keep: quantized
+size + largest tensor in 16 bits + 300 MB. Seconds: the first start quantizes and fills the cache, the second maps what was kept; "load" is from the
+call to a model that can answer, "process" from the start of Python to the first logits. How: `benchmarks/loading.py`.
+""")
+        parts.append(table(["weights", "announced", "measured", "quantized size", "bound", "first load s", "second load s", "times faster",
+                            "process s, s"], rows))
     (ROOT / "docs").mkdir(exist_ok=True)
     (ROOT / "docs" / "performance.md").write_text("\n".join(parts))
 
@@ -80,7 +91,7 @@ def write_quality() -> None:
 
 How much of the model is left after quantizing, each scheme by round to nearest as `--quantization` does it online.
 
-{_measured(result)} Text: {result['text']} ({result['context']} tokens a window, no overlap, windows spread evenly over the text, every token but a
+{_measured(result)} Text: {result['text']} ({result['context']} tokens a window, the first windows of the text without overlap, every token but a
 window's first is scored; how exactly: `octavo/quality/perplexity.py`, tested against transformers). Each scheme saw the same windows, so the
 ratio to 16bit and the divergence are paired; brackets hold 95% intervals (windows drawn again, block bootstrap). KL: nats per token that
 the scheme's next-token distribution lies from 16bit's. Same top: how often both would choose the same token. Bits per weight
@@ -89,7 +100,7 @@ count scales, embedding and head (which stay at 8 bits at least). How: `benchmar
     for model in result["models"]:
         rows = []
         for row in model["rows"]:
-            change = "" if row["scheme"] == model["rows"][0]["scheme"] else f"{row['ratio'] - 1:+.2%} [{row['ratio_low'] - 1:+.2%}, {row['ratio_high'] - 1:+.2%}]"
+            change = f"{row['ratio'] - 1:+.2%} [{row['ratio_low'] - 1:+.2%}, {row['ratio_high'] - 1:+.2%}]" if row is not model["rows"][0] else ""
             rows.append([row["name"], row["scheme"], f"{row['bits']:.2f}", f"{row['perplexity']:.3f} [{row['low']:.2f}, {row['high']:.2f}]", change,
                          f"{row['kl']:.4f}", f"{row['same_top']:.1%}"])
         parts.append(f"## {model['model']}\n\n{model['note']} {model['windows']} windows, {model['tokens']} tokens scored.\n")
