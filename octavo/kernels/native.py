@@ -155,7 +155,8 @@ class NativeOps:
             return reason
         if (spec := problem.activation) is not None and spec.quantized:
             if (spec.format, spec.symmetric, spec.dynamic) != ("int8", True, True) or spec.granularity not in ("token", "group") or spec.size % 32:
-                return f"the CPU kernels take float activations, or int8 ones with dynamic scales per token or group of 32 n, not {spec.format} per {spec.granularity}"
+                return (f"the CPU kernels take float activations, or int8 ones with dynamic scales per token or per group of a multiple of 32, "
+                        f"not {spec.format} per {spec.granularity}")
             if problem.weight is not None and not problem.weight.quantized:
                 return f"int8 activations meet integer or 4-bit table weights, not {problem.weight.format}"
         if problem.cache is not None and (problem.cache.format not in CACHE_FORMATS or not problem.cache.symmetric

@@ -140,7 +140,8 @@ def test_bad_steps_are_refused() -> None:
     program.run(step_of([good]), pool)
     for field, value, message in [("tokens", [1, 2, VOCAB], "vocabulary"), ("tokens", [-1, 2, 3], "vocabulary"), ("positions", [0, 1, 400], "rope"),
                                   ("slots", [0, 1, 4 * PAGE], "outside the cache"), ("slots", [64, 65, 0], "disagree"), ("starts", [0, 2], "starts"),
-                                  ("lengths", [2], "fewer tokens"), ("lengths", [200], "too short"), ("select", [3], "select"), ("tables", [[9]], "outside the cache")]:
+                                  ("lengths", [2], "fewer tokens"),
+                                  ("lengths", [200], "too short"), ("select", [3], "select"), ("tables", [[9]], "outside the cache")]:
         step = step_of([good])
         setattr(step, field, np.array(value, np.int32))
         with pytest.raises(ValueError, match=message):
