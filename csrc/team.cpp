@@ -13,7 +13,7 @@ static inline void relax() {
 #endif
 }
 
-constexpr int kSpinBarrier = 4000;   // pauses before a barrier yields its core: tens of microseconds
+constexpr int kSpinBarrier = 400;    // pauses before a waiting member offers its core to others: a few microseconds
 constexpr int kSpinIdle = 2000;      // pauses before an idle member goes to sleep
 
 Team::Team(int size) : size_(size < 1 ? 1 : size), owner_pid_(getpid()) {
