@@ -30,10 +30,12 @@ SCHEMES: tuple[tuple[str, str, float | None], ...] = (
     ("16bit", "16bit", None),
     ("16bit, 8-bit cache (C8)", "W16A16C8", 0.005),
     ("W8A16", "W8A16", 0.01),
-    ("8bit (W8A8)", "8bit", 0.01),
+    ("8bit", "8bit", 0.01),
+    ("W8A8", "W8A8", None),
     ("W8A8, 8-bit cache", "W8A8C8", None),
     ("W4g64A16", "W4g64A16", None),
-    ("4bit (W4g64A8)", "4bit", None),
+    ("4bit", "4bit", None),
+    ("W4g64A8", "W4g64A8", None),
     ("WNF4", "WNF4", None),
 )
 EVERY = 4  # divergence and agreement are taken at every fourth row: they cost more than the forward otherwise

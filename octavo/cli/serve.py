@@ -51,7 +51,7 @@ class Options(ModelOptions):
     """Requests that may wait; one more gets status 429."""
 
     kv_memory_mb: int | None = None
-    """Memory of the key-value cache in MB; default: what --max-batch needs, at most a quarter of what is available."""
+    """Memory of the key-value cache in MB; default: 1 GiB, or two prompts of full length if they need more; at most a quarter of free memory."""
 
     prefix_cache: bool = True
     """Reuse the cache of prompts that begin the same."""

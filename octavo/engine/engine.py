@@ -347,6 +347,9 @@ class Engine:
         t.preemptions.values[""] = self._scheduler.preemptions
 
 
+USUAL_KV_MEMORY = 1 << 30  # of a server that was told nothing: a hundred chats of a small model
+
+
 def _pages(loaded: LoadedModel, options: EngineOptions, length: int) -> int:
     """Pages of the pool, as EngineOptions says. Raises CapacityError when there is no room for two."""
     if options.kv_pages is not None:
@@ -358,7 +361,8 @@ def _pages(loaded: LoadedModel, options: EngineOptions, length: int) -> int:
     else:
         from ..machine import detect
 
-        pages = min(max(options.max_batch * min(full, 2048 // PAGE), 2 * full), detect().memory_available // 4 // size)
+        wanted = min(max(USUAL_KV_MEMORY // size, 2 * full), options.max_batch * full)
+        pages = min(wanted, detect().memory_available // 4 // size)
     if pages < 2:
         raise CapacityError(f"the key-value cache has room for {pages} pages of {size} bytes, at least 2 are needed",
                             where="kv_memory", remedy="give it more memory or use an 8-bit cache (C8)")

@@ -16,8 +16,8 @@ class EngineOptions:
                       between the tokens of the others
     max_queue         choices that may wait; one more is refused with QueueFullError
     max_model_len     longest prompt + answer in tokens; None: the model's own
-    kv_memory         bytes for the key-value cache; None: what max_batch sequences of 2048 tokens (at least two of full length)
-                      need, at most a quarter of the memory that is available
+    kv_memory         bytes for the key-value cache; None: 1 GiB, or two sequences of full length if they need more, and at most a quarter
+                      of the memory that is free
     kv_pages          the same in pages; wins over kv_memory
     prefix_cache      keep the pages of finished sequences and reuse them for prompts that begin the same
     cached_pages      most free pages kept for reuse while untouched pages are left; None: a quarter of all. Bounds how much memory an
