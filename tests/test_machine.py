@@ -1,0 +1,86 @@
+"""Machine: cgroup limits, forced instruction sets, and threads that rest."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from octavo import machine, qtensor
+from octavo.cache import KVPool, Step
+from octavo.errors import UsageError
+from octavo.kernels.native import NativeOps
+from octavo.schemes import TensorSpec
+
+
+def test_detects_this_machine() -> None:
+    found = machine.detect()
+    assert found.isa == found.isas[0] and found.isas[-1] == "portable"
+    assert 1 <= found.cores <= (os.cpu_count() or 1)
+    assert 0 < found.memory_available <= found.memory_total
+    assert len(found.fingerprint) == 16 and machine.detect("portable").fingerprint != found.fingerprint or found.isa == "portable"
+    with pytest.raises(UsageError, match="possible: .*portable"):
+        machine.detect("avx1024")
+
+
+@pytest.mark.parametrize("quota,cores", [("max 100000", None), ("150000 100000", 2), ("50000 100000", 1), ("", None), ("nonsense", None)])
+def test_cpu_quota_of_a_container(quota: str, cores: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert machine.detect().cores == (cores or 8)
+
+
+def test_cpu_quota_of_an_old_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("300000\n")
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert machine.detect().cores == 3
+
+
+def test_memory_limit_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory.max").write_text("1000000000\n")
+    (tmp_path / "memory.current").write_text("400000000\n")
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    found = machine.detect()
+    assert (found.memory_total, found.memory_available) == (1_000_000_000, 600_000_000)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine.detect().memory_total > 1_000_000_000
+
+
+def program(ops: NativeOps) -> object:
+    weight = ops.prepare(qtensor.quantize(np.ones((64, 64), np.float32), TensorSpec("fp32")), TensorSpec("fp32"))
+    return ops.capture(lambda o: o.linear(o.select(o.embed(weight)), [weight])[0])
+
+
+def run_once(program: object) -> np.ndarray:
+    ints = [np.array(v, np.int32) for v in ([1, 2], [0, 1], [0, 1], [0, 2], [2])]
+    step = Step(*ints, tables=np.zeros((1, 1), np.int32), select=np.array([1], np.int32))
+    return program.run(step, KVPool(1, [1], [8], TensorSpec("fp32")))  # type: ignore[attr-defined]
+
+
+def test_an_idle_team_uses_no_cpu() -> None:
+    work = program(NativeOps(4))
+    run_once(work)
+    time.sleep(0.05)
+    before = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - before < 0.05
+
+
+def test_a_team_does_not_follow_into_a_fork() -> None:
+    work = program(NativeOps(2))
+    run_once(work)
+    child = os.fork()
+    if child == 0:
+        try:
+            run_once(work)
+        except RuntimeError as error:
+            os._exit(0 if "fork" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
