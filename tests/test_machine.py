@@ -21,8 +21,8 @@ def test_detects_this_machine() -> None:
     assert found.isa == found.isas[0] and found.isas[-1] == "portable"
     assert 1 <= found.cores <= (os.cpu_count() or 1)
     assert 0 < found.memory_available <= found.memory_total
-    assert len(found.fingerprint) == 16 and machine.detect("portable").fingerprint != found.fingerprint or found.isa == "portable"
-    with pytest.raises(UsageError, match="possible: .*portable"):
+    assert (len(found.fingerprint) == 16 and machine.detect("portable").fingerprint != found.fingerprint) or found.isa == "portable"
+    with pytest.raises(UsageError, match=r"possible: .*portable"):
         machine.detect("avx1024")
 
 
