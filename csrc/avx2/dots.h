@@ -5,16 +5,14 @@
 namespace octavo::avx2 {
 
 constexpr int kTile = 4;
+constexpr int kSignedOffset = 0;  // what dot_signed adds to every weight
 struct Signed { __m256i w0, w1, m0, m1; };      // the weights and their magnitudes
 struct Unsigned { __m256i w0, w1; };
 struct Ints { __m256i a, b; };                  // int32: rows 0-7, rows 8-15
 struct Shorts { __m256i a, b; };                // int16 pairs: 8 steps of 15 * 127 * 2 = 3,810 stay below 32,768
-struct WeightSum {};
 
 static inline Ints no_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 static inline Shorts no_shorts() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-static inline WeightSum no_sum() { return {}; }
-static inline void sum_weights(WeightSum&, const Signed&) {}
 static inline __m256i bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 static inline Signed load_signed(const int8_t* p) {
   const __m256i a = bytes(p), b = bytes(p + 32);
@@ -58,7 +56,6 @@ static inline void widen_shorts(Ints& acc, const Shorts& s) {
 }
 static inline Ints minus(Ints a, int32_t x) { const __m256i v = _mm256_set1_epi32(x); return {_mm256_sub_epi32(a.a, v), _mm256_sub_epi32(a.b, v)}; }
 static inline f32x16 to_float(const Ints& a) { return {_mm256_cvtepi32_ps(a.a), _mm256_cvtepi32_ps(a.b)}; }
-static inline f32x16 to_float(const Ints& a, const WeightSum&) { return to_float(a); }
 static inline void look_up(const int8_t* table, uint8_t* codes, int count) {
   const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   for (int i = 0; i < count; i += 32) {

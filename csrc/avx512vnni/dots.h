@@ -1,26 +1,22 @@
-// Integer dot products with vpdpbusd. It takes unsigned by signed: activations are moved up by 128 for signed weights (and 128 times
-// the sum of the weights taken off again); codes 0..15 are unsigned already.
+// Integer dot products with vpdpbusd. It takes unsigned by signed: signed weights are moved up by 128 once they are loaded, and 128 times
+// the sum of the activations, which is known, is taken off again; codes 0..15 are unsigned already.
 #pragma once
 #include "vec.h"
 
 namespace octavo::avx512vnni {
 
 constexpr int kTile = 8;
+constexpr int kSignedOffset = 128;  // what dot_signed adds to every weight
 struct Signed { __m512i w; };
 struct Unsigned { __m512i w; };
 struct Ints { __m512i v; };
 struct Shorts { __m512i v; };      // int32 as well: nothing to widen
-struct WeightSum { __m512i v; };
 
 static inline Ints no_ints() { return {_mm512_setzero_si512()}; }
 static inline Shorts no_shorts() { return {_mm512_setzero_si512()}; }
-static inline WeightSum no_sum() { return {_mm512_setzero_si512()}; }
-static inline void sum_weights(WeightSum& s, const Signed& w) { s.v = _mm512_dpbusd_epi32(s.v, _mm512_set1_epi8(1), w.w); }
-static inline Signed load_signed(const int8_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline Signed load_signed(const int8_t* p) { return {_mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(-128))}; }
 static inline Unsigned load_unsigned(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
-static inline void dot_signed(Ints& acc, const Signed& w, int32_t a) {
-  acc.v = _mm512_dpbusd_epi32(acc.v, _mm512_set1_epi32(a ^ static_cast<int32_t>(0x80808080u)), w.w);
-}
+static inline void dot_signed(Ints& acc, const Signed& w, int32_t a) { acc.v = _mm512_dpbusd_epi32(acc.v, w.w, _mm512_set1_epi32(a)); }
 static inline void dot_unsigned(Shorts& acc, const Unsigned& w, int32_t a) { acc.v = _mm512_dpbusd_epi32(acc.v, w.w, _mm512_set1_epi32(a)); }
 static inline void split_nibbles(const uint8_t* p, uint8_t* low, uint8_t* high) {
   const __m512i v = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(15);
@@ -35,7 +31,6 @@ static inline void dot_nibbles(Shorts& low, Shorts& high, const uint8_t* p, int3
 static inline void widen_shorts(Ints& acc, const Shorts& s) { acc.v = _mm512_add_epi32(acc.v, s.v); }
 static inline Ints minus(Ints a, int32_t x) { return {_mm512_sub_epi32(a.v, _mm512_set1_epi32(x))}; }
 static inline f32x16 to_float(const Ints& a) { return {_mm512_cvtepi32_ps(a.v)}; }
-static inline f32x16 to_float(const Ints& a, const WeightSum& s) { return {_mm512_cvtepi32_ps(_mm512_sub_epi32(a.v, _mm512_slli_epi32(s.v, 7)))}; }
 static inline void look_up(const int8_t* table, uint8_t* codes, int count) {
   const __m512i t = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   for (int i = 0; i < count; i += 64) _mm512_storeu_si512(codes + i, _mm512_shuffle_epi8(t, _mm512_loadu_si512(codes + i)));

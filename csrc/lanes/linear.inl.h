@@ -123,22 +123,18 @@ static inline void codes8_tile(const LinearCall& c, int panel, int row) {
   for (int k = 0; k < w.kpad; k += runs.size) {
     const int end = k + runs.size < w.kpad ? k + runs.size : w.kpad;
     Ints acc[R];
-    WeightSum ws = no_sum();
     for (int r = 0; r < R; r++) acc[r] = no_ints();
     for (int i = k; i < end; i += 4) {
       if (R == 1) prefetch(codes + int64_t(i) * kPanel + 4096);
       const Signed v = load_signed(codes + int64_t(i) * kPanel);
-      sum_weights(ws, v);
       for (int r = 0; r < R; r++) dot_signed(acc[r], v, four(a + int64_t(r) * w.kpad + i));
     }
     const int group = weight_group_at(w, runs, k);
     const f32x16 scale = runs.weight_varies ? load_scales(w, base, group) : zero();
     for (int r = 0; r < R; r++) {
-      f32x16 value = to_float(acc[r], ws);
-      if (w.has_zeros) {
-        const f32x16 s = set1(float(block_sum(c.in, row + r, w.kpad / kSumBlock, k / kSumBlock, end / kSumBlock)));
-        value = sub(value, mul(load_zeros(w, base, group), s));
-      }
+      const int32_t s = kSignedOffset || w.has_zeros ? block_sum(c.in, row + r, w.kpad / kSumBlock, k / kSumBlock, end / kSumBlock) : 0;
+      f32x16 value = to_float(minus(acc[r], kSignedOffset * s));
+      if (w.has_zeros) value = sub(value, mul(load_zeros(w, base, group), set1(float(s))));
       total[r] = fmadd(value, run_factor(c.in, runs, k, row + r, scale), total[r]);
     }
   }
@@ -200,15 +196,16 @@ static inline void table4_tile(const LinearCall& c, const uint8_t* base, const u
   for (int b = chunk_block; b < last_block;) {
     const int k = b * kSumBlock, next = (b / per_run + 1) * per_run, end = next < last_block ? next : last_block;
     Ints acc[R];
-    WeightSum ws = no_sum();
     for (int r = 0; r < R; r++) acc[r] = no_ints();
     for (int i = b * kSumBlock; i < end * kSumBlock; i += 4) {
       const Signed v = load_signed(reinterpret_cast<const int8_t*>(codes) + int64_t(i - chunk_block * kSumBlock) * kPanel);
-      sum_weights(ws, v);
       for (int r = 0; r < R; r++) dot_signed(acc[r], v, four(a + int64_t(r) * w.kpad + i));
     }
     const f32x16 scale = runs.weight_varies ? load_scales(w, base, weight_group_at(w, runs, k)) : zero();
-    for (int r = 0; r < R; r++) total[r] = fmadd(to_float(acc[r], ws), run_factor(c.in, runs, k, row + r, scale), total[r]);
+    for (int r = 0; r < R; r++) {
+      const int32_t s = kSignedOffset ? block_sum(c.in, row + r, w.kpad / kSumBlock, b, end) : 0;
+      total[r] = fmadd(to_float(minus(acc[r], kSignedOffset * s)), run_factor(c.in, runs, k, row + r, scale), total[r]);
+    }
     b = end;
   }
   for (int r = 0; r < R; r++) store(totals + r * kPanel, total[r]);

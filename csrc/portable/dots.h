@@ -5,16 +5,14 @@
 namespace octavo::portable {
 
 constexpr int kTile = 4;
+constexpr int kSignedOffset = 0;  // what dot_signed adds to every weight
 struct Signed { int8_t v[64]; };
 struct Unsigned { uint8_t v[64]; };
 struct Ints { int32_t v[16]; };
 struct Shorts { int32_t v[16]; };
-struct WeightSum {};
 
 static inline Ints no_ints() { return {}; }
 static inline Shorts no_shorts() { return {}; }
-static inline WeightSum no_sum() { return {}; }
-static inline void sum_weights(WeightSum&, const Signed&) {}
 static inline Signed load_signed(const int8_t* p) { Signed s; std::memcpy(s.v, p, 64); return s; }
 static inline Unsigned load_unsigned(const uint8_t* p) { Unsigned u; std::memcpy(u.v, p, 64); return u; }
 static inline void dot_signed(Ints& acc, const Signed& w, int32_t a) {
@@ -39,7 +37,6 @@ static inline void dot_nibbles(Shorts& low, Shorts& high, const uint8_t* p, int3
 static inline void widen_shorts(Ints& acc, const Shorts& s) { for (int r = 0; r < 16; r++) acc.v[r] += s.v[r]; }
 static inline Ints minus(Ints a, int32_t x) { for (int r = 0; r < 16; r++) a.v[r] -= x; return a; }
 static inline f32x16 to_float(const Ints& a) { return load_i32(a.v); }
-static inline f32x16 to_float(const Ints& a, const WeightSum&) { return load_i32(a.v); }
 static inline void look_up(const int8_t* table, uint8_t* codes, int count) { for (int i = 0; i < count; i++) codes[i] = uint8_t(table[codes[i]]); }
 // The four K values of sixteen rows (64 bytes, [16][4]) as floats by k.
 static inline void signed_lanes(const uint8_t* p, f32x16* out) {
