@@ -25,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,18 @@ def compare(case: Case, scheme: str, ours: Worker, peer: Worker, pairs: int, dra
             "same_first_token": agreed / ((pairs + 1) * case.users)}
 
 
+def busy(seconds: float = 2.0) -> float:
+    """Share of the machine's processor time that others take now, 0 to 1."""
+
+    def ticks() -> tuple[int, int]:
+        numbers = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        return sum(numbers), numbers[3] + numbers[4]
+
+    (total, idle), _ = ticks(), time.sleep(seconds)
+    after, idle_after = ticks()
+    return 1 - (idle_after - idle) / max(after - total, 1)
+
+
 def demo_model() -> Path:
     found = sorted((report.ROOT / ".models").rglob("*.gguf"))
     if not found:
@@ -118,9 +131,13 @@ def main() -> None:
     parser.add_argument("--schemes", nargs="+", default=["8bit", "4bit"])
     parser.add_argument("--cases", nargs="+", default=[case.what for case in CASES], choices=[case.what for case in CASES])
     parser.add_argument("--print-only", action="store_true", help="write neither JSON nor docs")
+    parser.add_argument("--busy", action="store_true", help="measure although the machine is busy")
     parser.add_argument("--bar", type=float, default=0.7, help="exit with status 1 when a ratio is below it")
     args = parser.parse_args()
     args.model = args.model or demo_model()
+    if not args.busy and (share := busy()) > 0.1:
+        # Threads that spin at a barrier while another process holds their core make llama.cpp up to ten times slower: that is no comparison.
+        raise SystemExit(f"other programs take {share:.0%} of this machine: wait until it is quiet, or measure anyway with --busy")
     args.work.mkdir(parents=True, exist_ok=True)
     common = ["--model", str(args.model), "--threads", str(args.threads)]
     ours = Worker([sys.executable, str(HERE / "octavo_worker.py"), *common, "--cache-dir", str(args.work / "cache")])
