@@ -72,7 +72,7 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.process.args} ended with status {self.process.wait()}")
+            raise SystemExit(f"{self.process.args!r} ended with status {self.process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -109,7 +109,8 @@ def busy(seconds: float = 2.0) -> float:
         numbers = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
         return sum(numbers), numbers[3] + numbers[4]
 
-    (total, idle), _ = ticks(), time.sleep(seconds)
+    total, idle = ticks()
+    time.sleep(seconds)
     after, idle_after = ticks()
     return 1 - (idle_after - idle) / max(after - total, 1)
 
