@@ -91,8 +91,9 @@ def write_quality() -> None:
 
 How much of the model is left after quantizing, each scheme by round to nearest as `--quantization` does it online.
 
-{_measured(result)} Text: {result['text']} ({result['context']} tokens a window, the first windows of the text without overlap, every token but a
-window's first is scored; how exactly: `octavo/quality/perplexity.py`, tested against transformers). Each scheme saw the same windows, so the
+{_measured(result)}
+
+Text: {result['text']} ({result['context']} tokens a window, the first windows of the text without overlap, every token but a window's first is scored; how exactly: `octavo/quality/perplexity.py`, tested against transformers). Each scheme saw the same windows, so the
 ratio to 16bit and the divergence are paired; brackets hold 95% intervals (windows drawn again, block bootstrap). KL: nats per token that
 the scheme's next-token distribution lies from 16bit's. Same top: how often both would choose the same token. Bits per weight
 count scales, embedding and head (which stay at 8 bits at least). How: `benchmarks/quality.py`.
@@ -103,7 +104,7 @@ count scales, embedding and head (which stay at 8 bits at least). How: `benchmar
             change = f"{row['ratio'] - 1:+.2%} [{row['ratio_low'] - 1:+.2%}, {row['ratio_high'] - 1:+.2%}]" if row is not model["rows"][0] else ""
             rows.append([row["name"], row["scheme"], f"{row['bits']:.2f}", f"{row['perplexity']:.3f} [{row['low']:.2f}, {row['high']:.2f}]", change,
                          f"{row['kl']:.4f}", f"{row['same_top']:.1%}"])
-        parts.append(f"## {model['model']}\n\n{model['note']} {model['windows']} windows, {model['tokens']} tokens scored.\n")
+        parts.append(f"## {model['model']}\n\n{model['note'].rstrip('.')}. {model['windows']} windows, {model['tokens']} tokens scored.\n")
         parts.append(table(["name", "scheme", "bits per weight", "perplexity", "against 16bit", "KL", "same top"], rows))
     (ROOT / "docs").mkdir(exist_ok=True)
     (ROOT / "docs" / "quality.md").write_text("\n".join(parts))
