@@ -135,15 +135,18 @@ Step checked_step(Vector<int32_t> tokens, Vector<int32_t> positions, Vector<int3
   s.select = select.data();
   if (positions.size() != tokens.size() || slots.size() != tokens.size()) bad("step: tokens, positions and slots differ in length");
   if (starts.size() != lengths.size() + 1 || tables.shape(0) != lengths.size()) bad("step: starts, lengths and tables do not fit");
-  if (s.starts[0] != 0 || s.starts[s.sequences] != s.rows) bad("step: starts must run from 0 to the number of rows");
+  bool ascending = s.starts[0] == 0 && s.starts[s.sequences] == s.rows;  // before any of them is used as an index
+  for (int q = 0; q < s.sequences; q++) ascending = ascending && s.starts[q] < s.starts[q + 1];
+  if (!ascending) bad("step: starts must ascend from 0 to the number of rows");
   for (int r = 0; r < s.rows; r++) {
     if (s.tokens[r] < 0 || s.tokens[r] >= vocabulary) bad("step: token " + std::to_string(s.tokens[r]) + " is outside the vocabulary of " + std::to_string(vocabulary));
     if (s.positions[r] < 0 || s.positions[r] >= most_positions) bad("step: position " + std::to_string(s.positions[r]) + " is beyond the rope table of " + std::to_string(most_positions));
     if (s.slots[r] < 0 || int64_t(s.slots[r]) >= int64_t(pages) * kPage) bad("step: slot " + std::to_string(s.slots[r]) + " is outside the cache");
   }
   for (int q = 0; q < s.sequences; q++) {
-    const int rows = s.starts[q + 1] - s.starts[q], used = (s.lengths[q] + kPage - 1) / kPage;
-    if (rows < 1 || s.lengths[q] < rows) bad("step: sequence " + std::to_string(q) + " has fewer tokens than rows, or none");
+    const int rows = s.starts[q + 1] - s.starts[q];
+    if (s.lengths[q] < rows) bad("step: sequence " + std::to_string(q) + " has fewer tokens than rows");
+    const int used = (s.lengths[q] - 1) / kPage + 1;
     if (used > s.table_stride) bad("step: sequence " + std::to_string(q) + " has a page table that is too short");
     for (int i = 0; i < used; i++) {
       const int32_t page = s.tables[int64_t(q) * s.table_stride + i];
@@ -154,6 +157,9 @@ Step checked_step(Vector<int32_t> tokens, Vector<int32_t> positions, Vector<int3
       if (s.slots[r] != s.tables[int64_t(q) * s.table_stride + position / kPage] * kPage + position % kPage) bad("step: slots and page tables disagree");
     }
   }
+  std::vector<int32_t> written(s.slots, s.slots + s.rows);  // threads write them at the same time
+  std::sort(written.begin(), written.end());
+  if (std::adjacent_find(written.begin(), written.end()) != written.end()) bad("step: two rows are written to the same slot");
   for (int i = 0; i < s.logit_rows; i++)
     if (s.select[i] < 0 || s.select[i] >= s.rows) bad("step: select points outside the rows");
   return s;

@@ -140,12 +140,25 @@ def test_bad_steps_are_refused() -> None:
     program.run(step_of([good]), pool)
     for field, value, message in [("tokens", [1, 2, VOCAB], "vocabulary"), ("tokens", [-1, 2, 3], "vocabulary"), ("positions", [0, 1, 400], "rope"),
                                   ("slots", [0, 1, 4 * PAGE], "outside the cache"), ("slots", [64, 65, 0], "disagree"), ("starts", [0, 2], "starts"),
+                                  ("starts", [0, 900000, 3], "fit"),
                                   ("lengths", [2], "fewer tokens"),
                                   ("lengths", [200], "too short"), ("select", [3], "select"), ("tables", [[9]], "outside the cache")]:
         step = step_of([good])
         setattr(step, field, np.array(value, np.int32))
         with pytest.raises(ValueError, match=message):
             program.run(step, pool)
+
+
+def test_hostile_starts_and_slots_are_refused_before_they_are_used() -> None:
+    program, heads, dims = toy(NativeOps(1))
+    pool = KVPool(4, heads, dims, CACHES["fp32"])
+    step = step_of([([1, 2], 0, [1]), ([3], 0, [2])])
+    step.starts = np.array([0, 2_000_000_000, 3], np.int32)
+    with pytest.raises(ValueError, match="starts"):
+        program.run(step, pool)
+    twice = step_of([([1, 2], 0, [1]), ([3], 0, [1])])
+    with pytest.raises(ValueError, match="same slot"):
+        program.run(twice, pool)
 
 
 def test_spent_values_and_calls_outside_a_recording() -> None:
