@@ -5,6 +5,7 @@
 #include <cstring>
 #include <new>
 #include <stdexcept>
+#include <string>
 
 namespace octavo {
 
@@ -145,7 +146,7 @@ struct Select : Op {
 };
 
 struct Attention : Op {
-  int q, k, v, out, layer, heads, window;
+  int q, k, v, out, layer, heads, kv_heads, head_dim, window;
   float scale, cap;
   void run(Program& p, const Step& step, int member) override {
     const auto [a, b] = p.share(step.rows, member);
@@ -189,7 +190,16 @@ int Program::weight(const Packed& packed) {
   return int(weights_.size()) - 1;
 }
 
+void Program::same_rows(const char* op, std::initializer_list<int> buffers, const Rows* kind) {
+  const Rows rows = kind ? *kind : at(*buffers.begin()).rows;
+  for (int b : buffers)
+    if (at(b).rows != rows) throw std::invalid_argument(std::string(op) + ": rows of the step and selected rows do not mix");
+}
+
+constexpr Rows kStepRows = Rows::Step, kLogitRows = Rows::Logits;
+
 void Program::embed(int weight, float factor, int out) {
+  same_rows("embed", {out}, &kStepRows);
   auto op = std::make_unique<Embed>();
   op->weight = weight;
   op->factor = factor;
@@ -205,11 +215,15 @@ void Program::linear(int x, std::vector<int> weights, std::vector<int> biases, s
   for (size_t i = 0; i < weights.size(); i++) {
     const Packed& w = packed(weights[i]);
     if (w.k != at(x).width || w.n != at(outs[i]).width) throw std::invalid_argument("linear: weight and buffers do not fit");
+    same_rows("linear", {x, outs[i]});
     if (biases[i] >= 0 && values(biases[i]).size() != size_t(w.n)) throw std::invalid_argument("linear: bias and weight do not fit");
     op->panels += w.panels();
     op->kpad = (w.k + kStep - 1) / kStep * kStep;
   }
-  if (residual >= 0 && at(residual).width != at(outs[0]).width) throw std::invalid_argument("linear: residual and output do not fit");
+  if (residual >= 0) {
+    same_rows("linear", {x, residual});
+    if (outs.size() != 1 || at(residual).width != at(outs[0]).width) throw std::invalid_argument("linear: residual and output do not fit");
+  }
   op->x = x;
   op->k = at(x).width;
   op->weights = std::move(weights);
@@ -227,6 +241,7 @@ void Program::linear(int x, std::vector<int> weights, std::vector<int> biases, s
 void Program::rms_norm(int x, int gain, float eps, float offset, int groups, int out) {
   if (groups < 1 || at(x).width % groups || values(gain).size() != size_t(at(x).width / groups) || at(out).width != at(x).width)
     throw std::invalid_argument("rms_norm: gain, groups and buffers do not fit");
+  same_rows("rms_norm", {x, out});
   auto op = std::make_unique<Norm>();
   op->x = x;
   op->gain = gain;
@@ -238,6 +253,7 @@ void Program::rms_norm(int x, int gain, float eps, float offset, int groups, int
 }
 
 void Program::rope(int x, int table, int heads, int head_dim, int rotary) {
+  same_rows("rope", {x}, &kStepRows);
   if (heads * head_dim != at(x).width || rotary % 2 || rotary < 2 || rotary > head_dim || values(table).size() % size_t(rotary))
     throw std::invalid_argument("rope: table, heads and buffer do not fit");
   auto op = std::make_unique<Rope>();
@@ -252,6 +268,7 @@ void Program::rope(int x, int table, int heads, int head_dim, int rotary) {
 
 void Program::gate(int kind, int gate, int up, int out) {
   if (kind < 0 || kind > 2 || at(gate).width != at(up).width || at(out).width != at(up).width) throw std::invalid_argument("gate: buffers do not fit");
+  same_rows("gate", {gate, up, out});
   auto op = std::make_unique<GateOp>();
   op->kind = Gate(kind);
   op->g = gate;
@@ -262,6 +279,7 @@ void Program::gate(int kind, int gate, int up, int out) {
 
 void Program::add(int a, int b, int out) {
   if (at(a).width != at(b).width || at(out).width != at(a).width) throw std::invalid_argument("add: buffers do not fit");
+  same_rows("add", {a, b, out});
   auto op = std::make_unique<Add>();
   op->a = a;
   op->b = b;
@@ -270,6 +288,8 @@ void Program::add(int a, int b, int out) {
 }
 
 void Program::softcap(int x, float cap) {
+  same_rows("softcap", {x});
+  if (!(cap > 0.f)) throw std::invalid_argument("softcap: the cap must be above 0");
   auto op = std::make_unique<Softcap>();
   op->x = x;
   op->cap = cap;
@@ -278,6 +298,8 @@ void Program::softcap(int x, float cap) {
 
 void Program::select(int x, int out) {
   if (at(x).width != at(out).width) throw std::invalid_argument("select: buffers do not fit");
+  same_rows("select", {x}, &kStepRows);
+  same_rows("select", {out}, &kLogitRows);
   auto op = std::make_unique<Select>();
   op->x = x;
   op->out = out;
@@ -285,7 +307,8 @@ void Program::select(int x, int out) {
 }
 
 void Program::attention(int q, int k, int v, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window, float softcap) {
-  if (heads < 1 || kv_heads < 1 || heads % kv_heads || at(q).width != heads * head_dim || at(out).width != heads * head_dim ||
+  same_rows("attention", {q, k, v, out}, &kStepRows);
+  if (layer < 0 || heads < 1 || kv_heads < 1 || head_dim < 1 || heads % kv_heads || at(q).width != heads * head_dim || at(out).width != heads * head_dim ||
       at(k).width != kv_heads * head_dim || at(v).width != kv_heads * head_dim)
     throw std::invalid_argument("attention: heads and buffers do not fit");
   auto op = std::make_unique<Attention>();
@@ -295,6 +318,8 @@ void Program::attention(int q, int k, int v, int out, int layer, int heads, int 
   op->out = out;
   op->layer = layer;
   op->heads = heads;
+  op->kv_heads = kv_heads;
+  op->head_dim = head_dim;
   op->scale = scale;
   op->window = window;
   op->cap = softcap;
@@ -310,15 +335,21 @@ size_t Program::buffer_bytes() const {
 }
 
 void Program::run(const Step& step, const std::vector<CacheLayer>& cache, int result, float* logits) {
+  std::lock_guard<std::mutex> one(running_);
+  same_rows("result", {result}, &kLogitRows);
   // Room for this many rows. Buffers only ever grow, and nothing in them outlives a step.
   for (auto& b : buffers_) b.block.reserve(sizeof(float) * size_t(b.stride) * size_t(std::max(b.rows == Rows::Step ? step.rows : step.logit_rows, 1)));
   quantized_.reserve(quantized_bytes_ * size_t(std::max({step.rows, step.logit_rows, members()})));
   size_t need = kernels_.linear_scratch_bytes();
   for (const auto& op : ops_)
     if (const auto* a = dynamic_cast<const Attention*>(op.get())) {
+      const CacheLayer& layer = cache.at(size_t(a->layer));
+      if (layer.kv_heads != a->kv_heads || layer.head_dim != a->head_dim)
+        throw std::invalid_argument("cache: layer " + std::to_string(a->layer) + " has " + std::to_string(layer.kv_heads) + " heads of " + std::to_string(layer.head_dim) +
+                                    ", the model " + std::to_string(a->kv_heads) + " of " + std::to_string(a->head_dim));
       AttentionCall call;
       call.step = &step;
-      call.cache = &cache[size_t(a->layer)];
+      call.cache = &layer;
       call.heads = a->heads;
       need = std::max(need, kernels_.attention_scratch_bytes(call));
     }

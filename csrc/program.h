@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -62,7 +63,8 @@ class Program {
   void select(int x, int out);
   void attention(int q, int k, int v, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window, float softcap);
 
-  // Runs the list; the rows of `result` (a Logits buffer) go to `logits` [logit_rows, width]. The step has been checked.
+  // Runs the list; the rows of `result` (a Logits buffer) go to `logits` [logit_rows, width]. The step has been checked; the cache is here:
+  // std::invalid_argument when its heads are not those of the recording. A second caller waits.
   void run(const Step& step, const std::vector<CacheLayer>& cache, int result, float* logits);
 
   // Least table length and smallest vocabulary over the ops: what tokens and positions must stay below
@@ -73,10 +75,10 @@ class Program {
   size_t buffer_bytes() const;
   int members() const { return team_->size(); }
 
-  // For ops
-  Buffer& at(int i) { return buffers_[size_t(i)]; }
-  const std::vector<float>& values(int i) const { return constants_[size_t(i)]; }
-  const Packed& packed(int i) const { return weights_[size_t(i)]; }
+  // For ops. An unknown number throws std::out_of_range, which happens while recording if ever.
+  Buffer& at(int i) { return buffers_.at(size_t(i)); }
+  const std::vector<float>& values(int i) const { return constants_.at(size_t(i)); }
+  const Packed& packed(int i) const { return weights_.at(size_t(i)); }
   const Kernels& kernels() const { return kernels_; }
   Team& team() { return *team_; }
   const CacheLayer& cache(int layer) const { return (*cache_)[size_t(layer)]; }
@@ -88,8 +90,11 @@ class Program {
   std::atomic<int>& ticket() { return ticket_; }
 
  private:
+  // Buffers of one op have as many rows as each other, and as the step where the op reads the step's arrays
+  void same_rows(const char* op, std::initializer_list<int> buffers, const Rows* kind = nullptr);
   std::shared_ptr<Team> team_;
   const Kernels& kernels_;
+  std::mutex running_;
   std::vector<Buffer> buffers_;
   std::vector<std::vector<float>> constants_;
   std::vector<Packed> weights_;

@@ -4,6 +4,8 @@
 #include <unistd.h>
 
 #include <stdexcept>
+#include <string>
+#include <system_error>
 
 namespace octavo {
 
@@ -17,7 +19,14 @@ constexpr int kSpinBarrier = 400;    // pauses before a waiting member offers it
 constexpr int kSpinIdle = 2000;      // pauses before an idle member goes to sleep
 
 Team::Team(int size) : size_(size < 1 ? 1 : size), owner_pid_(getpid()) {
-  for (int i = 1; i < size_; i++) threads_.emplace_back([this, i] { member(i); });
+  threads_.reserve(size_t(size_ - 1));
+  try {
+    for (int i = 1; i < size_; i++) threads_.emplace_back([this, i] { member(i); });
+  } catch (const std::system_error& error) {  // the destructor does not run, and joinable threads end the process
+    const std::string started = std::to_string(threads_.size() + 1);
+    end();
+    throw std::runtime_error("only " + started + " of " + std::to_string(size_) + " threads could start: " + error.what());
+  }
 }
 
 Team::~Team() {
@@ -25,6 +34,10 @@ Team::~Team() {
     for (auto& t : threads_) t.detach();
     return;
   }
+  end();
+}
+
+void Team::end() {
   {
     std::lock_guard<std::mutex> hold(sleep_lock_);
     stop_ = true;

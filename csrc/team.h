@@ -11,7 +11,7 @@ namespace octavo {
 
 class Team {
  public:
-  explicit Team(int size);
+  explicit Team(int size);  // std::runtime_error when the system does not give that many threads
   ~Team();
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
@@ -23,6 +23,7 @@ class Team {
 
  private:
   void member(int id);
+  void end();  // wakes and joins all that have started
   int size_;
   int owner_pid_;
   std::vector<std::thread> threads_;

@@ -11,6 +11,7 @@ from pathlib import Path
 from .errors import UsageError
 
 CGROUP = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,19 @@ def detect(isa: str | None = None) -> Machine:
 def _cores() -> int:
     """Cores this process may run on, a cgroup's quota rounded up; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _read(CGROUP / "cpu.max").split()
-    if len(quota) == 2 and quota[0].isdigit() and int(quota[1]) > 0:
-        return max(1, min(cores, -(-int(quota[0]) // int(quota[1]))))
-    period, limit = _number(CGROUP / "cpu/cpu.cfs_period_us"), _number(CGROUP / "cpu/cpu.cfs_quota_us")
-    if period and limit and limit > 0:
-        return max(1, min(cores, -(-limit // period)))
+    for folder in _cgroups(""):
+        quota = _read(folder / "cpu.max").split()
+        if len(quota) == 2 and all(part.isdigit() for part in quota) and int(quota[1]) > 0:
+            cores = min(cores, -(-int(quota[0]) // int(quota[1])))
+    for folder in _cgroups("cpu"):
+        period, limit = _number(folder / "cpu.cfs_period_us"), _number(folder / "cpu.cfs_quota_us")
+        if period and limit and limit > 0:
+            cores = min(cores, -(-limit // period))
     return max(1, cores)
 
 
 def _memory() -> tuple[int, int]:
-    """(total, available) bytes."""
+    """(total, available) bytes. Cached files count as available, as they do in MemAvailable: the kernel drops them on demand."""
     fields = {}
     for line in _read(Path("/proc/meminfo")).splitlines():
         name, _, rest = line.partition(":")
@@ -67,12 +70,30 @@ def _memory() -> tuple[int, int]:
             fields[name] = int(number[0]) * 1024
     total = fields.get("MemTotal") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     available = fields.get("MemAvailable", total)
-    pairs = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
-    for limit_file, used_file in pairs:
-        limit, used = _number(CGROUP / limit_file), _number(CGROUP / used_file)
-        if limit is not None and limit < total:
-            total, available = limit, min(available, max(0, limit - (used or 0)))
+    machine = total
+    for controller, limit_file, used_file, prefix in (("", "memory.max", "memory.current", ""),
+                                                      ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")):
+        for folder in _cgroups(controller):
+            limit = _number(folder / limit_file)
+            if limit is None or limit >= machine:
+                continue
+            stat = dict(line.split(" ", 1) for line in _read(folder / "memory.stat").splitlines() if " " in line)
+            cached = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+            used = max(0, (_number(folder / used_file) or 0) - cached)
+            total, available = min(total, limit), min(available, max(0, limit - used))
     return total, available
+
+
+def _cgroups(controller: str) -> list[Path]:
+    """The folders whose limits bind this process, innermost first: its own control group and those around it. controller: "" for version 2, else
+    the name in version 1. In a container the mount often starts at the container's group, whatever path the kernel names: missing ones are skipped."""
+    root = CGROUP / controller
+    for line in _read(OWN_CGROUP).splitlines():
+        _, names, path = (line.split(":", 2) + ["", ""])[:3]
+        if controller in names.split(",") and ".." not in Path(path).parts:
+            own = Path(path.lstrip("/"))
+            return [root / part for part in (own, *own.parents) if (root / part).is_dir()]
+    return [root]
 
 
 def _cpu_name() -> str:

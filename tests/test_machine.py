@@ -84,3 +84,39 @@ def test_a_team_does_not_follow_into_a_fork() -> None:
             os._exit(0 if "fork" in str(error) else 1)
         os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_memory_limit_of_an_old_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that the kernel has cached can be dropped: they count as available."""
+    own = tmp_path / "memory" / "box" / "inner"
+    own.mkdir(parents=True)
+    (tmp_path / "self").write_text("9:name=systemd:/\n4:memory:/box/inner\n0::/\n")
+    (own.parent / "memory.limit_in_bytes").write_text("1000000000\n")
+    (own.parent / "memory.usage_in_bytes").write_text("900000000\n")
+    (own.parent / "memory.stat").write_text("cache 700000000\ntotal_active_file 300000000\ntotal_inactive_file 400000000\n")
+    (own / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "OWN_CGROUP", tmp_path / "self")
+    found = machine.detect()
+    assert (found.memory_total, found.memory_available) == (1_000_000_000, 800_000_000)
+
+
+def test_limits_of_a_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The innermost group and those around it: the smallest limit counts."""
+    own = tmp_path / "system.slice" / "octavo.service"
+    own.mkdir(parents=True)
+    (tmp_path / "self").write_text("0::/system.slice/octavo.service\n")
+    (own / "cpu.max").write_text("300000 100000\n")
+    (own.parent / "cpu.max").write_text("200000 100000\n")
+    (own / "memory.max").write_text("2000000000\n")
+    (own / "memory.current").write_text("500000000\n")
+    (own / "memory.stat").write_text("anon 200000000\nactive_file 100000000\ninactive_file 200000000\n")
+    (own.parent / "memory.max").write_text("1500000000\n")
+    (own.parent / "memory.current").write_text("600000000\n")
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "OWN_CGROUP", tmp_path / "self")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    found = machine.detect()
+    assert (found.cores, found.memory_total, found.memory_available) == (2, 1_500_000_000, 900_000_000)
+    (tmp_path / "self").write_text("0::/../elsewhere\n")
+    assert machine.detect().cores == 8

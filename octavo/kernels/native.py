@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import _native, layouts
 from ..cache import KVPool, Step
-from ..errors import KernelError
+from ..errors import KernelError, UsageError
 from ..machine import detect
 from ..qtensor import QTensor
 from ..schemes import TensorSpec
@@ -21,6 +21,7 @@ from .op import Ops, Problem
 
 GATES = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 WHOLE_ROW = 1 << 24
+MOST_THREADS = 1024
 CACHE_FORMATS = ("fp32", "bf16", "int8")
 
 
@@ -146,6 +147,8 @@ class NativeOps:
 
     def __init__(self, threads: int | None = None, isa: str | None = None) -> None:
         machine = detect(isa)
+        if threads is not None and not 1 <= threads <= MOST_THREADS:
+            raise UsageError(f"{threads} threads cannot be", where="--threads", remedy=f"1 to {MOST_THREADS}, or leave it out for all {machine.cores} cores")
         self.isa, self.threads = machine.isa, threads or machine.cores
         self._team = _native.Team(self.threads)
         self._recording: _Recording | None = None
