@@ -31,6 +31,7 @@ SPECS = {  # name: weights, int8 activations that share a scale (0: float activa
     "int4g32z": (TensorSpec("int4", "group", 32, symmetric=False, scale_format="fp16"), WHOLE_ROW),
     "nf4g64": (TensorSpec("nf4", "group", 64, scale_format="fp16"), WHOLE_ROW),
     "int4g64A8g64": (TensorSpec("int4", "group", 64, scale_format="fp16"), 64),
+    "int8g64A8g64": (TensorSpec("int8", "group", 64, scale_format="fp16"), 64),
     "int8A16": (TensorSpec("int8", "channel"), 0),
     "int4g64A16": (TensorSpec("int4", "group", 64, scale_format="fp16"), 0),
     "nf4g64A16": (TensorSpec("nf4", "group", 64, scale_format="fp16"), 0),

@@ -198,10 +198,15 @@ struct PyProgram {
 
 // ---- single kernels, for tests and benchmarks: one thread, chosen instruction set ----
 
-void linear_once(const PackedWeight& w, Rows2 x, Rows2 y, const std::string& isa, int group, int repeat) {
+void linear_once(const PackedWeight& w, Rows2 x, Rows2 y, const std::string& isa, int group, int repeat, const std::string& kernel) {
   const Kernels& kernels = kernels_for(isa);
   const int rows = int(x.shape(0)), k = w.packed.k, kpad = (k + kStep - 1) / kStep * kStep;
   if (int(x.shape(1)) != k || int(y.shape(1)) != w.packed.n || y.shape(0) != x.shape(0)) bad("linear: shapes do not fit");
+  const LinearKernel* chosen = kernel.empty() ? &kernels.linears[kernels.usual_linear(w.packed, group, rows)] : nullptr;
+  for (int i = 0; i < kernels.linear_count; i++)
+    if (kernel == kernels.linears[i].name) chosen = &kernels.linears[i];
+  if (!chosen) bad("linear: there is no kernel " + kernel + " for " + kernels.isa);
+  if (!chosen->supports(w.packed, group, rows)) bad("linear: the kernel " + kernel + " does not support this weight");
   Block q, scale, sums, scratch;
   LinearCall call;
   call.in.x = x.data();
@@ -225,7 +230,7 @@ void linear_once(const PackedWeight& w, Rows2 x, Rows2 y, const std::string& isa
     call.in.group = group;
     call.in.groups = groups;
   }
-  for (int i = 0; i < repeat; i++) kernels.linear(call, 0, w.packed.panels(), scratch.as<void>());
+  for (int i = 0; i < repeat; i++) chosen->run(call, 0, w.packed.panels(), scratch.as<void>());
 }
 
 }  // namespace
@@ -234,6 +239,19 @@ NB_MODULE(_native, m) {
   m.doc() = "Native CPU kernels of Octavo and the program that replays them.";
   m.def("available_isas", &available_isas, "Instruction sets that run here, best first.");
   m.def("cpu_features", &cpu_features, "Features of this CPU that kernels care about.");
+  m.def("linear_kernels", [](const std::string& isa) {
+    const Kernels& kernels = kernels_for(isa);
+    std::vector<std::string> names;
+    for (int i = 0; i < kernels.linear_count; i++) names.emplace_back(kernels.linears[i].name);
+    return names;
+  }, nb::arg("isa") = "", "Names of the ways to run a linear on an instruction set; all give the same bits.");
+  m.def("linear_supported", [](const PackedWeight& w, const std::string& isa, int group, int rows, const std::string& kernel) {
+    const Kernels& kernels = kernels_for(isa);
+    for (int i = 0; i < kernels.linear_count; i++)
+      if (kernel == kernels.linears[i].name) return kernels.linears[i].supports(w.packed, group, rows);
+    bad("linear: there is no kernel " + kernel + " for " + kernels.isa);
+  }, nb::arg("weight"), nb::arg("isa"), nb::arg("group"), nb::arg("rows"), nb::arg("kernel"));
+  m.def("row_buckets", [] { return std::vector<int>(kRowBuckets, kRowBuckets + kBuckets); }, "Numbers of rows, upper bounds, for which a choice of kernel is kept.");
   m.attr("PAGE") = kPage;
   m.attr("PANEL") = kPanel;
 
@@ -263,8 +281,23 @@ NB_MODULE(_native, m) {
       .def("attention", [](PyProgram& p, int q, int k, int v, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window, float cap) {
         p.program.attention(q, k, v, out, layer, heads, kv_heads, head_dim, scale, window, cap); })
       .def("run", &PyProgram::run)
+      .def("linears", [](const PyProgram& p) {
+        nb::list found;
+        for (const auto& l : p.program.linears()) {
+          nb::dict one;
+          one["n"] = l.weight->n; one["k"] = l.weight->k; one["store"] = int(l.weight->store); one["table"] = l.weight->meaning == Meaning::Table;
+          one["group"] = l.weight->group; one["zeros"] = l.weight->has_zeros; one["scale_type"] = int(l.weight->scale_type);
+          one["activation_group"] = l.in_group; one["logits"] = l.logits;
+          one["bytes"] = l.weight->panel_bytes * size_t(l.weight->panels());
+          found.append(one);
+        }
+        return found;
+      })
+      .def("choose", [](PyProgram& p, int linear, int bucket, const std::string& kernel) { p.program.choose(linear, bucket, kernel); })
+      .def("chosen", [](const PyProgram& p, int linear, int bucket) { return p.program.chosen(linear, bucket); })
       .def_prop_ro("ops", [](const PyProgram& p) { return p.program.ops(); })
       .def_prop_ro("buffer_bytes", [](const PyProgram& p) { return p.program.buffer_bytes(); });
-  m.def("linear_once", &linear_once, nb::arg("weight"), nb::arg("x"), nb::arg("y"), nb::arg("isa") = "", nb::arg("group") = 0, nb::arg("repeat") = 1,
-        "y = x w^T on one thread with the kernels of one instruction set; group: of int8 activations, 0 for float ones. For tests and benchmarks.");
+  m.def("linear_once", &linear_once, nb::arg("weight"), nb::arg("x"), nb::arg("y"), nb::arg("isa") = "", nb::arg("group") = 0, nb::arg("repeat") = 1, nb::arg("kernel") = "",
+        "y = x w^T on one thread with the kernels of one instruction set; group: of int8 activations, 0 for float ones. For tests, benchmarks and the "
+        "policy search.");
 }

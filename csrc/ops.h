@@ -62,6 +62,24 @@ struct LinearCall {
   float* y = nullptr; int64_t y_stride = 0;        // [rows, n]
 };
 
+// One way to run a linear, or why there are several: each is best for some shapes and numbers of rows. All kernels of one instruction set that
+// support a problem give the same bits, so that a policy may choose by speed alone.
+struct LinearKernel {
+  const char* name;
+  bool (*supports)(const Packed& w, int in_group, int rows);  // in_group: as Activations::group; 0: float32 activations
+  // y[:, 16*panel0 .. 16*panel1) of one linear. scratch: linear_scratch_bytes() private to the thread, 64-byte aligned.
+  void (*run)(const LinearCall& call, int panel0, int panel1, void* scratch);
+};
+
+// Numbers of rows for which a choice is kept: up to 1, 2, 4 ... rows; beyond the last the last counts.
+constexpr int kRowBuckets[] = {1, 2, 4, 8, 16, 32, 64, 128, 512};
+constexpr int kBuckets = int(sizeof(kRowBuckets) / sizeof(int));
+inline int row_bucket(int rows) {
+  int b = 0;
+  while (b < kBuckets - 1 && rows > kRowBuckets[b]) b++;
+  return b;
+}
+
 enum class CacheType : int32_t { F32 = 0, BF16 = 1, I8 = 2 };
 
 // One layer of the KV cache. Keys are stored transposed inside a page so that lanes are tokens.
@@ -106,8 +124,9 @@ struct Kernels {
   const char* isa;
   // float32 [rows, k] -> int8 [rows, kpad], scales [rows, ceil(kpad/group)], block sums (see Activations); rows [row0, row1).
   void (*quantize_rows)(const float* x, int64_t stride, int k, int kpad, int group, int row0, int row1, int8_t* q, float* scale, int32_t* sums);
-  // y[:, 16*panel0 .. 16*panel1) of one linear. scratch: linear_scratch_bytes() private to the thread, 64-byte aligned.
-  void (*linear)(const LinearCall& call, int panel0, int panel1, void* scratch);
+  const LinearKernel* linears;
+  int linear_count;
+  int (*usual_linear)(const Packed& w, int in_group, int rows);  // which of them runs when no policy says otherwise
   size_t (*linear_scratch_bytes)();
   // y[r] = row tokens[r] of w as float32 times factor, r in [row0, row1). Token ids are valid (checked before).
   void (*embed)(const Packed& w, const int32_t* tokens, float factor, float* y, int64_t y_stride, int row0, int row1);

@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -41,6 +42,7 @@ struct Linear : Op {
   std::vector<int> weights, biases, outs;
   int group = 0;  // of int8 activations; 0: float activations
   int k = 0, kpad = 0, panels = 0;
+  std::vector<std::array<int8_t, kBuckets>> choices;  // per weight: index into Kernels::linears, -1: the usual one
 
   void run(Program& p, const Step& step, int member) override {
     const int rows = p.rows(x, step);
@@ -66,6 +68,7 @@ struct Linear : Op {
       call.in.sums = sums;
     }
     const auto [first, last] = p.share(panels, member);
+    const int bucket = row_bucket(rows);
     int start = 0;
     for (size_t i = 0; i < weights.size(); i++) {
       const Packed& w = p.packed(weights[i]);
@@ -79,8 +82,14 @@ struct Linear : Op {
       call.y_stride = y.stride;
       call.residual = residual < 0 ? nullptr : p.at(residual).data();
       call.residual_stride = residual < 0 ? 0 : p.at(residual).stride;
-      p.kernels().linear(call, a, b, p.scratch(member).as<void>());
+      kernel(p, i, bucket, rows).run(call, a, b, p.scratch(member).as<void>());
     }
+  }
+  const LinearKernel& kernel(const Program& p, size_t i, int bucket, int rows) const {
+    const Kernels& all = p.kernels();
+    const Packed& w = p.packed(weights[i]);
+    const int mine = choices[i][size_t(bucket)];
+    return all.linears[mine >= 0 && all.linears[mine].supports(w, group, rows) ? mine : all.usual_linear(w, group, rows)];
   }
   size_t bytes(int rows) const {
     const size_t raw = size_t(rows) * (size_t(kpad) + sizeof(float) * size_t(groups()) + sizeof(int32_t) * size_t(kpad / kSumBlock));
@@ -229,6 +238,8 @@ void Program::linear(int x, std::vector<int> weights, std::vector<int> biases, s
   op->weights = std::move(weights);
   op->biases = std::move(biases);
   op->outs = std::move(outs);
+  op->choices.resize(op->weights.size());
+  for (auto& c : op->choices) c.fill(-1);
   op->residual = residual;
   op->group = group;
   if (group) {
@@ -236,6 +247,45 @@ void Program::linear(int x, std::vector<int> weights, std::vector<int> biases, s
     quantized_bytes_ = std::max(quantized_bytes_, op->bytes(1));
   }
   ops_.push_back(std::move(op));
+}
+
+namespace {
+// The `index`th weight of all linears
+template <class Ops> std::pair<Linear*, size_t> find_linear(const Ops& ops, int index) {
+  for (const auto& op : ops)
+    if (auto* linear = dynamic_cast<Linear*>(op.get())) {
+      if (index >= 0 && size_t(index) < linear->weights.size()) return {linear, size_t(index)};
+      index -= int(linear->weights.size());
+    }
+  throw std::invalid_argument("there is no such linear in this program");
+}
+}  // namespace
+
+std::vector<Program::LinearInfo> Program::linears() const {
+  std::vector<LinearInfo> found;
+  for (const auto& op : ops_)
+    if (const auto* linear = dynamic_cast<const Linear*>(op.get()))
+      for (int w : linear->weights) found.push_back({&packed(w), linear->group, buffers_.at(size_t(linear->x)).rows == Rows::Logits});
+  return found;
+}
+
+void Program::choose(int index, int bucket, const std::string& kernel) {
+  const auto [linear, i] = find_linear(ops_, index);
+  if (bucket < 0 || bucket >= kBuckets) throw std::invalid_argument("there is no such bucket of rows");
+  int found = -1;
+  for (int c = 0; c < kernels_.linear_count; c++)
+    if (kernel == kernels_.linears[c].name) found = c;
+  if (found < 0 && !kernel.empty()) throw std::invalid_argument("there is no linear kernel " + kernel + " for " + kernels_.isa);
+  if (found >= 0 && !kernels_.linears[found].supports(packed(linear->weights[i]), linear->group, kRowBuckets[bucket]))
+    throw std::invalid_argument("the linear kernel " + kernel + " does not support this weight");
+  std::lock_guard<std::mutex> between_runs(running_);
+  linear->choices[i][size_t(bucket)] = int8_t(found);
+}
+
+std::string Program::chosen(int index, int bucket) const {
+  const auto [linear, i] = find_linear(ops_, index);
+  if (bucket < 0 || bucket >= kBuckets) throw std::invalid_argument("there is no such bucket of rows");
+  return linear->kernel(*this, i, bucket, kRowBuckets[bucket]).name;
 }
 
 void Program::rms_norm(int x, int gain, float eps, float offset, int groups, int out) {

@@ -55,6 +55,12 @@ class Program {
 
   void embed(int weight, float factor, int out);
   void linear(int x, std::vector<int> weights, std::vector<int> biases, std::vector<int> outs, int residual, int group);
+  // The weights of all linears in the order of recording, and the kernel that runs them in a bucket of rows (ops.h).
+  struct LinearInfo { const Packed* weight; int in_group; bool logits; };
+  std::vector<LinearInfo> linears() const;
+  // std::invalid_argument for an unknown name, or a kernel that does not support the weight; "" goes back to the usual one
+  void choose(int linear, int bucket, const std::string& kernel);
+  std::string chosen(int linear, int bucket) const;
   void rms_norm(int x, int gain, float eps, float offset, int groups, int out);
   void rope(int x, int table, int heads, int head_dim, int rotary);
   void gate(int kind, int gate, int up, int out);

@@ -121,6 +121,18 @@ class NativeProgram:
         """Bytes of activations and scratch held now; grows with the largest step seen."""
         return int(self._native.buffer_bytes) + self._logits.nbytes
 
+    def linears(self) -> list[dict[str, Any]]:
+        """The weights of all linears in the order of recording: n, k, store, group, activation_group, bytes ... `choose` takes their index."""
+        return list(self._native.linears())
+
+    def choose(self, linear: int, bucket: int, kernel: str) -> None:
+        """Which kernel runs a linear for a bucket of rows (`_native.row_buckets`); "" is the usual one. Any choice gives the same bits. ValueError."""
+        self._native.choose(linear, bucket, kernel)
+
+    def chosen(self, linear: int, bucket: int) -> str:
+        """The name of the kernel that runs a linear for a bucket of rows."""
+        return str(self._native.chosen(linear, bucket))
+
     def run(self, step: Step, pool: KVPool) -> np.ndarray:
         """float32 [logit_rows, vocab], a view that the next run overwrites. Raises ValueError for a step that points outside its arrays."""
         if self._layers is None or self._layers[0] is not pool:
