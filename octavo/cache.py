@@ -47,6 +47,12 @@ class KVPool:
                 self.k_scale.append(np.zeros((pages, heads, PAGE), np.float32))
                 self.v_scale.append(np.zeros((pages, heads, PAGE), np.float32))
 
+    def copy_page(self, source: int, target: int) -> None:
+        """Make page `target` equal to page `source` in every layer."""
+        for group in (self.k, self.v, self.k_scale, self.v_scale):
+            for layer in group:
+                layer[target] = layer[source]
+
     @property
     def nbytes(self) -> int:
         return sum(a.nbytes for group in (self.k, self.v, self.k_scale, self.v_scale) for a in group)

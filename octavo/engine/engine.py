@@ -49,8 +49,8 @@ class Engine:
         self.telemetry = EngineTelemetry()
         o = self.options
         self._pool = PagePool(pages, reuse=o.prefix_cache, most_cached=o.cached_pages, salt=repr(loaded.cache_spec))
-        self._scheduler = Scheduler(self._pool, max_batch=o.max_batch, max_batch_tokens=o.max_batch_tokens)
         self._runner = Runner(loaded, loaded.new_pool(pages))
+        self._scheduler = Scheduler(self._pool, max_batch=o.max_batch, max_batch_tokens=o.max_batch_tokens, copy=self._runner.copy)
         self._end_ids = tuple(sorted(set(loaded.eos_token_ids)))
         self._grammars = GrammarCompiler(loaded.text, loaded.vocab_size, self._end_ids)
         self._work = Workspace(loaded.vocab_size)

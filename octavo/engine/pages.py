@@ -7,6 +7,9 @@ name hold the same keys and values (a row's results never depend on what else is
     blank    used before, its content is worthless
     cached   free, but its name is known: the next prompt that begins the same takes it
     held     by one or more sequences (reference count)
+
+Prompts rarely part at the end of a page. Where the whole pages end, `alike` knows the page that followed them last: what it holds of the first tokens
+that both have in common can be copied instead of computed.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ class PagePool:
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._page_of: dict[bytes, int] = {}
         self._name_of: dict[int, bytes] = {}
+        self._follows: dict[int, tuple[bytes, list[int]]] = {}  # named page -> the name before it, and its own tokens
+        self._newest: dict[bytes, int] = {}                     # name -> the page that was last named after it
 
     @property
     def free(self) -> int:
@@ -62,6 +67,15 @@ class PagePool:
                 break
             found.append(page)
         return found
+
+    def alike(self, before: bytes | None, tokens: list[int]) -> tuple[int, int]:
+        """A named page that follows the one named `before` (None: begins a text), and how many of `tokens` it begins with. The caller must
+        `hold` the page until its content is copied."""
+        page = self._newest.get(before or self._root, -1) if self.reuse else -1
+        if page < 0:
+            return -1, 0
+        known = self._follows[page][1]
+        return page, next((i for i, (a, b) in enumerate(zip(known, tokens, strict=False)) if a != b), min(len(known), len(tokens)))
 
     def hold(self, pages: list[int]) -> None:
         """One more holder for each page."""
@@ -103,11 +117,14 @@ class PagePool:
             else:
                 self._blank.append(page)
 
-    def publish(self, page: int, name: bytes) -> None:
-        """A held page is now full and computed. A second page with the same content stays private to its holder."""
+    def publish(self, page: int, name: bytes, before: bytes | None, tokens: list[int]) -> None:
+        """A held page is now full and computed: `tokens`, after the page named `before`. A second page with the same content stays private to its
+        holder."""
         if self.reuse and name not in self._page_of and page not in self._name_of:
             self._page_of[name] = page
             self._name_of[page] = name
+            self._follows[page] = (before or self._root, tokens)
+            self._newest[before or self._root] = page
 
     def forget(self, pages: list[int]) -> None:
         """Never reuse these (held) pages: their content is in doubt."""
@@ -118,6 +135,9 @@ class PagePool:
         name = self._name_of.pop(page, None)
         if name is not None:
             del self._page_of[name]
+            before, _ = self._follows.pop(page)
+            if self._newest.get(before) == page:
+                del self._newest[before]
 
     def check(self, holders: list[list[int]]) -> None:
         """Assert the invariants, given the pages of every holder. For tests."""
@@ -132,4 +152,5 @@ class PagePool:
         assert len(fresh) + len(blank) + len(cached) + len(held) == self.pages, "a page leaked"
         assert fresh | blank | cached | held == set(range(self.pages)), "a page is in no state or in two"
         assert all(self._page_of[name] == page for page, name in self._name_of.items()) and len(self._page_of) == len(self._name_of)
+        assert set(self._follows) == set(self._name_of) and set(self._newest.values()) <= set(self._name_of)
         assert cached <= set(self._name_of) and not (fresh | blank) & set(self._name_of)

@@ -25,6 +25,10 @@ class Runner:
         step, owned = self.step(chunks)
         return self.loaded.forward(step, self.pool), owned
 
+    def copy(self, source: int, target: int) -> None:
+        """Copy a page of the key-value cache."""
+        self.loaded.copy_page(self.pool, source, target)
+
     def step(self, chunks: list[Chunk]) -> tuple[Step, list[slice]]:
         size = len(chunks)
         counts = np.fromiter((c.count for c in chunks), np.int32, size)

@@ -2,7 +2,8 @@
 
 Every step: first one row for each sequence that decodes; then prompts share what is left of the row budget. Admission is in order of
 arrival. The oldest prompt is sure of half the rows, so every prompt gets done; the others go shortest first, so a short one is not
-stuck behind a long one and the mean time to the first token is short. Pages for all tokens of a sequence are taken when it is admitted
+stuck behind a long one and the mean time to the first token is short. A prompt that begins like one that is just being computed waits for its pages
+instead of computing them a second time; those behind it go on. Pages for all tokens of a sequence are taken when it is admitted
 and one at a time as it grows; when none is left the sequence admitted last is set back to the head of the queue and later recomputed
 from its tokens, to the same text.
 """
@@ -10,12 +11,14 @@ from its tokens, to the same text.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..cache import PAGE
 from .pages import PagePool
 from .sequence import Sequence
 
+WORTH = 4  # tokens in common with a page for which its copy is cheaper than computing them
 ECHO_ROWS = 128  # rows of a step whose logits are all kept because a prompt's log probabilities are wanted: 128 x 50,000 floats = 26 MB
 
 
@@ -32,8 +35,9 @@ class Chunk:
 
 
 class Scheduler:
-    def __init__(self, pool: PagePool, *, max_batch: int, max_batch_tokens: int) -> None:
-        self.pool, self.max_batch, self.budget = pool, max_batch, max_batch_tokens
+    def __init__(self, pool: PagePool, *, max_batch: int, max_batch_tokens: int, copy: Callable[[int, int], None]) -> None:
+        """`copy(source, target)` copies the content of a page at once."""
+        self.pool, self.max_batch, self.budget, self._copy = pool, max_batch, max_batch_tokens, copy
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []   # in order of admission
         self.preemptions = 0
@@ -82,30 +86,53 @@ class Scheduler:
         as an eighth of the rows: those behind it may come in too."""
         admitted: list[Sequence] = []
         wanted = sum(min(s.remaining, left // 8 + 1) for s in prompts)
-        while self.waiting and len(self.running) < self.max_batch and wanted < left:
-            sequence = self.waiting[0]
+        coming = {name for s in prompts for name in s.names[s.published :]} if self.pool.reuse else set()
+        place = 0                                                       # in the queue; those before it wait for pages of `coming`
+        while place < len(self.waiting) and len(self.running) < self.max_batch and wanted < left:
+            sequence = self.waiting[place]
             blocks = (len(sequence.tokens) - 1) // PAGE                 # the last token must be computed: its logits are wanted
             self.pool.names(sequence.tokens, sequence.names, blocks)
             found = [] if sequence.wants_prompt_logprobs else self.pool.find(sequence.names[:blocks])
-            self.pool.hold(found)
-            # Besides its own pages one for each that runs: a newcomer should not be set back in the very next steps.
-            need = -(-len(sequence.tokens) // PAGE) - len(found)
-            fits = need + len(self.running) <= self.pool.free or not self.running
-            taken = self.pool.take(need) if fits else None
-            if taken is None:
-                self.pool.release(found)
+            if len(found) < blocks and sequence.names[len(found)] in coming and not sequence.wants_prompt_logprobs:
+                place += 1
+                continue
+            if not self._place(sequence, found):
                 break
-            self.waiting.popleft()
-            sequence.pages = found + taken
-            sequence.computed = len(found) * PAGE
-            sequence.published = len(found)
-            if not sequence.started:
-                sequence.cached_tokens = sequence.computed
-            sequence.started = True
+            del self.waiting[place]
             self.running.append(sequence)
             admitted.append(sequence)
             wanted += min(sequence.remaining, left // 8 + 1)
+            if self.pool.reuse:
+                coming.update(sequence.names[sequence.published : blocks])
         return admitted
+
+    def _place(self, sequence: Sequence, found: list[int]) -> bool:
+        """Give a sequence the pages `found` for its beginning, and new ones for the rest. False, and nothing is done, when there are too few."""
+        self.pool.hold(found)
+        # Besides its own pages one for each that runs: a newcomer should not be set back in the very next steps.
+        need = -(-len(sequence.tokens) // PAGE) - len(found)
+        if need + len(self.running) > self.pool.free and (self.running or need > self.pool.free):
+            self.pool.release(found)
+            return False
+        sequence.computed = start = len(found) * PAGE
+        source, common = -1, 0
+        if not sequence.wants_prompt_logprobs and need < self.pool.free:     # the page that is copied must not be the one that is taken
+            before = sequence.names[len(found) - 1] if found else None
+            source, common = self.pool.alike(before, sequence.tokens[start : min(start + PAGE, len(sequence.tokens) - 1)])
+        if common >= WORTH:
+            self.pool.hold([source])
+        taken = self.pool.take(need)
+        assert taken is not None
+        if common >= WORTH:
+            self._copy(source, taken[0])
+            self.pool.release([source])
+            sequence.computed += common
+        sequence.pages = found + taken
+        sequence.published = len(found)
+        if not sequence.started:
+            sequence.cached_tokens = sequence.computed
+        sequence.started = True
+        return True
 
     def preempt(self, sequence: Sequence) -> None:
         """Back to the head of the queue with all its tokens and none of its pages."""
@@ -124,7 +151,8 @@ class Scheduler:
         if full > sequence.published:
             self.pool.names(sequence.tokens, sequence.names, full)
             for index in range(sequence.published, full):
-                self.pool.publish(sequence.pages[index], sequence.names[index])
+                before = sequence.names[index - 1] if index else None
+                self.pool.publish(sequence.pages[index], sequence.names[index], before, sequence.tokens[index * PAGE : (index + 1) * PAGE])
             sequence.published = full
 
     def remove(self, sequence: Sequence, *, doubtful: bool = False) -> None:

@@ -59,6 +59,10 @@ class LoadedModel:
         """Logits float32 [logit_rows, vocab]; a buffer that the next forward may write again."""
         return self.program.run(step, pool)
 
+    def copy_page(self, pool: KVPool, source: int, target: int) -> None:
+        """Make page `target` of the key-value cache equal to page `source`."""
+        pool.copy_page(source, target)
+
     def new_pool(self, pages: int) -> KVPool:
         """An empty key-value cache of `pages` pages. Raises CapacityError when there is no memory for it."""
         try:

@@ -52,6 +52,9 @@ class HistoryModel:
     def new_pool(self, pages: int) -> np.ndarray:
         return np.full((pages * PAGE, 2), -1, np.int64)
 
+    def copy_page(self, pool: np.ndarray, source: int, target: int) -> None:
+        pool[target * PAGE : (target + 1) * PAGE] = pool[source * PAGE : (source + 1) * PAGE]
+
     def forward(self, step: Step, pool: Any) -> np.ndarray:
         self.before_step(step)
         self.steps += 1

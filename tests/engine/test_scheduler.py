@@ -21,6 +21,10 @@ def sequence(tokens: list[int], *, limit: int = 10_000, echo: bool = False) -> S
     return Sequence(ticket=ticket, choice=0, tokens=list(tokens), prompt_length=len(tokens), limit=limit, sampler=nothing, output=nothing, submitted=0.0)
 
 
+def keep(source: int, target: int) -> None:
+    """Copies of pages, where a test has no content to copy."""
+
+
 def run(scheduler: Scheduler, live: list[Sequence], *, check: Any = None) -> int:
     """Plan and pretend to compute until all are at their limit; the tokens drawn depend on the sequence's content. Number of steps."""
     steps = 0
@@ -67,7 +71,7 @@ loads = st.lists(st.tuples(st.integers(1, 150), st.integers(1, 60), st.integers(
 @settings(max_examples=150, deadline=None)
 def test_random_loads_end_and_leave_every_page_free(load: Any, pages: int, batch: int, budget: int, reuse: bool, most_cached: int) -> None:
     pool = PagePool(pages, reuse=reuse, most_cached=most_cached)
-    scheduler = Scheduler(pool, max_batch=batch, max_batch_tokens=budget)
+    scheduler = Scheduler(pool, max_batch=batch, max_batch_tokens=budget, copy=keep)
     live = [sequence([kind] * length, limit=min(length + answer, pages * PAGE)) for length, answer, kind in load]
     scheduler.waiting.extend(live)
     run(scheduler, live)
@@ -77,7 +81,7 @@ def test_random_loads_end_and_leave_every_page_free(load: Any, pages: int, batch
 @given(loads, st.integers(7, 20), st.randoms(use_true_random=False))
 @settings(max_examples=100, deadline=None)
 def test_cancellation_at_any_time_leaves_every_page_free(load: Any, pages: int, random: Any) -> None:
-    scheduler = Scheduler(PagePool(pages), max_batch=4, max_batch_tokens=48)
+    scheduler = Scheduler(PagePool(pages), max_batch=4, max_batch_tokens=48, copy=keep)
     live = [sequence([kind] * length, limit=min(length + answer, pages * PAGE)) for length, answer, kind in load]
     scheduler.waiting.extend(live)
 
@@ -117,7 +121,10 @@ def test_a_page_is_found_only_for_its_own_prefix(streams: Any, pages: int, rando
             mine = found + taken
             for place in range(len(found), len(bits)):
                 content.of[mine[place]] = tuple(bits[: place + 1])
-                pool.publish(mine[place], names[place])
+                before = names[place - 1] if place else None
+                page, common = pool.alike(before, tokens[place * PAGE : (place + 1) * PAGE])
+                assert page < 0 or (content.of[page][:-1] == tuple(bits[:place]) and common == PAGE * (content.of[page][-1] == bits[place]))
+                pool.publish(mine[place], names[place], before, tokens[place * PAGE : (place + 1) * PAGE])
             held.append(mine)
         while held and (random.random() < 0.5 or len(held) > 2):
             pool.release(held.pop(random.randrange(len(held))))
@@ -127,7 +134,7 @@ def test_a_page_is_found_only_for_its_own_prefix(streams: Any, pages: int, rando
 def test_first_come_first_served_and_no_starvation() -> None:
     """200 sequences arrive while others run: they are admitted in order, and in every step each that decodes gets its row and the oldest
     prompt half of what is left."""
-    scheduler = Scheduler(PagePool(200), max_batch=8, max_batch_tokens=64)
+    scheduler = Scheduler(PagePool(200), max_batch=8, max_batch_tokens=64, copy=keep)
     live = [sequence([i] * (5 + 37 * i % 150), limit=(5 + 37 * i % 150) + 10) for i in range(200)]
     scheduler.waiting.extend(live)
     order: list[Sequence] = []
@@ -142,7 +149,7 @@ def test_first_come_first_served_and_no_starvation() -> None:
 
 
 def test_a_long_prompt_does_not_hold_up_a_short_one() -> None:
-    scheduler = Scheduler(PagePool(200), max_batch=8, max_batch_tokens=64)
+    scheduler = Scheduler(PagePool(200), max_batch=8, max_batch_tokens=64, copy=keep)
     long, short, decoding = sequence([1] * 3000, limit=3001), sequence([2] * 30, limit=33), sequence([3] * 4, limit=50)
     scheduler.waiting.extend([decoding, long, short])
     first: dict[int, int] = {}
@@ -161,7 +168,7 @@ def test_a_long_prompt_does_not_hold_up_a_short_one() -> None:
 
 
 def test_the_youngest_gives_way_and_comes_back_first() -> None:
-    scheduler = Scheduler(PagePool(6), max_batch=4, max_batch_tokens=64)
+    scheduler = Scheduler(PagePool(6), max_batch=4, max_batch_tokens=64, copy=keep)
     a, b, c = sequence([1] * 31, limit=160), sequence([2] * 31, limit=160), sequence([3] * 31, limit=40)
     scheduler.waiting.extend([a, b, c])
     live = [a, b, c]
@@ -185,6 +192,43 @@ def test_fresh_pages_are_spared_while_enough_are_cached() -> None:
         names: list[bytes] = []
         pool.names([i] * PAGE, names, 1)
         (page,) = pool.take(1) or [0]
-        pool.publish(page, names[0])
+        pool.publish(page, names[0], None, [i] * PAGE)
         pool.release([page])
     assert pool._fresh >= 100 - 3 and pool.cached <= 3
+
+
+def test_what_prompts_have_in_common_is_computed_once() -> None:
+    """Eight prompts that arrive at once and share 70 tokens: the seven wait for the pages of the first, and copy what they share of its third."""
+    copies: list[tuple[int, int]] = []
+    scheduler = Scheduler(PagePool(100), max_batch=16, max_batch_tokens=256, copy=lambda source, target: copies.append((source, target)))
+    shared = list(range(70))
+    live = [sequence([*shared, *([100 + i] * 40)], limit=112) for i in range(8)]
+    others = [sequence([200 + i] * 20, limit=22) for i in range(2)]
+    scheduler.waiting.extend([*live, *others])
+    first = live[0]
+    rows: dict[int, int] = {}
+    admitted: list[Sequence] = []
+
+    def watch(chunks: Any) -> None:
+        for chunk in chunks:
+            rows[id(chunk.sequence)] = rows.get(id(chunk.sequence), 0) + chunk.count
+        admitted.extend(s for s in scheduler.running if s not in admitted)
+
+    everyone = [*live, *others]
+    run(scheduler, live + others, check=watch)
+    assert admitted[:3] == [first, *others]                    # who waits for pages holds up nobody else
+    assert [rows[id(s)] for s in everyone] == [111] + [41] * 7 + [21] * 2
+    assert len(copies) == 7 and len({source for source, _ in copies}) <= 7
+    assert [s.cached_tokens for s in everyone] == [0] + [70] * 7 + [0] * 2
+
+
+def test_a_copied_page_is_not_the_one_that_is_taken() -> None:
+    """The last free page is the one that could be copied: it is taken, and its content computed again."""
+    copies: list[tuple[int, int]] = []
+    pool = PagePool(3)
+    scheduler = Scheduler(pool, max_batch=4, max_batch_tokens=256, copy=lambda source, target: copies.append((source, target)))
+    for salt in (1, 2, 3):
+        live = [sequence([*([0] * 40), *([salt] * 50)], limit=91)]
+        scheduler.waiting.extend(live)
+        run(scheduler, live)
+    assert all(source != target for source, target in copies)

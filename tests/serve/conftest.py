@@ -59,6 +59,9 @@ class Parrot:
     def new_pool(self, pages: int) -> Any:
         return np.full(pages * PAGE, -1, np.int64)
 
+    def copy_page(self, pool: np.ndarray, source: int, target: int) -> None:
+        pool[target * PAGE : (target + 1) * PAGE] = pool[source * PAGE : (source + 1) * PAGE]
+
     def forward(self, step: Step, pool: Any) -> np.ndarray:
         import time
 
