@@ -155,8 +155,7 @@ def main() -> None:
     ours.close()
     peer.close()
     if not args.print_only:
-        report.save("peers", {**report.circumstances(threads=args.threads, peer=peer.hello), "rows": rows})
-        report.write_performance()
+        report.merge_rows(rows)
     slow = [f"{row['scheme']} {row['what']}" for row in rows if row["ratio"] < args.bar]
     if slow:
         raise SystemExit(f"below the bar of {args.bar}: {', '.join(slow)}")

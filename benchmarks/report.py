@@ -13,6 +13,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import comparison
+from comparison import table
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -25,6 +28,27 @@ def save(name: str, result: dict[str, Any]) -> None:
 def stored(name: str) -> dict[str, Any] | None:
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def peer_rows() -> list[dict[str, Any]]:
+    """The rows of peers.json; see `comparison.py` for their fields."""
+    path = RESULTS / "peers.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def merge_rows(rows: list[dict[str, Any]]) -> None:
+    """Put measured rows into peers.json in place of those of the same (what, model, scheme, peer_name), and write docs/performance.md again.
+
+    A row that does not say when and where it was measured gets what holds now.
+    """
+    for row in rows:
+        comparison.check(row)
+    now = circumstances()
+    merged = {comparison.key(row): row for row in peer_rows()}
+    merged |= {comparison.key(row): {**now, **row} for row in rows}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "peers.json").write_text(json.dumps(sorted(merged.values(), key=comparison.order), indent=1) + "\n")
+    write_performance()
 
 
 def circumstances(**more: Any) -> dict[str, Any]:
@@ -42,12 +66,6 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; every column but the first is aligned to the right."""
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
 def _measured(result: dict[str, Any]) -> str:
     return f"Measured {result['date']} at commit {result['commit']} on: {result['machine']}."
 
@@ -55,16 +73,8 @@ def _measured(result: dict[str, Any]) -> str:
 def write_performance() -> None:
     """docs/performance.md from what has been measured so far."""
     parts = ["# Performance\n\nWritten by the scripts in `benchmarks/`; each one says how it measures. Numbers are of one machine and one day.\n"]
-    if (peers := stored("peers")) is not None:
-        rows = [[row["scheme"], row["what"], f"{row['ours']:.0f}", f"{row['peer']:.0f}", f"**{row['ratio']:.2f}**",
-                 f"{row['ratio_min']:.2f} to {row['ratio_max']:.2f}"] for row in peers["rows"]]
-        parts.append(f"""## Against {peers['peer']['name']}
-
-{_measured(peers)} Model: {peers['rows'][0]['model']}, {peers['threads']} threads each, {peers['rows'][0]['pairs']} pairs of runs in turn,
-medians. Tokens per second; a ratio above 1 means that Octavo is faster. llama.cpp: built for this CPU, Q8_0 and Q4_0 by its own
-quantizer, flash attention on, batches of 512. How: `benchmarks/peers.py`.
-""")
-        parts.append(table(["weights", "what", "Octavo", "llama.cpp", "ratio", "pairs from, to"], rows))
+    if rows := peer_rows():
+        parts += comparison.sections(rows)
     if (loading := stored("loading")) is not None:
         rows = [[row["scheme"], *(f"{row[key] / 1e6:.0f}" for key in ("predicted", "peak", "quantized", "bound")),
                  *(f"{row[key]:.2f}" for key in ("first", "second")), f"**{row['first'] / row['second']:.1f}**",
