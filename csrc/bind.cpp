@@ -293,6 +293,29 @@ NB_MODULE(_native, m) {
         }
         return found;
       })
+      .def("trace", [](PyProgram& p, bool on) { p.program.trace(on); })
+      .def("describe", [](const PyProgram& p, int rows, int logit_rows) {
+        nb::list found;
+        for (const OpInfo& i : p.program.describe(rows, logit_rows)) {
+          nb::dict one;
+          one["kind"] = i.kind; one["shape"] = i.shape; one["kernel"] = i.kernel; one["logit_rows"] = i.logit_rows;
+          one["weight_bytes"] = i.weight_bytes; one["row_bytes"] = i.row_bytes; one["int_ops"] = i.int_ops; one["float_ops"] = i.float_ops;
+          one["layer"] = i.layer; one["heads"] = i.heads; one["kv_heads"] = i.kv_heads; one["head_dim"] = i.head_dim; one["window"] = i.window;
+          one["int_pairs"] = i.int_pairs;
+          found.append(one);
+        }
+        return found;
+      })
+      .def("last_trace", [](const PyProgram& p) {  // (entered, left, [member: [(op, what, until)]]), in nanoseconds of the steady clock
+        const Trace& t = p.program.last_trace();
+        nb::list members;
+        for (int m = 0; m < t.members(); m++) {
+          nb::list marks;
+          for (const Mark& k : t.marks(m)) marks.append(nb::make_tuple(k.op, int(k.what), t.nanoseconds(k.at)));
+          members.append(marks);
+        }
+        return nb::make_tuple(t.entered(), t.left(), members);
+      })
       .def("choose", [](PyProgram& p, int linear, int bucket, const std::string& kernel) { p.program.choose(linear, bucket, kernel); })
       .def("chosen", [](const PyProgram& p, int linear, int bucket) { return p.program.chosen(linear, bucket); })
       .def_prop_ro("ops", [](const PyProgram& p) { return p.program.ops(); })

@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "rowwise.h"
+
 namespace octavo {
 
 Block::~Block() { std::free(data_); }
@@ -26,16 +28,6 @@ void Block::reserve(size_t bytes) {
 }
 
 namespace {
-
-struct Embed : Op {
-  int weight, out;
-  float factor;
-  void run(Program& p, const Step& step, int member) override {
-    const auto [a, b] = p.share(step.rows, member);
-    Buffer& y = p.at(out);
-    p.kernels().embed(p.packed(weight), step.tokens, factor, y.data(), y.stride, a, b);
-  }
-};
 
 struct Linear : Op {
   int x, residual;
@@ -60,7 +52,7 @@ struct Linear : Op {
       int32_t* sums = reinterpret_cast<int32_t*>(scale + size_t(rows) * size_t(groups()));
       const auto [a, b] = rows == 1 ? std::pair<int, int>{0, 1} : p.share(rows, member);
       p.kernels().quantize_rows(in.data(), in.stride, k, kpad, group, a, b, q, scale, sums);
-      if (rows > 1) p.team().barrier();
+      if (rows > 1) p.meet(member);
       call.in.q = q;
       call.in.scale = scale;
       call.in.group = group;
@@ -96,61 +88,20 @@ struct Linear : Op {
     return (raw + 63) / 64 * 64;
   }
   int groups() const { return group < kpad ? (kpad + group - 1) / group : 1; }
-};
-
-struct Norm : Op {
-  int x, gain, groups, out;
-  float eps, offset;
-  void run(Program& p, const Step& step, int member) override {
-    const auto [a, b] = p.share(p.rows(x, step), member);
-    Buffer &in = p.at(x), &y = p.at(out);
-    p.kernels().rms_norm(in.data(), in.stride, p.values(gain).data(), eps, offset, in.width / groups, groups, y.data(), y.stride, a, b);
-  }
-};
-
-struct Rope : Op {
-  int x, table, heads, head_dim, rotary;
-  void run(Program& p, const Step& step, int member) override {
-    const auto [a, b] = p.share(p.rows(x, step), member);
-    Buffer& in = p.at(x);
-    p.kernels().rope(in.data(), in.stride, heads, head_dim, rotary, p.values(table).data(), step.positions, a, b);
-  }
-};
-
-struct GateOp : Op {
-  Gate kind;
-  int g, up, out;
-  void run(Program& p, const Step& step, int member) override {
-    const auto [a, b] = p.share(p.rows(g, step), member);
-    Buffer &x = p.at(g), &u = p.at(up), &y = p.at(out);
-    p.kernels().gate(kind, x.data(), x.stride, u.data(), u.stride, x.width, y.data(), y.stride, a, b);
-  }
-};
-
-struct Add : Op {
-  int a, b, out;
-  void run(Program& p, const Step& step, int member) override {
-    const auto [first, last] = p.share(p.rows(a, step), member);
-    Buffer &x = p.at(a), &u = p.at(b), &y = p.at(out);
-    p.kernels().add_rows(x.data(), x.stride, u.data(), u.stride, x.width, y.data(), y.stride, first, last);
-  }
-};
-
-struct Softcap : Op {
-  int x;
-  float cap;
-  void run(Program& p, const Step& step, int member) override {
-    const auto [a, b] = p.share(p.rows(x, step), member);
-    p.kernels().softcap(p.at(x).data(), p.at(x).stride, p.at(x).width, cap, a, b);
-  }
-};
-
-struct Select : Op {
-  int x, out;
-  void run(Program& p, const Step& step, int member) override {
-    const auto [a, b] = p.share(step.logit_rows, member);
-    Buffer &in = p.at(x), &y = p.at(out);
-    for (int r = a; r < b; r++) std::memcpy(y.data() + r * y.stride, in.data() + step.select[r] * in.stride, sizeof(float) * size_t(in.width));
+  OpInfo info(const Program& p, int rows) const override {
+    OpInfo i = info_of("linear", p, x, "", 1 + (residual >= 0));
+    i.shape = std::to_string(k) + " > ";
+    for (size_t j = 0; j < weights.size(); j++) {
+      const Packed& w = p.packed(weights[j]);
+      const std::string name = kernel(p, j, row_bucket(rows), rows).name;
+      i.shape += (j ? "+" : "") + std::to_string(w.n);
+      if (i.kernel.find(name) == std::string::npos) i.kernel += (j ? "+" : "") + name;
+      i.weight_bytes += double(w.panel_bytes) * w.panels();
+      i.row_bytes += 4.0 * w.n;
+      (group ? i.int_ops : i.float_ops) += 2.0 * w.n * k;
+    }
+    i.shape += " " + weight_name(p.packed(weights[0])) + (!group ? "" : group < kpad ? " A8g" + std::to_string(group) : " A8");
+    return i;
   }
 };
 
@@ -162,7 +113,7 @@ struct Attention : Op {
     const Buffer &kb = p.at(k), &vb = p.at(v), &qb = p.at(q), &y = p.at(out);
     p.kernels().cache_write(p.cache(layer), kb.data(), kb.stride, vb.data(), vb.stride, step.slots, a, b);
     if (member == 0) p.ticket().store(0, std::memory_order_relaxed);
-    p.team().barrier();
+    p.meet(member);
     AttentionCall call;
     call.step = &step;
     call.cache = &p.cache(layer);
@@ -177,6 +128,17 @@ struct Attention : Op {
     const int items = p.kernels().attention_items(call);
     // Later items of a prompt see more context: the largest go first
     for (int i = p.ticket().fetch_add(1); i < items; i = p.ticket().fetch_add(1)) p.kernels().attention(call, items - 1 - i, p.scratch(member).as<void>());
+  }
+  OpInfo info(const Program& p, int) const override {
+    OpInfo i = info_of("attention", p, q, std::to_string(heads) + "/" + std::to_string(kv_heads) + " heads of " + std::to_string(head_dim), 2);
+    if (window) i.shape += " window " + std::to_string(window);
+    i.row_bytes += 8.0 * kv_heads * head_dim;
+    i.layer = layer;
+    i.heads = heads;
+    i.kv_heads = kv_heads;
+    i.head_dim = head_dim;
+    i.window = window;
+    return i;
   }
 };
 
@@ -407,14 +369,29 @@ void Program::run(const Step& step, const std::vector<CacheLayer>& cache, int re
   for (auto& s : scratch_) s.reserve(need);
   cache_ = &cache;
   Buffer& out = at(result);
+  if (tracing_) trace_.start(members(), ops_.size());
+  at_op_.resize(16 * size_t(members()));
   team_->run([&](int member) {
-    for (auto& op : ops_) {
-      op->run(*this, step, member);
-      team_->barrier();
+    int& op = at_op_[size_t(member) * 16];
+    if (tracing_) trace_.mark(member, 0, Mark::Begin);
+    for (op = 0; op < int(ops_.size()); op++) {
+      ops_[size_t(op)]->run(*this, step, member);
+      meet(member);
     }
     const auto [a, b] = share(step.logit_rows, member);
     for (int r = a; r < b; r++) std::memcpy(logits + int64_t(r) * out.width, out.data() + r * out.stride, sizeof(float) * size_t(out.width));
+    if (tracing_) trace_.mark(member, op, Mark::Work);
   });
+  if (tracing_) trace_.finish();
+}
+
+std::vector<OpInfo> Program::describe(int rows, int logit_rows) const {
+  std::vector<OpInfo> found;
+  for (const auto& op : ops_) {
+    found.push_back(op->info(*this, rows));
+    if (found.back().logit_rows) found.back() = op->info(*this, logit_rows);
+  }
+  return found;
 }
 
 }  // namespace octavo

@@ -8,6 +8,7 @@
 
 #include "ops.h"
 #include "team.h"
+#include "trace.h"
 
 namespace octavo {
 
@@ -41,8 +42,10 @@ class Program;
 
 struct Op {
   virtual ~Op() = default;
-  // Called by every member of the team. An op that needs to meet inside calls team.barrier(); all members meet after it anyway.
+  // Called by every member of the team. An op that needs to meet inside calls program.meet(member); all members meet after it anyway.
   virtual void run(Program& program, const Step& step, int member) = 0;
+  // For a step with that many rows of the op's kind
+  virtual OpInfo info(const Program& program, int rows) const = 0;
 };
 
 class Program {
@@ -73,6 +76,12 @@ class Program {
   // std::invalid_argument when its heads are not those of the recording. A second caller waits.
   void run(const Step& step, const std::vector<CacheLayer>& cache, int result, float* logits);
 
+  // While tracing is on, each run leaves its marks. Not during a run.
+  void trace(bool on) { tracing_ = on; }
+  const Trace& last_trace() const { return trace_; }
+  // Of every op, for a step of this many rows
+  std::vector<OpInfo> describe(int rows, int logit_rows) const;
+
   // Least table length and smallest vocabulary over the ops: what tokens and positions must stay below
   int vocabulary() const { return vocabulary_; }
   int positions() const { return positions_; }
@@ -83,10 +92,18 @@ class Program {
 
   // For ops. An unknown number throws std::out_of_range, which happens while recording if ever.
   Buffer& at(int i) { return buffers_.at(size_t(i)); }
+  const Buffer& at(int i) const { return buffers_.at(size_t(i)); }
   const std::vector<float>& values(int i) const { return constants_.at(size_t(i)); }
   const Packed& packed(int i) const { return weights_.at(size_t(i)); }
   const Kernels& kernels() const { return kernels_; }
-  Team& team() { return *team_; }
+  // All members meet: every member calls it as often as the others.
+  void meet(int member) {
+    if (!tracing_) return team_->barrier();
+    const int op = at_op_[size_t(member) * 16];
+    trace_.mark(member, op, Mark::Work);
+    team_->barrier();
+    trace_.mark(member, op, Mark::Wait);
+  }
   const CacheLayer& cache(int layer) const { return (*cache_)[size_t(layer)]; }
   int rows(int buffer, const Step& step) const { return buffers_[size_t(buffer)].rows == Rows::Step ? step.rows : step.logit_rows; }
   // This member's share [first, last) of n things
@@ -101,6 +118,9 @@ class Program {
   std::shared_ptr<Team> team_;
   const Kernels& kernels_;
   std::mutex running_;
+  bool tracing_ = false;
+  Trace trace_;
+  std::vector<int> at_op_;      // of each member, a cache line apart
   std::vector<Buffer> buffers_;
   std::vector<std::vector<float>> constants_;
   std::vector<Packed> weights_;

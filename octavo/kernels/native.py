@@ -121,6 +121,20 @@ class NativeProgram:
         """Bytes of activations and scratch held now; grows with the largest step seen."""
         return int(self._native.buffer_bytes) + self._logits.nbytes
 
+    def describe(self, rows: int, logit_rows: int) -> list[dict[str, Any]]:
+        """Every op with what it reads and computes when a step has that many rows (csrc/trace.h OpInfo)."""
+        return list(self._native.describe(rows, logit_rows))
+
+    def trace(self, on: bool) -> None:
+        """While on, every run leaves its marks for `last_trace`."""
+        self._native.trace(on)
+
+    def last_trace(self) -> tuple[int, int, list[list[tuple[int, int, int]]]]:
+        """(entered, left, [member: [(op, what, until)]]) of the last traced run: times of perf_counter_ns; what: 0 begin, 1 work, 2 wait; from its
+        last mark to `until` a member did that for that op. The number of ops stands for copying the logits out."""
+        entered, left, members = self._native.last_trace()
+        return entered, left, members
+
     def linears(self) -> list[dict[str, Any]]:
         """The weights of all linears in the order of recording: n, k, store, group, activation_group, bytes ... `choose` takes their index."""
         return list(self._native.linears())

@@ -1,0 +1,107 @@
+// Operations that do the same to every row, without meeting: each member takes its share of the rows. What info_of says about an op is for them
+// and for those in program.cpp.
+#pragma once
+#include <cstring>
+
+#include "program.h"
+
+namespace octavo {
+
+// "W4g64": what a weight is stored in
+inline std::string weight_name(const Packed& w) {
+  if (w.store == Store::F32 || w.store == Store::BF16) return w.store == Store::F32 ? "fp32" : "bf16";
+  std::string name = w.store == Store::Codes8 ? "W8" : w.meaning == Meaning::Table ? "W4 table" : "W4";
+  if (w.group < w.kpad) name += "g" + std::to_string(w.group);
+  return w.has_zeros ? name + "z" : name;
+}
+// An op on rows as wide as a buffer that passes over `passes` such rows, with `ops` float operations for each number
+inline OpInfo info_of(const char* kind, const Program& p, int buffer, const std::string& more, int passes, double ops = 0) {
+  const Buffer& b = p.at(buffer);
+  OpInfo i;
+  i.kind = kind;
+  i.shape = std::to_string(b.width) + (more.empty() ? "" : " " + more);
+  i.logit_rows = b.rows == Rows::Logits;
+  i.row_bytes = 4.0 * passes * b.width;
+  i.float_ops = ops * b.width;
+  return i;
+}
+
+struct Embed : Op {
+  int weight, out;
+  float factor;
+  void run(Program& p, const Step& step, int member) override {
+    const auto [a, b] = p.share(step.rows, member);
+    Buffer& y = p.at(out);
+    p.kernels().embed(p.packed(weight), step.tokens, factor, y.data(), y.stride, a, b);
+  }
+  OpInfo info(const Program& p, int) const override {
+    const Packed& w = p.packed(weight);
+    OpInfo i = info_of("embed", p, out, weight_name(w), 1);
+    i.row_bytes += double(w.panel_bytes) / kPanel;
+    return i;
+  }
+};
+
+struct Norm : Op {
+  int x, gain, groups, out;
+  float eps, offset;
+  void run(Program& p, const Step& step, int member) override {
+    const auto [a, b] = p.share(p.rows(x, step), member);
+    Buffer &in = p.at(x), &y = p.at(out);
+    p.kernels().rms_norm(in.data(), in.stride, p.values(gain).data(), eps, offset, in.width / groups, groups, y.data(), y.stride, a, b);
+  }
+  OpInfo info(const Program& p, int) const override { return info_of("rms_norm", p, x, groups > 1 ? "x" + std::to_string(groups) : "", 2, 4); }
+};
+
+struct Rope : Op {
+  int x, table, heads, head_dim, rotary;
+  void run(Program& p, const Step& step, int member) override {
+    const auto [a, b] = p.share(p.rows(x, step), member);
+    Buffer& in = p.at(x);
+    p.kernels().rope(in.data(), in.stride, heads, head_dim, rotary, p.values(table).data(), step.positions, a, b);
+  }
+  OpInfo info(const Program& p, int) const override { return info_of("rope", p, x, std::to_string(heads) + " heads", 2, 3); }
+};
+
+struct GateOp : Op {
+  Gate kind;
+  int g, up, out;
+  void run(Program& p, const Step& step, int member) override {
+    const auto [a, b] = p.share(p.rows(g, step), member);
+    Buffer &x = p.at(g), &u = p.at(up), &y = p.at(out);
+    p.kernels().gate(kind, x.data(), x.stride, u.data(), u.stride, x.width, y.data(), y.stride, a, b);
+  }
+  OpInfo info(const Program& p, int) const override { return info_of("gate", p, g, "", 3, 10); }
+};
+
+struct Add : Op {
+  int a, b, out;
+  void run(Program& p, const Step& step, int member) override {
+    const auto [first, last] = p.share(p.rows(a, step), member);
+    Buffer &x = p.at(a), &u = p.at(b), &y = p.at(out);
+    p.kernels().add_rows(x.data(), x.stride, u.data(), u.stride, x.width, y.data(), y.stride, first, last);
+  }
+  OpInfo info(const Program& p, int) const override { return info_of("add", p, a, "", 3, 1); }
+};
+
+struct Softcap : Op {
+  int x;
+  float cap;
+  void run(Program& p, const Step& step, int member) override {
+    const auto [a, b] = p.share(p.rows(x, step), member);
+    p.kernels().softcap(p.at(x).data(), p.at(x).stride, p.at(x).width, cap, a, b);
+  }
+  OpInfo info(const Program& p, int) const override { return info_of("softcap", p, x, "", 2, 10); }
+};
+
+struct Select : Op {
+  int x, out;
+  void run(Program& p, const Step& step, int member) override {
+    const auto [a, b] = p.share(step.logit_rows, member);
+    Buffer &in = p.at(x), &y = p.at(out);
+    for (int r = a; r < b; r++) std::memcpy(y.data() + r * y.stride, in.data() + step.select[r] * in.stride, sizeof(float) * size_t(in.width));
+  }
+  OpInfo info(const Program& p, int) const override { return info_of("select", p, out, "", 2); }
+};
+
+}  // namespace octavo
