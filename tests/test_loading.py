@@ -18,7 +18,7 @@ from octavo.kernels.op import Problem
 from octavo.kernels.reference import ReferenceOps
 from octavo.loading import LoadedModel, Progress, load
 from octavo.loading import _memory as memory
-from octavo.policy import Policy
+from octavo.policy import Dispatch
 from octavo.schemes import TensorSpec
 
 
@@ -226,22 +226,18 @@ def test_memory_and_second_start_of_the_real_model(smollm2_path: Path, tmp_path:
     assert 5 * min(run["seconds"] for run in later) < first["seconds"], (first, later)
 
 
-def test_a_policy_chooses_and_shows_every_refusal() -> None:
+def test_the_dispatch_shows_every_refusal() -> None:
     class Never:
         def supports(self, problem: Problem) -> str | None:
             return "it is never in the mood"
 
     reference = ReferenceOps()
     problem = Problem("linear", 32, 64, weight=TensorSpec("int8", "channel"), activation=TensorSpec("int8", "token", dynamic=True))
-    policy = Policy({"never": Never(), "reference": reference})
-    assert policy.choose(problem) == "reference"
-    again = Policy.from_json(json.loads(json.dumps(policy.to_json())), policy.candidates)
-    assert again.chosen == {problem: "reference"} and again.choose(problem) == "reference"
+    dispatch = Dispatch({"never": Never(), "reference": reference})
+    assert dispatch.choose(problem) == "reference" == dispatch.chosen[problem]
     static = Problem("linear", 32, 64, weight=TensorSpec("int8", "channel"), activation=TensorSpec("int8", "tensor"))
     with pytest.raises(KernelError, match=r"never: it is never in the mood; reference: .*static"):
-        policy.choose(static)
-    with pytest.raises(UsageError):
-        Policy.from_json({"choices": [{"kernel": "x"}]}, {})
+        dispatch.choose(static)
 
 
 def test_a_config_that_claims_an_endless_context_allocates_nothing(tiny_model: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from ..errors import CheckpointError, KernelError
 from ..kernels.op import Problem
 from ..layers import Wanted
 from ..models import Decoder
-from ..policy import Policy
+from ..policy import Dispatch
 from ..schemes import Plan, TensorSpec
 
 BF16 = TensorSpec("bf16")
@@ -69,7 +69,7 @@ def find(checkpoint: Checkpoint, model: Decoder, wanted: Mapping[str, Wanted]) -
 
 
 def assign(found: Mapping[str, str], wanted: Mapping[str, Wanted], tensors: Mapping[str, TensorInfo], plan: Plan,
-           policy: Policy) -> tuple[list[Job], list[str]]:
+           dispatch: Dispatch) -> tuple[list[Job], list[str]]:
     """A job for each weight, and a sentence for each thing that does not run as the plan says."""
     jobs: list[Job] = []
     changed: dict[str, list[str]] = {}
@@ -77,14 +77,14 @@ def assign(found: Mapping[str, str], wanted: Mapping[str, Wanted], tensors: Mapp
         if not want.uses:
             continue
         info = tensors[found[want.name]]
-        job, note = _job(want, info, plan, policy)
+        job, note = _job(want, info, plan, dispatch)
         jobs.append(job)
         if note:
             changed.setdefault(note, []).append(want.name)
     return jobs, [f"{note} ({names[0]}{_more(names)})" for note, names in changed.items()]
 
 
-def _job(want: Wanted, info: TensorInfo, plan: Plan, policy: Policy) -> tuple[Job, str]:
+def _job(want: Wanted, info: TensorInfo, plan: Plan, dispatch: Dispatch) -> tuple[Job, str]:
     scheme = plan.scheme_for(want.name)
     asked, activation = (scheme.weight, scheme.activation) if scheme else (_as_stored(info), BF16)
     rows, columns = want.shape
@@ -95,7 +95,7 @@ def _job(want: Wanted, info: TensorInfo, plan: Plan, policy: Policy) -> tuple[Jo
     first: KernelError | None = None
     for kept, act, note in ways(asked, activation):
         try:
-            kernels = [policy.choose(problem) for problem in problems(kept, act)]
+            kernels = [dispatch.choose(problem) for problem in problems(kept, act)]
         except KernelError as error:
             first = first or error
             continue

@@ -8,7 +8,7 @@ from ..checkpoints import Checkpoint
 from ..checkpoints.octavo import OctavoCheckpoint
 from ..errors import KernelError
 from ..kernels.op import Backend, Problem
-from ..policy import Policy
+from ..policy import Dispatch
 from ..registry import discover, lookup
 from ..schemes import Choice, Plan, TensorSpec, choose, parse_tensor
 
@@ -43,12 +43,12 @@ def choose_plan(quantization: str | None, checkpoint: Checkpoint, machine: Machi
     return Choice(Plan.parse("W16A16C16"), f"as stored ({name})" if plain else f"stored as {name} and no precision was named: 16 bits")
 
 
-def choose_cache(kv_cache: str | None, plan: Plan, head_dims: list[int], policy: Policy) -> tuple[TensorSpec, str]:
+def choose_cache(kv_cache: str | None, plan: Plan, head_dims: list[int], dispatch: Dispatch) -> tuple[TensorSpec, str]:
     """(format of the key-value cache, a note where it is not the plan's). Raises KernelError when a format that was named cannot run."""
     spec = parse_tensor(kv_cache, "cache") if kv_cache is not None else plan.default.cache
     try:
         for width in sorted(set(head_dims)):
-            policy.choose(Problem("attention", head_dim=width, cache=spec))
+            dispatch.choose(Problem("attention", head_dim=width, cache=spec))
         return spec, ""
     except KernelError:
         if kv_cache is not None:

@@ -16,7 +16,7 @@ from ..kernels.op import Backend
 from ..layers import Declared, declare
 from ..machine import detect
 from ..models import Decoder, Rounding, read_model
-from ..policy import Policy
+from ..policy import Dispatch
 from ..settings import read_settings
 from ..text import Text
 from ._assign import Job, assign, find
@@ -58,9 +58,9 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
     rounding: Rounding = "fp32" if plan.default.activation.format == "fp32" else "bf16"
     model, declared, found = _fit_model(checkpoint, max_model_len, rounding)
     ops = make_backend(backend, threads or settings.threads, isa)
-    policy = Policy({ops.name: ops})
-    jobs, notes = assign(found, declared.wanted, checkpoint.tensors, plan, policy)
-    cache_spec, cache_note = choose_cache(kv_cache, plan, model.head_dims, policy)
+    dispatch = Dispatch({ops.name: ops})
+    jobs, notes = assign(found, declared.wanted, checkpoint.tensors, plan, dispatch)
+    cache_spec, cache_note = choose_cache(kv_cache, plan, model.head_dims, dispatch)
 
     packable = all(layouts.why_not(job.kept) is None for job in jobs)
     kept = Kept(folder, checkpoint, plan, jobs, declared.wanted) if use_cache and packable and not isinstance(checkpoint, OctavoCheckpoint) else None
