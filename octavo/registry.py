@@ -27,6 +27,15 @@ def discover(package: str, constant: str) -> dict[str, Any]:
     return found
 
 
+def find(kind: str, name: str, package: str, constant: str) -> Any:
+    """What the file `name` of the directory ends with; imports that file alone. An UnknownNameError lists the known names."""
+    root = importlib.import_module(package)
+    if name.startswith("_") or name not in {info.name for info in pkgutil.iter_modules(root.__path__)}:
+        return lookup(kind, name, discover(package, constant))
+    module = importlib.import_module(f"{package}.{name}")
+    return getattr(module, constant) if hasattr(module, constant) else lookup(kind, name, discover(package, constant))
+
+
 def lookup(kind: str, name: str, known: dict[str, Any]) -> Any:
     """`known[name]`, or an UnknownNameError that lists the known names."""
     try:

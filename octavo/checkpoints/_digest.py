@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -62,6 +61,8 @@ def _recall(memo: Path, identity: list[object]) -> str | None:
 
 def _remember(memo: Path, record: dict[str, object]) -> None:
     """Best effort: a cache that cannot be written only costs time."""
+    import tempfile
+
     try:
         memo.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=memo.parent, prefix=".memo-", delete=False) as file:

@@ -11,21 +11,18 @@ from ..errors import CheckpointError
 
 LARGEST_FILE = 64 << 20
 DEEPEST = 64
-# Strings are skipped in one step (an unterminated one to the end), so that the scan is linear whatever the input.
-_TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|$|\\)|[\[{]|[\]}]', re.DOTALL)
+# A string is skipped in one step (an unterminated one to the end), so that the scan is linear whatever the input.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|$|\\)', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def parse_object(data: bytes, where: str, deepest: int = DEEPEST) -> dict[str, Any]:
     """A JSON object. Raises CheckpointError with one line for anything else."""
     depth = 0
-    for match in _TOKENS.finditer(data):
-        mark = match[0][:1]
-        if mark in b"[{":
-            depth += 1
-            if depth > deepest:
-                raise CheckpointError(f"JSON is nested deeper than {deepest} levels", where=where)
-        elif mark in b"]}":
-            depth -= 1
+    for mark in _STRING.sub(b"", data).translate(None, _NO_BRACKETS):
+        depth += 1 if mark in b"[{" else -1
+        if depth > deepest:
+            raise CheckpointError(f"JSON is nested deeper than {deepest} levels", where=where)
     try:
         parsed = json.loads(data, object_pairs_hook=_unique)
     except _DuplicateKeyError as error:

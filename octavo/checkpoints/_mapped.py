@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ class MappedCheckpoint:
 
     def __init__(self, path: Path, config: dict[str, Any], tensors: dict[str, TensorInfo],
                  places: dict[str, tuple[MappedFile, int]]) -> None:
-        self.path, self.config, self.tensors = path, config, tensors
+        self.path, self.config = path, config
+        self.tensors: Mapping[str, TensorInfo] = tensors
         self._places = places  # name -> (file, first byte)
 
     def info(self, name: str) -> TensorInfo:

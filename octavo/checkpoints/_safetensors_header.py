@@ -42,7 +42,7 @@ def parse_header(file: MappedFile) -> dict[str, Entry]:
     if length > min(file.size - 8, LARGEST_HEADER):
         raise CheckpointError(f"the header claims {length} bytes, the file has {file.size}", where=where,
                               remedy="it is truncated or no safetensors file: fetch it again")
-    header = parse_object(file.bytes(8, length), f"{where}: header", deepest=4)
+    header = parse_object(file.bytes(8, length).rstrip(b" "), f"{where}: header", deepest=4)
     begin, size = 8 + length, file.size - 8 - length
     entries = {name: _entry(file.path, name, claim, begin, size) for name, claim in header.items() if name != "__metadata__"}
     end, previous = begin, ""

@@ -41,6 +41,11 @@ class OctavoCheckpoint(SafetensorsCheckpoint):
         self.plan: dict[str, Any] = config["quantization_config"].get("plan") or {}
         self.manifest = read_object(path / MANIFEST, required=False)
 
+    @property
+    def source_config(self) -> dict[str, Any]:
+        """The config of the model that this was made of."""
+        return {key: value for key, value in self.config.items() if key != "quantization_config"}
+
     def packed(self, name: str) -> Packed | None:
         """The weight as kernels read it: a read-only view of the mapped file, 64-byte aligned. None for plain arrays."""
         info, meta = self.info(name), self._metas.get(name)

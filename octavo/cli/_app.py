@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from .. import __version__
-from ..errors import OctavoError
+from ..errors import OctavoError, UsageError
 from ._command import Command
+from ._plain import read
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -53,13 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = verbs()
     wanted = [known[tokens[0]]] if tokens and tokens[0] in known else list(known.values())
     try:
-        from cyclopts import CycloptsError
-
         commands = [importlib.import_module(module).COMMAND for module in wanted]
-        try:
-            status = build(commands)(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-        except CycloptsError as error:
-            return _fail(" ".join(str(error).split()), 2)
+        plain = read(commands[0].options, tokens[1:]) if len(commands) == 1 and tokens else None
+        status = commands[0].run(plain) if plain is not None else _by_cyclopts(commands, tokens)
         sys.stdout.flush()
     except OctavoError as error:
         return _fail(str(error), error.exit_code)
@@ -70,6 +67,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     return status if isinstance(status, int) else 0
+
+
+def _by_cyclopts(commands: Sequence[Command], tokens: Sequence[str]) -> Any:
+    """Help, lists, mistakes: everything that `_plain` leaves alone."""
+    from cyclopts import CycloptsError
+
+    try:
+        return build(commands)(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        raise UsageError(str(error)) from None
 
 
 def _fail(message: str, status: int) -> int:

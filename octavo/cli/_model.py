@@ -1,6 +1,7 @@
 """What the verbs that load a model share: the options that say which and how, and loading it with a progress bar."""
 
 # No `from __future__ import annotations` here: cyclopts would look the types of inherited fields up in the module of the heir.
+import sys
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -52,27 +53,45 @@ def load_model(options: ModelOptions, check: Callable[[], None] = lambda: None) 
 
     `check` is called before each tensor and may raise to end the load.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
-
     from ..loading import load
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task = bar.add_task("", total=None, visible=False)
+    shown: list[_Bar | None] = []
 
     def progress(now: "Progress") -> None:
         check()
-        if now.done == 0 and not bar.tasks[task].visible:
+        if not shown:
             parts = " + ".join(f"{name} {size / 1e6:.0f}" for name, size in now.report.predicted.items())
-            console.print(f"loading {now.report.source}: predicted peak {now.report.predicted_peak / 1e6:.0f} MB = {parts}", markup=False)
-        bar.update(task, completed=now.done, total=now.total, visible=True,
-                   description="mapping what was kept" if now.report.cache_hit else "quantizing")
+            print(f"loading {now.report.source}: predicted peak {now.report.predicted_peak / 1e6:.0f} MB = {parts}", file=sys.stderr)
+            # Mapping what was kept takes less time than importing a progress bar.
+            shown.append(_Bar() if sys.stderr.isatty() and not now.report.cache_hit else None)
+        if (bar := shown[0]) is not None:
+            bar.update(now.done, now.total)
 
-    with bar:
+    try:
         return load(
             options.model, quantization=options.quantization, kv_cache=options.kv_cache, backend=options.backend, threads=options.threads,
             isa=options.isa, cache_dir=options.cache_dir, use_cache=options.cache, max_model_len=options.max_model_len, on_progress=progress,
         )
+    finally:
+        for bar in shown:
+            if bar is not None:
+                bar.stop()
+
+
+class _Bar:
+    """Bytes of weights that are ready, on the terminal's last line until `stop`."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._bar.add_task("quantizing", total=None)
+        self._bar.start()
+
+    def update(self, done: int, total: int) -> None:
+        self._bar.update(self._task, completed=done, total=total)
+
+    def stop(self) -> None:
+        self._bar.stop()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 from .request import Delta, Request
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class Ticket:
@@ -41,6 +44,8 @@ class Ticket:
         if not self._open:
             raise StopAsyncIteration
         if self._arrived is None:
+            import asyncio  # who awaits has it already; who iterates starts without it
+
             # The event before the loop: the engine looks at `_loop` first and then sets the event.
             self._arrived = asyncio.Event()
             self._loop = asyncio.get_running_loop()

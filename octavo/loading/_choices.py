@@ -9,7 +9,7 @@ from ..checkpoints.octavo import OctavoCheckpoint
 from ..errors import KernelError
 from ..kernels.op import Backend, Problem
 from ..policy import Dispatch
-from ..registry import discover, lookup
+from ..registry import find
 from ..schemes import Choice, Plan, TensorSpec, choose, parse_tensor
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ BACKENDS = "octavo.kernels"
 
 def make_backend(name: str, threads: int | None, isa: str | None) -> Backend:
     """The backend of this name. Raises UnknownNameError with the known ones."""
-    kind = lookup("backend", name, discover(BACKENDS, "KERNELS"))
+    kind = find("backend", name, BACKENDS, "KERNELS")
     backend: Backend = kind(threads, isa) if name == "native" else kind()
     return backend
 

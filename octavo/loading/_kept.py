@@ -43,26 +43,27 @@ class Kept:
             return None, ""
         try:
             found = open_checkpoint(self.folder)
-            self._check(found)
+            if not isinstance(found, OctavoCheckpoint) or found.manifest != self.manifest:
+                raise CheckpointError("is not the copy that its name says", where=str(self.folder))
+            check_copy(found, self.jobs, self.wanted)
         except OctavoError as error:
             shutil.rmtree(self.folder, ignore_errors=True)
             return None, f"the copy in the cache was damaged and is made again: {error}"
         return found, ""
 
-    def _check(self, found: Checkpoint) -> None:
-        """Raises CheckpointError unless every tensor is there as it was written."""
-        if not isinstance(found, OctavoCheckpoint) or found.manifest != self.manifest:
-            raise CheckpointError("is not the copy that its name says", where=str(self.folder))
-        for job in self.jobs:
-            packed = found.packed(job.name)
-            if packed is None or not fits(packed, job):
-                raise CheckpointError(f"tensor {job.name!r} is not packed as expected", where=str(self.folder))
-        for want in self.wanted.values():
-            if not want.uses and tuple(found.info(want.name).shape) != want.shape:
-                raise CheckpointError(f"tensor {want.name!r} has another shape", where=str(self.folder))
-
     def writer(self, checkpoint: Checkpoint, plan: Plan) -> KeptWriter:
         return KeptWriter(self, checkpoint, plan)
+
+
+def check_copy(copy: OctavoCheckpoint, jobs: Sequence[Job], wanted: Mapping[str, Wanted]) -> None:
+    """Raises CheckpointError unless every tensor is there as it was written."""
+    for job in jobs:
+        packed = copy.packed(job.name) if job.name in copy.tensors else None
+        if packed is None or not fits(packed, job):
+            raise CheckpointError(f"tensor {job.name!r} is not packed as expected", where=str(copy.path))
+    for want in wanted.values():
+        if not want.uses and tuple(copy.info(want.name).shape) != want.shape:
+            raise CheckpointError(f"tensor {want.name!r} has another shape", where=str(copy.path))
 
 
 class KeptWriter:

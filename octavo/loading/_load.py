@@ -6,26 +6,23 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
-
 from .. import layouts
 from ..cache import PAGE, KVPool
-from ..checkpoints import Checkpoint, open_checkpoint
+from ..checkpoints import Checkpoint
 from ..checkpoints.octavo import OctavoCheckpoint
 from ..kernels.op import Backend
-from ..layers import Declared, declare
 from ..machine import detect
-from ..models import Decoder, Rounding, read_model
 from ..policy import Dispatch
 from ..settings import read_settings
 from ..text import Text
-from ._assign import Job, assign, find
-from ._choices import choose_cache, choose_plan, make_backend
-from ._kept import Kept, KeptWriter, fits
+from ._assign import Job
+from ._choices import choose_cache, make_backend
+from ._kept import KeptWriter, fits
 from ._memory import check_fits, peak, predict
 from ._model import Bound, LoadedModel
+from ._origin import Search
 from ._report import LoadReport, OnProgress, Progress
-from ._stream import make_packed, make_tensor, make_vector, row_chunks
+from ._stream import make_packed, make_tensor, make_vector
 
 LEAST_PAGES = 2       # of the key-value cache
 PAGE_BYTES = 4096     # of mapped files
@@ -52,31 +49,22 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
     folder = Path(cache_dir).expanduser() if cache_dir is not None else settings.cache_dir
     isa = isa or settings.isa
     machine = detect(isa)
-    checkpoint = open_checkpoint(source, revision=revision)
-    choice = choose_plan(quantization, checkpoint, machine)
-    plan = choice.plan
-    rounding: Rounding = "fp32" if plan.default.activation.format == "fp32" else "bf16"
-    model, declared, found = _fit_model(checkpoint, max_model_len, rounding)
     ops = make_backend(backend, threads or settings.threads, isa)
     dispatch = Dispatch({ops.name: ops})
-    jobs, notes = assign(found, declared.wanted, checkpoint.tensors, plan, dispatch)
+    origin = Search(source, quantization, max_model_len, revision, folder if use_cache else None, machine, dispatch, ops.name).origin()
+    checkpoint, model, declared, jobs, plan = origin.checkpoint, origin.model, origin.declared, origin.jobs, origin.choice.plan
     cache_spec, cache_note = choose_cache(kv_cache, plan, model.head_dims, dispatch)
-
-    packable = all(layouts.why_not(job.kept) is None for job in jobs)
-    kept = Kept(folder, checkpoint, plan, jobs, declared.wanted) if use_cache and packable and not isinstance(checkpoint, OctavoCheckpoint) else None
-    copy, damage = kept.open() if kept is not None else (None, "")
-    origin: Checkpoint = copy if copy is not None else checkpoint
-    tokenizer_files = origin.tokenizer_files()
+    tokenizer_files = checkpoint.tokenizer_files()
     text = Text(tokenizer_files["tokenizer"], tokenizer_files["config"], tokenizer_files["generation"])
 
     report = LoadReport(
-        source=str(source), codec=checkpoint.codec, model_type=str(checkpoint.config.get("model_type")), scheme=str(plan), reason=choice.reason,
-        backend=ops.name, cache_format=cache_spec.format, stored_bytes=sum(info.nbytes for info in checkpoint.tensors.values()),
-        weight_bytes=sum(job.nbytes for job in jobs), predicted=predict(checkpoint, jobs, declared.wanted, declared.tables),
-        kv_bytes_per_token=KVPool.bytes_per_page(model.kv_heads, model.head_dims, cache_spec) // PAGE, cache_hit=copy is not None,
-        notes=[note for note in (*notes, cache_note, damage) if note],
+        source=str(source), codec=origin.codec, model_type=str(origin.config.get("model_type")), scheme=str(plan), reason=origin.choice.reason,
+        backend=ops.name, cache_format=cache_spec.format, stored_bytes=origin.stored_bytes, weight_bytes=sum(job.nbytes for job in jobs),
+        predicted=predict(checkpoint, jobs, declared.wanted, declared.tables), cache_hit=origin.copied,
+        kv_bytes_per_token=KVPool.bytes_per_page(model.kv_heads, model.head_dims, cache_spec) // PAGE,
+        notes=[note for note in (*origin.notes, cache_note, origin.damage) if note],
     )
-    if copy is not None:
+    if origin.copied:
         report.predicted["temporaries"] = 0
     check_fits(report.predicted, machine.memory_available, LEAST_PAGES * PAGE * report.kv_bytes_per_token)
 
@@ -85,44 +73,21 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
     for table in declared.tables.values():
         bound.tables[table.name] = ops.constant(table.make())
     vectors = [want.name for want in declared.wanted.values() if not want.uses]
-    if copy is not None:
-        _take(copy, jobs, {name: name for name in vectors}, bound, ops, step)
-    elif isinstance(checkpoint, OctavoCheckpoint) or kept is None:
-        _take(checkpoint, jobs, {name: found[name] for name in vectors}, bound, ops, step)
+    if origin.copied or origin.kept is None:
+        _take(checkpoint, jobs, {name: origin.found[name] for name in vectors}, bound, ops, step)
+        origin.remember()
     else:
-        with kept.writer(checkpoint, plan) as writer:
-            _take(checkpoint, jobs, {name: found[name] for name in vectors}, bound, ops, step, writer)
+        with origin.kept.writer(checkpoint, plan) as writer:
+            _take(checkpoint, jobs, {name: origin.found[name] for name in vectors}, bound, ops, step, writer)
             writer.finish(tokenizer_files)
         if writer.note:
             report.notes.append(writer.note)
-    loaded = LoadedModel(_name(str(source)), model, bound, ops, text, checkpoint.config, plan, cache_spec, report)
+        else:
+            origin.remember()
+    loaded = LoadedModel(_name(str(source)), model, bound, ops, text, origin.config, plan, cache_spec, report)
     report.seconds, report.measured_peak = time.perf_counter() - began, peak()
     step(None)
     return loaded
-
-
-def _fit_model(checkpoint: Checkpoint, max_model_len: int | None, rounding: Rounding) -> tuple[Decoder, Declared, dict[str, str]]:
-    """(architecture, its tensors, where they are). A head that is stored beside the embedding it is said to share is used if it differs."""
-    model = read_model(checkpoint.config, max_model_len=max_model_len, rounding=rounding)
-    names = {model.canonical(name): name for name in checkpoint.tensors}
-    if model.tied and {"lm_head.weight", "model.embed_tokens.weight"} <= names.keys():
-        if _same(checkpoint, names["lm_head.weight"], names["model.embed_tokens.weight"]):
-            model.ignored = (*model.ignored, "lm_head.weight")
-        else:
-            model = read_model(checkpoint.config, max_model_len=max_model_len, rounding=rounding, tied=False)
-    declared = declare(model.describe)
-    return model, declared, find(checkpoint, model, declared.wanted)
-
-
-def _same(checkpoint: Checkpoint, one: str, other: str) -> bool:
-    """Whether two tensors hold the same numbers; looks at a few rows at a time."""
-    shape = checkpoint.tensors[one].shape
-    if shape != checkpoint.tensors[other].shape or len(shape) != 2:
-        return False
-    equal = all(np.array_equal(checkpoint.read(one, rows).dequantize(), checkpoint.read(other, rows).dequantize()) for rows in row_chunks(*shape))
-    checkpoint.release(one)
-    checkpoint.release(other)
-    return equal
 
 
 def _take(checkpoint: Checkpoint, jobs: list[Job], vectors: Mapping[str, str], bound: Bound, ops: Backend, step: Callable[[Job | None], None],

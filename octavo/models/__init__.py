@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ModelError
-from ..registry import discover, lookup
+from ..registry import discover, find
 from ._config import Config
 from ._decoder import Decoder, Rounding
 
@@ -29,4 +29,4 @@ def read_model(config: Mapping[str, Any], *, max_model_len: int | None = None, r
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise ModelError("there is no model_type", where="config.json", remedy=f"known: {', '.join(models())}")
-    return lookup("model_type", kind, models())(config, max_model_len=max_model_len, rounding=rounding, tied=tied)
+    return find("model_type", kind, __name__, "MODEL")(config, max_model_len=max_model_len, rounding=rounding, tied=tied)
