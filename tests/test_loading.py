@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from octavo.cache import Step
+from octavo.checkpoints import open_checkpoint
 from octavo.errors import CapacityError, CheckpointError, KernelError, UnknownNameError, UsageError
 from octavo.kernels.op import Problem
 from octavo.kernels.reference import ReferenceOps
@@ -37,6 +39,54 @@ def test_second_start_comes_from_the_cache_and_gives_the_same_bits(tiny_model: P
         assert second.text.encode("Once upon a time") == first.text.encode("Once upon a time")
         assert second.eos_token_ids == first.eos_token_ids
     assert len(list((cache_dir / "models").iterdir())) == 5
+
+
+def test_a_record_leads_the_second_start_past_the_source(tiny_model: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load(tiny_model, quantization="W4A8")
+    assert len(list((cache_dir / "starts").iterdir())) == 1
+
+    def opened(*_: object, **__: object) -> None:
+        raise AssertionError("the source was opened")
+
+    monkeypatch.setattr("octavo.loading._origin.open_checkpoint", opened)
+    second = load(tiny_model, quantization="W4A8")
+    same = ("codec", "model_type", "scheme", "reason", "stored_bytes", "weight_bytes", "notes", "source")
+    assert second.report.cache_hit and [getattr(second.report, name) for name in same] == [getattr(first.report, name) for name in same]
+    assert second.config == first.config and str(second.plan) == str(first.plan)
+    np.testing.assert_array_equal(logits_of(first), logits_of(second))
+    with pytest.raises(AssertionError, match="opened"):
+        load(tiny_model, quantization="8bit")
+
+
+@pytest.mark.parametrize("change", ["touch", "more", "record", "copy"])
+def test_a_record_that_no_longer_fits_is_not_used(tiny_model: Path, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)
+        os.utime(file, (1e9, 1e9))
+    load(folder, quantization="8bit")
+    record = next((cache_dir / "starts").iterdir())
+    if change == "touch":
+        os.utime(folder / "tokenizer.json", (2e9, 2e9))
+    elif change == "more":
+        (folder / "chat_template.jinja").write_text("{{ messages }}")
+    elif change == "record":
+        record.write_text(record.read_text().replace("W8", "W4"))
+    else:
+        shutil.rmtree(cache_dir / "models")
+    seen: list[object] = []
+    monkeypatch.setattr("octavo.loading._origin.open_checkpoint", lambda *a, **k: seen.append(a) or open_checkpoint(*a, **k))
+    again = load(folder, quantization="8bit")
+    assert seen and again.report.cache_hit == (change in ("touch", "record")) and not again.report.notes
+    assert again.text.has_chat_template == (change == "more")
+
+
+def test_files_that_were_just_written_leave_no_record(tiny_model: Path, tmp_path: Path, cache_dir: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder, copy_function=shutil.copy)
+    load(folder, quantization="8bit")
+    assert not (cache_dir / "starts").exists()
 
 
 def test_the_cache_can_be_left_alone(tiny_model: Path, cache_dir: Path) -> None:

@@ -48,3 +48,22 @@ print("HEAVY", heavy)
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert "HEAVY []" in run.stdout
+
+
+def test_a_second_start_imports_only_what_it_needs(tiny_model: Path, tmp_path: Path) -> None:
+    """`octavo generate` on a model that is in the cache: no HTTP stack, no hub, no grammar, no help pages, and the source stays closed."""
+    program = f"""
+import sys
+from octavo.cli import main
+assert main(["generate", {str(tiny_model)!r}, "Once upon a time", "--quantization", "4bit", "--max-tokens", "4", "--cache-dir", {str(tmp_path)!r}]) == 0
+print("LOADED", *sorted(m for m in sys.modules))
+"""
+    for _ in range(2):
+        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+        assert run.returncode == 0, run.stderr
+    loaded = set(run.stdout.split("LOADED", 1)[1].split())
+    assert "octavo.engine" in loaded and "octavo.checkpoints.octavo" in loaded
+    assert not {m.split(".")[0] for m in loaded} & {
+        "torch", "transformers", "fastapi", "starlette", "uvicorn", "pydantic", "huggingface_hub", "llguidance", "prometheus_client", "cyclopts", "rich",
+        "asyncio", "ssl", "scipy", "safetensors"}
+    assert not loaded & {"octavo.checkpoints.gguf", "octavo.kernels.reference", "octavo.serve", "octavo.cli.serve", "octavo.models.gemma3"}
