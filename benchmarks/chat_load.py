@@ -97,7 +97,7 @@ class Connection(asyncio.Protocol):
         self.tail.append(data)
         if len(self.tail) > 1 and sum(map(len, self.tail)) - len(self.tail[0]) > TAIL:
             self.tail.popleft()
-        if data.endswith(b"0\r\n\r\n"):     # the chunk that ends the body
+        if data.endswith(b"\r\n0\r\n\r\n") or data == b"0\r\n\r\n":     # the chunk that ends the body
             self._end(None)
 
     def connection_lost(self, error: Exception | None) -> None:

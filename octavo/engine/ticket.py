@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 class Ticket:
     """Iterate it (`for` blocks, `async for` awaits) to get the deltas of all choices, interleaved as they come, until every choice has
-    finished. One reader at a time. A reader that leaves early calls `cancel()`.
+    finished. Or `listen`, and `take` what is there. One reader at a time. A reader that leaves early calls `cancel()`.
     """
 
     def __init__(self, request: Request, id: str, cancel: Callable[[Ticket], None]) -> None:
@@ -24,6 +24,12 @@ class Ticket:
         self._open = request.n            # choices whose last delta has not been read
         self._loop: asyncio.AbstractEventLoop | None = None
         self._arrived: asyncio.Event | None = None
+        self._notify: Callable[[], object] | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether the last delta of every choice has been read."""
+        return not self._open
 
     def cancel(self) -> None:
         """Stop computing; pages are freed before the next step. Unfinished choices end with Finish.CANCELLED. Thread-safe, idempotent."""
@@ -46,15 +52,23 @@ class Ticket:
         if self._arrived is None:
             import asyncio  # who awaits has it already; who iterates starts without it
 
-            # The event before the loop: the engine looks at `_loop` first and then sets the event.
             self._arrived = asyncio.Event()
-            self._loop = asyncio.get_running_loop()
+            self.listen(asyncio.get_running_loop(), self._arrived.set)
         while True:
             self._arrived.clear()
             try:
                 return self._read(self._deltas.get_nowait())
             except Empty:
                 await self._arrived.wait()
+
+    def listen(self, loop: asyncio.AbstractEventLoop, notify: Callable[[], object]) -> None:
+        """Call `notify` on `loop` whenever deltas have come from now on, once for all that came together."""
+        self._notify = notify                     # before the loop: the engine looks at the loop first
+        self._loop = loop
+
+    def take(self) -> list[Delta]:
+        """The deltas that are there, without waiting."""
+        return [self._read(self._deltas.get_nowait()) for _ in range(self._deltas.qsize())]
 
     def _read(self, delta: Delta) -> Delta:
         if delta.finish is not None:
@@ -83,5 +97,5 @@ def wake(tickets: list[Ticket]) -> None:
 
 def _arrive(tickets: list[Ticket]) -> None:
     for ticket in tickets:
-        if ticket._arrived is not None:
-            ticket._arrived.set()
+        if ticket._notify is not None:
+            ticket._notify()

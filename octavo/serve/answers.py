@@ -1,21 +1,18 @@
-"""Between HTTP and the engine: submitting, reading the deltas of one or several tickets, clients that leave, and server-sent events."""
+"""Between HTTP and the engine: submitting, reading the deltas of one or several tickets, and clients that leave."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fastapi import Request as HttpRequest
-from fastapi.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive
 
 from ..engine.request import Delta, Finish, Request
 from ..engine.ticket import Ticket
-from ..errors import OctavoError, RequestError
+from ..errors import RequestError
 from .problems import Problem, of_error, unavailable
 from .service import Live
 
@@ -95,7 +92,7 @@ def finish_reason(delta: Delta, *, called: bool = False) -> str | None:
 async def unless_gone(http: HttpRequest, work: Awaitable[T], tickets: Sequence[Ticket]) -> T:
     """The result of `work`; when the client leaves first, the tickets are cancelled and Problem 499 is raised."""
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnect(http))
+    gone = asyncio.ensure_future(disconnect(http.receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
@@ -108,51 +105,7 @@ async def unless_gone(http: HttpRequest, work: Awaitable[T], tickets: Sequence[T
             cancel(tickets)
 
 
-async def _disconnect(http: HttpRequest) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
+async def disconnect(receive: Receive) -> None:
+    """Returns when the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def event(data: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events from an iterator of chunks, then [DONE]. However it ends, the tickets are cancelled (a no-op for finished ones)."""
-
-    def __init__(self, chunks: AsyncIterator[dict[str, Any]], tickets: Sequence[Ticket]) -> None:
-        self._tickets, self._chunks = tickets, chunks
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(self._events(chunks), media_type="text/event-stream", headers=headers)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            cancel(self._tickets)
-
-    @staticmethod
-    async def _events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
-        # The status line is out already: a failure from here on can only be told as an event.
-        try:
-            async for chunk in chunks:
-                yield event(chunk)
-        except Problem as problem:
-            yield event(problem.body)
-        except OctavoError as error:
-            yield event(of_error(error).body)
-        else:
-            yield b"data: [DONE]\n\n"
-
-
-async def stream(http: HttpRequest, chunks: AsyncIterator[dict[str, Any]], tickets: Sequence[Ticket]) -> EventStream:
-    """The response. Waits for the first chunk, so that a request that fails before it still gets a status of its own."""
-    first = await unless_gone(http, anext(aiter(chunks)), tickets)
-
-    async def all_chunks() -> AsyncIterator[dict[str, Any]]:
-        yield first
-        async with contextlib.aclosing(chunks) as rest:  # type: ignore[type-var]
-            async for chunk in rest:
-                yield chunk
-
-    return EventStream(all_chunks(), tickets)

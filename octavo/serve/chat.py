@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,8 @@ from fastapi.responses import JSONResponse, Response
 from ..engine.request import Delta, Finish, Request
 from ..engine.ticket import Ticket
 from ..errors import RequestError
-from .answers import deltas, failure, finish_reason, stream, submit, unless_gone
+from .answers import deltas, failure, finish_reason, submit, unless_gone
+from .events import MARK, Template, event, stream
 from .logprobs import chat_logprobs
 from .problems import Problem, of_error
 from .sampling import refuse_unsupported, sampling
@@ -41,7 +42,7 @@ async def chat(body: ChatRequest, http: HttpRequest) -> Response:
     ticket, readers = await asyncio.to_thread(_submit, service, live, body)
     answer = Answer(live, body, service.options.names, ticket, readers)
     if body.stream:
-        return await stream(http, answer.chunks(), [ticket])
+        return await stream(http, answer, [ticket])
     return JSONResponse(await unless_gone(http, answer.whole(), [ticket]))
 
 
@@ -104,6 +105,7 @@ class Choice:
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     finish: str | None = None
     opened: bool = False
+    plain: Template | None = None   # of chunks that hold text and nothing else
 
     def read(self, delta: Delta) -> list[Event]:
         """The events of a delta: text, or pieces of calls."""
@@ -132,23 +134,25 @@ class Answer:
             "id": f"chatcmpl-{secrets.token_hex(12)}", "object": "chat.completion", "created": int(time.time()), "model": body.model,
             "system_fingerprint": live.fingerprint,
         }
+        self._with_usage = bool(body.stream_options and body.stream_options.include_usage)
+        self._stream_head = {**self._head, "object": "chat.completion.chunk", **({"usage": None} if self._with_usage else {})}
 
-    async def _read(self) -> AsyncIterator[tuple[Choice, Delta, list[Event]]]:
-        async for _, delta in deltas([self._ticket]):
-            if (problem := failure(delta)) is not None:
-                raise problem
-            self._usage.count(delta)
-            choice = self._choices[delta.choice]
-            if self._body.logprobs:
-                ended = delta.finish is Finish.STOP and delta.stop_reason is None
-                shown = delta.logprobs[:-1] if ended and delta.logprobs and delta.logprobs[-1].token in self._live.end_ids else delta.logprobs
-                choice.logprobs += chat_logprobs(self._live.text, shown)
-            yield choice, delta, choice.read(delta)
+    def _read(self, delta: Delta) -> tuple[Choice, list[Event]]:
+        if (problem := failure(delta)) is not None:
+            raise problem
+        self._usage.count(delta)
+        choice = self._choices[delta.choice]
+        if self._body.logprobs:
+            ended = delta.finish is Finish.STOP and delta.stop_reason is None
+            shown = delta.logprobs[:-1] if ended and delta.logprobs and delta.logprobs[-1].token in self._live.end_ids else delta.logprobs
+            choice.logprobs += chat_logprobs(self._live.text, shown)
+        return choice, choice.read(delta)
 
     async def whole(self) -> dict[str, Any]:
-        async for choice, delta, events in self._read():
-            for event in events:
-                choice.keep(event)
+        async for _, delta in deltas([self._ticket]):
+            choice, events = self._read(delta)
+            for part in events:
+                choice.keep(part)
             choice.finish = finish_reason(delta, called=bool(choice.calls))
         return {**self._head, "choices": [self._choice(i, c) for i, c in enumerate(self._choices)], "usage": self._usage.body}
 
@@ -159,38 +163,45 @@ class Answer:
         logprobs = {"content": choice.logprobs, "refusal": None} if self._body.logprobs else None
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": choice.finish}
 
-    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
-        with_usage = bool(self._body.stream_options and self._body.stream_options.include_usage)
-        head: dict[str, Any] = {**self._head, "object": "chat.completion.chunk"}
-        if with_usage:
-            head["usage"] = None
+    def encode(self, place: int, delta: Delta) -> bytes:
+        """The events of a delta."""
+        choice = self._choices[delta.choice]
+        if choice.plain is not None and delta.finish is None:     # nearly all of them
+            self._usage.count(delta)
+            return choice.plain.fill(delta.text) if delta.text else b""
+        return b"".join([event(chunk) for chunk in self._chunks(delta)])
 
-        def chunk(choice: Choice, index: int, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-            logprobs = {"content": choice.logprobs, "refusal": None} if self._body.logprobs and choice.logprobs else None
-            choice.logprobs = []
-            return {**head, "choices": [{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}]}
+    def end(self) -> bytes:
+        return event({**self._stream_head, "choices": [], "usage": self._usage.body}) if self._with_usage else b""
 
-        async for choice, delta, events in self._read():
-            if not choice.opened:
-                choice.opened = True
-                held, choice.logprobs = choice.logprobs, []
-                yield chunk(choice, delta.choice, {"role": "assistant", "content": "", "refusal": None})
-                choice.logprobs = held
-            for event in events:
-                yield chunk(choice, delta.choice, _delta(event))
-            if delta.finish is not None:
-                called = choice.reader is not None and choice.reader.calls > 0
-                yield chunk(choice, delta.choice, {}, finish_reason(delta, called=called))
-            elif choice.logprobs and choice.reader is None:
-                yield chunk(choice, delta.choice, {"content": ""})
-        if with_usage:
-            yield {**head, "choices": [], "usage": self._usage.body}
+    def _chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        choice, events = self._read(delta)
+        index = delta.choice
+        if not choice.opened:
+            choice.opened = True
+            held, choice.logprobs = choice.logprobs, []
+            yield self._chunk(choice, index, {"role": "assistant", "content": "", "refusal": None})
+            choice.logprobs = held
+            if choice.reader is None and not self._body.logprobs:
+                choice.plain = Template(self._chunk(choice, index, {"content": MARK}))
+        for part in events:
+            yield self._chunk(choice, index, _delta(part))
+        if delta.finish is not None:
+            called = choice.reader is not None and choice.reader.calls > 0
+            yield self._chunk(choice, index, {}, finish_reason(delta, called=called))
+        elif choice.logprobs and choice.reader is None:
+            yield self._chunk(choice, index, {"content": ""})
+
+    def _chunk(self, choice: Choice, index: int, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+        logprobs = {"content": choice.logprobs, "refusal": None} if self._body.logprobs and choice.logprobs else None
+        choice.logprobs = []
+        return {**self._stream_head, "choices": [{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}]}
 
 
-def _delta(event: Event) -> dict[str, Any]:
-    if isinstance(event, Content):
-        return {"content": event.text}
-    if isinstance(event, CallStart):
-        return {"tool_calls": [{"index": event.index, "id": event.id, "type": "function", "function": {"name": event.name, "arguments": ""}}]}
-    assert isinstance(event, CallArguments)
-    return {"tool_calls": [{"index": event.index, "function": {"arguments": event.text}}]}
+def _delta(part: Event) -> dict[str, Any]:
+    if isinstance(part, Content):
+        return {"content": part.text}
+    if isinstance(part, CallStart):
+        return {"tool_calls": [{"index": part.index, "id": part.id, "type": "function", "function": {"name": part.name, "arguments": ""}}]}
+    assert isinstance(part, CallArguments)
+    return {"tool_calls": [{"index": part.index, "function": {"arguments": part.text}}]}

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,8 @@ from fastapi.responses import JSONResponse, Response
 
 from ..engine.request import Delta, Finish, Request, TokenLogprob
 from ..engine.ticket import Ticket
-from .answers import deltas, failure, finish_reason, stream, submit, unless_gone
+from .answers import deltas, failure, finish_reason, submit, unless_gone
+from .events import MARK, Template, event, stream
 from .logprobs import CompletionLogprobs
 from .problems import Problem
 from .sampling import refuse_unsupported, sampling
@@ -51,7 +52,7 @@ async def complete(body: CompletionRequest, http: HttpRequest) -> Response:
     prompts, tickets = await asyncio.to_thread(_submit, service, live, body)
     answer = Answer(live, body, prompts, tickets)
     if body.stream:
-        return await stream(http, answer.chunks(), tickets)
+        return await stream(http, answer, tickets)
     return JSONResponse(await unless_gone(http, answer.whole(), tickets))
 
 
@@ -90,6 +91,7 @@ class Choice:
     scores: list[dict[str, Any]] = field(default_factory=list)
     finish: str | None = None
     opened: bool = False
+    plain: Template | None = None   # of chunks that hold text and nothing else
 
 
 class Answer:
@@ -104,27 +106,29 @@ class Answer:
             "id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time()), "model": body.model,
             "system_fingerprint": live.fingerprint,
         }
+        self._with_usage = bool(body.stream_options and body.stream_options.include_usage)
+        self._stream_head = {**self._head, **({"usage": None} if self._with_usage else {})}
 
-    async def _read(self) -> AsyncIterator[tuple[int, Delta, str, list[tuple[int, TokenLogprob | None]]]]:
-        """(index of the choice, delta, its text with the echo, tokens with their log probabilities)."""
-        async for place, delta in deltas(self._tickets):
-            if (problem := failure(delta)) is not None:
-                raise problem
-            self._usage.count(delta)
-            index = place * self._n + delta.choice
-            choice, prompt = self._choices[index], self._prompts[place]
-            text, scored = delta.text, list[tuple[int, TokenLogprob | None]]()
-            if self._body.echo and not choice.opened:
-                text = prompt.text + text
-                scored += list(zip(prompt.tokens, delta.prompt_logprobs, strict=False))
-            choice.opened = True
-            ended = delta.finish is Finish.STOP and delta.stop_reason is None
-            scored += [(item.token, item) for item in delta.logprobs if not (ended and item.token in self._live.end_ids)]
-            yield index, delta, text, scored
+    def _read(self, place: int, delta: Delta) -> tuple[int, str, list[tuple[int, TokenLogprob | None]]]:
+        """(index of the choice, its text with the echo, tokens with their log probabilities)."""
+        if (problem := failure(delta)) is not None:
+            raise problem
+        self._usage.count(delta)
+        index = place * self._n + delta.choice
+        choice, prompt = self._choices[index], self._prompts[place]
+        text, scored = delta.text, list[tuple[int, TokenLogprob | None]]()
+        if self._body.echo and not choice.opened:
+            text = prompt.text + text
+            scored += list(zip(prompt.tokens, delta.prompt_logprobs, strict=False))
+        choice.opened = True
+        ended = delta.finish is Finish.STOP and delta.stop_reason is None
+        scored += [(item.token, item) for item in delta.logprobs if not (ended and item.token in self._live.end_ids)]
+        return index, text, scored
 
     async def whole(self) -> dict[str, Any]:
         gathered: list[list[tuple[int, TokenLogprob | None]]] = [[] for _ in self._choices]
-        async for index, delta, text, scored in self._read():
+        async for place, delta in deltas(self._tickets):
+            index, text, scored = self._read(place, delta)
             self._choices[index].text += text
             gathered[index] += scored
             self._choices[index].finish = finish_reason(delta)
@@ -134,12 +138,22 @@ class Answer:
         ]
         return {**self._head, "choices": choices, "usage": self._usage.body}
 
-    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
-        with_usage = bool(self._body.stream_options and self._body.stream_options.include_usage)
-        head: dict[str, Any] = {**self._head, **({"usage": None} if with_usage else {})}
-        async for index, delta, text, scored in self._read():
-            if text or scored or delta.finish is not None:
-                logprobs = self._choices[index].logprobs.of(scored) if self._body.logprobs is not None else None
-                yield {**head, "choices": [{"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason(delta)}]}
-        if with_usage:
-            yield {**head, "choices": [], "usage": self._usage.body}
+    def encode(self, place: int, delta: Delta) -> bytes:
+        """The event of a delta; none for one that brings nothing."""
+        choice = self._choices[place * self._n + delta.choice]
+        if choice.plain is not None and delta.finish is None:     # nearly all of them
+            self._usage.count(delta)
+            return choice.plain.fill(delta.text) if delta.text else b""
+        index, text, scored = self._read(place, delta)
+        if self._body.logprobs is None:
+            choice.plain = Template(self._chunk(index, MARK, None, None))
+        if not (text or scored or delta.finish is not None):
+            return b""
+        logprobs = choice.logprobs.of(scored) if self._body.logprobs is not None else None
+        return event(self._chunk(index, text, logprobs, finish_reason(delta)))
+
+    def end(self) -> bytes:
+        return event({**self._stream_head, "choices": [], "usage": self._usage.body}) if self._with_usage else b""
+
+    def _chunk(self, index: int, text: str, logprobs: dict[str, Any] | None, finish: str | None) -> dict[str, Any]:
+        return {**self._stream_head, "choices": [{"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}]}

@@ -22,6 +22,7 @@ from ..errors import UsageError
 from .app import build_app
 from .options import ServerOptions
 from .service import Service
+from .wire import Protocol
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -76,7 +77,7 @@ class Server:
     async def _serve(self, listener: socket.socket) -> None:
         drain = self.service.options.drain_seconds
         config = uvicorn.Config(
-            build_app(self.service), log_config=None, access_log=False, lifespan="off", ws="none", server_header=False, backlog=BACKLOG,
+            build_app(self.service), http=Protocol, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False, backlog=BACKLOG,
             timeout_keep_alive=30, timeout_graceful_shutdown=int(drain + GRACE) + 1, h11_max_incomplete_event_size=64 << 10,
         )
         self._uvicorn = _Uvicorn(config)
