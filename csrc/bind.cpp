@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "ceilings.h"
 #include "program.h"
 #include "table.h"
 
@@ -252,6 +253,17 @@ NB_MODULE(_native, m) {
     bad("linear: there is no kernel " + kernel + " for " + kernels.isa);
   }, nb::arg("weight"), nb::arg("isa"), nb::arg("group"), nb::arg("rows"), nb::arg("kernel"));
   m.def("row_buckets", [] { return std::vector<int>(kRowBuckets, kRowBuckets + kBuckets); }, "Numbers of rows, upper bounds, for which a choice of kernel is kept.");
+  m.def("read_rate", [](Team& team, const std::string& isa, Vector<uint8_t> data, double seconds) {
+    if (data.size() < 4096 || reinterpret_cast<uintptr_t>(data.data()) % 64) bad("read_rate: at least 4096 bytes that start 64-byte aligned expected");
+    const CeilingKernels& kernels = ceilings_for(isa);
+    nb::gil_scoped_release released;
+    return read_rate(team, kernels, data.data(), data.size(), seconds);
+  }, "Bytes a second at which the team reads an array again and again.");
+  m.def("operation_rate", [](Team& team, const std::string& isa, bool integers, double seconds) {
+    const CeilingKernels& kernels = ceilings_for(isa);
+    nb::gil_scoped_release released;
+    return operation_rate(team, integers ? kernels.int8 : kernels.floats, seconds);
+  }, "Operations a second of the team from registers: int8 products and sums, or float32 ones.");
   m.attr("PAGE") = kPage;
   m.attr("PANEL") = kPanel;
 

@@ -16,6 +16,7 @@ ORDER: list[set[str]] = [
     {"errors"},
     {"settings", "registry", "telemetry"},
     {"machine"},
+    {"ceilings"},
     {"formats"},
     {"schemes"},
     {"qtensor"},
@@ -27,7 +28,8 @@ ORDER: list[set[str]] = [
     {"models"},
     {"loading"},
     {"calibration", "quality", "engine"},
-    {"quantize", "train", "prune", "tune", "serve", "evaluate", "bench", "validate", "advise"},
+    {"workloads"},
+    {"quantize", "train", "prune", "tune", "speed", "trace", "serve", "evaluate", "bench", "validate", "advise"},
     {"cli"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
