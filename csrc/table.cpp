@@ -5,6 +5,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace octavo {
 
@@ -24,6 +28,16 @@ unsigned long long saved_state() {
   return (static_cast<unsigned long long>(hi) << 32) | lo;
 }
 bool bit(unsigned word, int i) { return (word >> i) & 1u; }
+// Linux gives a process the tile registers only when it asks; threads that exist and that will have them then too.
+bool tiles_granted() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA)
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
 }  // namespace
 
 std::vector<std::string> cpu_features() {
@@ -42,6 +56,7 @@ std::vector<std::string> cpu_features() {
   put(zmm && bit(seven.b, 31), "avx512vl");
   put(zmm && bit(seven.c, 11), "avx512vnni");
   put(zmm && bit(seven1.a, 5), "avx512bf16");
+  put(zmm && bit(seven.c, 8), "gfni");
   put(tiles && bit(seven.d, 22), "amx_bf16");
   put(tiles && bit(seven.d, 24), "amx_tile");
   put(tiles && bit(seven.d, 25), "amx_int8");
@@ -63,7 +78,9 @@ std::vector<std::string> available_isas() {
     }
     return true;
   };
-  if (has({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "fma", "f16c"})) isas.emplace_back("avx512vnni");
+  const bool vnni = has({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "fma", "f16c"});
+  if (vnni && has({"amx_tile", "amx_int8", "gfni"}) && tiles_granted()) isas.emplace_back("amx");
+  if (vnni) isas.emplace_back("avx512vnni");
   if (has({"avx2", "fma", "f16c"})) isas.emplace_back("avx2");
 #endif
   isas.emplace_back("portable");
@@ -79,8 +96,12 @@ const Kernels& kernels_for(const std::string& isa) {
 #if defined(__x86_64__)
     if (name == "avx2") return *avx2_kernels();
     if (name == "avx512vnni") return *avx512vnni_kernels();
+    if (name == "amx") return *amx_kernels();
 #endif
   }
+#if defined(__x86_64__)
+  if (isa == "amx_emulated" && known.find("avx2") != std::string::npos) return *amx_emulated_kernels();
+#endif
   throw std::invalid_argument("instruction set '" + isa + "' cannot run here; available: " + known);
 }
 

@@ -9,7 +9,8 @@ namespace octavo {
 
 // Names of the sets that this CPU and operating system can run and this build holds, best first.
 std::vector<std::string> available_isas();
-// The kernels of a set, or of the best one for ""; throws std::invalid_argument with what is available.
+// The kernels of a set, or of the best one for ""; throws std::invalid_argument with what is available. "amx_emulated", which is never listed, is
+// amx for machines without it: avx2 with tiles in plain C++, slow, for tests.
 const Kernels& kernels_for(const std::string& isa);
 // Features of this CPU that kernels care about, e.g. "avx2", "avx512vnni", "amx_int8".
 std::vector<std::string> cpu_features();

@@ -1,5 +1,6 @@
 // All kernels of one instruction set. Included by <isa>/kernels.cpp after its dots.h, with OCTAVO_ISA set to the name of its folder and
-// namespace, and OCTAVO_LINEARS to a file with its list of linear kernels when it has more than the general ones; what lies in this folder is written over the names of vec.h and dots.h and compiled once per set, with that set's flags.
+// namespace, and OCTAVO_LINEARS to a file with its list of linear kernels when it has more than the general ones (which may name a larger
+// OCTAVO_LINEAR_SCRATCH); what lies in this folder is written over the names of vec.h and dots.h and compiled once per set, with that set's flags.
 #include <cmath>
 #include <cstring>
 
@@ -12,6 +13,9 @@ namespace octavo::OCTAVO_ISA {
 #include OCTAVO_LINEARS
 #else
 #include "linears.inl.h"
+#endif
+#ifndef OCTAVO_LINEAR_SCRATCH
+#define OCTAVO_LINEAR_SCRATCH linear_scratch_bytes
 #endif
 #include "elementwise.inl.h"
 #include "attention.inl.h"
@@ -27,7 +31,7 @@ namespace octavo {
 
 const Kernels* OCTAVO_JOIN(OCTAVO_ISA, _kernels)() {
   using namespace OCTAVO_ISA;
-  static const Kernels table = {OCTAVO_TEXT(OCTAVO_ISA), quantize_rows, kLinears, int(sizeof(kLinears) / sizeof(LinearKernel)), usual_linear, linear_scratch_bytes, embed, rms_norm, rope, gate, add_rows,
+  static const Kernels table = {OCTAVO_TEXT(OCTAVO_ISA), quantize_rows, kLinears, int(sizeof(kLinears) / sizeof(LinearKernel)), usual_linear, OCTAVO_LINEAR_SCRATCH, embed, rms_norm, rope, gate, add_rows,
                                 softcap, cache_write, attention_items, attention, attention_scratch_bytes};
   return &table;
 }
