@@ -1,53 +1,33 @@
 // Linear kernels for several rows of int8 activations with AVX2. Included after linear.inl.h, whose sums they repeat bit for bit.
-//
-// vpmaddubsw adds two products of an unsigned and a signed byte in 16 bits; with codes 0..15 eight such sums fit (8 * 2 * 15 * 127 = 30,480), so
-// that 32 k cost one multiplication and one addition for each 32 products. A signed byte w is two such codes: w + 128 = 16 high + low, and
-// 128 times the activations' sum, which is known, is taken off at the end. Its halves ("planes") are multiplied one after the other.
 
-constexpr int kPlaneRows = 6;        // rows of a tile: 12 sums of 16 bits, 2 weights and an activation fill the registers
-constexpr int kPlaneBlockRows = 256; // rows that share one unpacking of a panel
-constexpr int kPlaneBytes = 16384;   // unpacked codes of a chunk: half of the L1 cache
+constexpr int kTileRows = 6;             // rows of a tile: 12 sums, 2 weights, an activation and a product fill the registers
+constexpr int kSharedRows = 256;         // most rows that share one unpacking of a panel
 
-struct PlaneScratch {
-  alignas(64) uint8_t codes[kPlaneBytes];
-  alignas(64) float totals[kPlaneBlockRows * kPanel];
+// ---- "shorts": 4-bit codes. vpmaddubsw adds two products of an unsigned and a signed byte in 16 bits; with codes 0..15 eight such sums fit
+// (8 * 2 * 15 * 127 = 30,480), so that one multiplication and one addition make 32 products. ----
+
+constexpr int kShortsChunk = 1024;       // k of a panel unpacked to bytes at a time: 16 KiB, half of the L1 cache
+
+struct ShortsScratch {
+  alignas(64) uint8_t codes[kShortsChunk * kPanel];
+  alignas(64) float totals[kSharedRows * kPanel];
 };
 
-// Codes of blocks of 32 k [block, last) as [block][plane][8 steps][16 rows][4 k]
-static void unpack_planes(const Packed& w, const uint8_t* values, int block, int last, uint8_t* out) {
-  if (w.store == Store::Codes4) {
-    for (int b = block; b < last; b += 2) {
-      const uint8_t* from = values + size_t(b / 2) * (kStep * kPanel / 2);
-      for (int j = 0; j < 8; j++) split_nibbles(from + j * 64, out + j * 64, out + (8 + j) * 64);
-      out += 1024;
-    }
-    return;
-  }
-  const __m256i mask = _mm256_set1_epi8(15), flip = _mm256_set1_epi8(-128);
-  const uint8_t* from = values + size_t(block) * (kSumBlock * kPanel);
-  for (int b = block; b < last; b++, from += 512, out += 1024)
-    for (int i = 0; i < 512; i += 32) {
-      const __m256i v = _mm256_xor_si256(bytes(from + i), flip);
-      _mm256_store_si256(reinterpret_cast<__m256i*>(out + i), _mm256_and_si256(v, mask));
-      _mm256_store_si256(reinterpret_cast<__m256i*>(out + 512 + i), _mm256_and_si256(_mm256_srli_epi16(v, 4), mask));
-    }
-}
-
-// Stops the compiler from turning a chain of additions into a tree, whose leaves it then spills: twice the time
+// Stops the compiler from turning a chain of additions into a tree, whose leaves it then spills: half the speed
 static inline void keep_order(__m256i& a, __m256i& b) { asm("" : "+x"(a), "+x"(b)); }
 
-// Eight steps (32 k) of one plane for R rows, widened to 32 bits; unit: what a code of this plane counts, twice in 32 bits
+// Eight steps (32 k) for R rows, widened to 32 bits
 template <int R, bool First>
-static inline __attribute__((always_inline)) void plane_block(const uint8_t* codes, const int8_t* a, int64_t stride, __m256i unit, Ints* acc) {
+static inline __attribute__((always_inline)) void shorts_block(const uint8_t* codes, const int8_t* a, int64_t stride, Ints* acc) {
   __m256i low[R], high[R];
-  const int8_t* a3 = a + 3 * stride;  // every row is one of two pointers plus 0, 1 or 2 strides
-  asm volatile("" : "+r"(a), "+r"(a3));  // opaque: else activations are kept, and spilled, for the next plane
+  const int8_t* a3 = a + 3 * stride;      // every row is one of two pointers plus 0, 1 or 2 strides
+  asm volatile("" : "+r"(a), "+r"(a3));   // opaque: else the compiler keeps activations, and spills them, for a later block
   const auto weights = [&](int i) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(codes) + i); };
-  const auto row = [&](int r, int j) { return _mm256_set1_epi32(four((r < 3 ? a + r * stride : a3 + (r - 3) * stride) + 4 * j)); };
+  const auto activations = [&](int r, int j) { return _mm256_set1_epi32(four((r < 3 ? a + r * stride : a3 + (r - 3) * stride) + 4 * j)); };
   {
     const __m256i w0 = weights(0), w1 = weights(1);
     for (int r = 0; r < R; r++) {
-      const __m256i v = row(r, 0);
+      const __m256i v = activations(r, 0);
       low[r] = _mm256_maddubs_epi16(w0, v);
       high[r] = _mm256_maddubs_epi16(w1, v);
       keep_order(low[r], high[r]);
@@ -57,39 +37,34 @@ static inline __attribute__((always_inline)) void plane_block(const uint8_t* cod
   for (int j = 1; j < 8; j++) {
     const __m256i w0 = weights(2 * j), w1 = weights(2 * j + 1);
     for (int r = 0; r < R; r++) {
-      const __m256i v = row(r, j);
+      const __m256i v = activations(r, j);
       low[r] = _mm256_add_epi16(low[r], _mm256_maddubs_epi16(w0, v));
       high[r] = _mm256_add_epi16(high[r], _mm256_maddubs_epi16(w1, v));
       keep_order(low[r], high[r]);
     }
   }
+  const __m256i one = _mm256_set1_epi16(1);
   for (int r = 0; r < R; r++) {
-    const __m256i x = _mm256_madd_epi16(low[r], unit), y = _mm256_madd_epi16(high[r], unit);
+    const __m256i x = _mm256_madd_epi16(low[r], one), y = _mm256_madd_epi16(high[r], one);
     acc[r].a = First ? x : _mm256_add_epi32(acc[r].a, x);
     acc[r].b = First ? y : _mm256_add_epi32(acc[r].b, y);
   }
 }
 
 // Plain: runs of 64 k, whose weights and activations both have a scale, and no zero points: what the presets are
-template <int R, int Planes, bool Plain>
-static void planes_tile(const LinearCall& c, const Runs& runs, const uint8_t* base, const uint8_t* codes, int chunk_block, int last_block, int row, float* totals) {
+template <int R, bool Plain>
+static void shorts_tile(const LinearCall& c, const Runs& runs, const uint8_t* base, const uint8_t* codes, int first_block, int last_block, int row, float* totals) {
   const Packed& w = *c.w;
   const int8_t* a = c.in.q + int64_t(row) * w.kpad;
   const int64_t stride = w.kpad;
-  const int per_run = Plain ? 2 : runs.size / kSumBlock, blocks = w.kpad / kSumBlock, shift = Planes == 1 ? 3 : 7;
-  const __m256i one = _mm256_set1_epi16(1), sixteen = _mm256_set1_epi16(16);
+  const int per_run = Plain ? 2 : runs.size / kSumBlock, blocks = w.kpad / kSumBlock;
   const float* in_scale = c.in.scale + int64_t(row) * c.in.groups;
-  for (int b = chunk_block; b < last_block;) {
+  for (int b = first_block; b < last_block;) {
     const int end = Plain || b + per_run < last_block ? b + per_run : last_block, count = Plain ? 2 : end - b;
     alignas(32) Ints acc[R];
-    plane_block<R, true>(codes, a + b * kSumBlock, stride, one, acc);
-    if (Planes == 2) plane_block<R, false>(codes + 512, a + b * kSumBlock, stride, sixteen, acc);
-    codes += 512 * Planes;
-    for (int i = b + 1; i < b + count; i++) {
-      plane_block<R, false>(codes, a + i * kSumBlock, stride, one, acc);
-      if (Planes == 2) plane_block<R, false>(codes + 512, a + i * kSumBlock, stride, sixteen, acc);
-      codes += 512 * Planes;
-    }
+    shorts_block<R, true>(codes, a + b * kSumBlock, stride, acc);
+    for (int i = 1; i < count; i++) shorts_block<R, false>(codes + i * 512, a + (b + i) * kSumBlock, stride, acc);
+    codes += count * 512;
     const int k = b * kSumBlock, group = Plain ? k / w.group : weight_group_at(w, runs, k);
     const f32x16 scale = Plain || runs.weight_varies ? load_scales(w, base, group) : zero();
     const f32x16 zeros = !Plain && w.has_zeros ? load_zeros(w, base, group) : zero();
@@ -99,8 +74,8 @@ static void planes_tile(const LinearCall& c, const Runs& runs, const uint8_t* ba
       __m256i s = _mm256_set1_epi32(sums[0]);
       for (int i = 1; i < count; i++) s = _mm256_add_epi32(s, _mm256_set1_epi32(sums[i]));
       Ints exact = acc[r];
-      if (Plain || !w.has_zeros || Planes == 2) {
-        const __m256i offset = _mm256_slli_epi32(s, shift);
+      if (Plain || !w.has_zeros) {
+        const __m256i offset = _mm256_slli_epi32(s, 3);
         exact = {_mm256_sub_epi32(exact.a, offset), _mm256_sub_epi32(exact.b, offset)};
       }
       f32x16 value = to_float(exact), factor = scale;
@@ -113,38 +88,37 @@ static void planes_tile(const LinearCall& c, const Runs& runs, const uint8_t* ba
   }
 }
 
-template <int Planes, bool Plain>
-static void planes_rows(const LinearCall& c, const Runs& runs, const uint8_t* base, const uint8_t* codes, int b0, int b1, int row0, int row1, float* totals) {
+template <bool Plain>
+static void shorts_rows(const LinearCall& c, const Runs& runs, const uint8_t* base, const uint8_t* codes, int b0, int b1, int row0, int row1, float* totals) {
   int r = row0;
-  for (; r + kPlaneRows <= row1; r += kPlaneRows) planes_tile<kPlaneRows, Planes, Plain>(c, runs, base, codes, b0, b1, r, totals + (r - row0) * kPanel);
+  for (; r + kTileRows <= row1; r += kTileRows) shorts_tile<kTileRows, Plain>(c, runs, base, codes, b0, b1, r, totals + (r - row0) * kPanel);
   float* at = totals + (r - row0) * kPanel;
   switch (row1 - r) {
-    case 5: planes_tile<5, Planes, Plain>(c, runs, base, codes, b0, b1, r, at); break;
-    case 4: planes_tile<4, Planes, Plain>(c, runs, base, codes, b0, b1, r, at); break;
-    case 3: planes_tile<3, Planes, Plain>(c, runs, base, codes, b0, b1, r, at); break;
-    case 2: planes_tile<2, Planes, Plain>(c, runs, base, codes, b0, b1, r, at); break;
-    case 1: planes_tile<1, Planes, Plain>(c, runs, base, codes, b0, b1, r, at); break;
+    case 5: shorts_tile<5, Plain>(c, runs, base, codes, b0, b1, r, at); break;
+    case 4: shorts_tile<4, Plain>(c, runs, base, codes, b0, b1, r, at); break;
+    case 3: shorts_tile<3, Plain>(c, runs, base, codes, b0, b1, r, at); break;
+    case 2: shorts_tile<2, Plain>(c, runs, base, codes, b0, b1, r, at); break;
+    case 1: shorts_tile<1, Plain>(c, runs, base, codes, b0, b1, r, at); break;
     default: break;
   }
 }
 
-static void planes_linear(const LinearCall& c, int panel0, int panel1, void* scratch) {
-  PlaneScratch& s = *static_cast<PlaneScratch*>(scratch);
+static inline bool plain_runs(const Packed& w, const Runs& runs) { return runs.size == 64 && runs.weight_varies && runs.in_varies && !w.has_zeros; }
+
+static void shorts_linear(const LinearCall& c, int panel0, int panel1, void* scratch) {
+  ShortsScratch& s = *static_cast<ShortsScratch*>(scratch);
   const Packed& w = *c.w;
   const Runs runs(w, c.in);
-  const int planes = w.store == Store::Codes4 ? 1 : 2, blocks = w.kpad / kSumBlock, per_run = runs.size / kSumBlock;
-  const bool plain = runs.size == 64 && runs.weight_varies && runs.in_varies && !w.has_zeros;
-  const auto rows = planes == 1 ? (plain ? planes_rows<1, true> : planes_rows<1, false>) : plain ? planes_rows<2, true> : planes_rows<2, false>;
-  const int most = kPlaneBytes / (512 * planes), chunk = per_run >= most ? most : most / per_run * per_run;
-  for (int row0 = 0; row0 < c.in.rows; row0 += kPlaneBlockRows) {
-    const int row1 = row0 + kPlaneBlockRows < c.in.rows ? row0 + kPlaneBlockRows : c.in.rows;
+  const auto rows = plain_runs(w, runs) ? shorts_rows<true> : shorts_rows<false>;
+  for (int row0 = 0; row0 < c.in.rows; row0 += kSharedRows) {
+    const int row1 = row0 + kSharedRows < c.in.rows ? row0 + kSharedRows : c.in.rows;
     for (int p = panel0; p < panel1; p++) {
       const uint8_t* base = w.data + size_t(p) * w.panel_bytes;
       std::memset(s.totals, 0, sizeof(float) * size_t(row1 - row0) * kPanel);
-      for (int b = 0; b < blocks; b += chunk) {
-        const int end = b + chunk < blocks ? b + chunk : blocks;
-        unpack_planes(w, base + w.values_offset, b, end, s.codes);
-        rows(c, runs, base, s.codes, b, end, row0, row1, s.totals);
+      for (int k = 0; k < w.kpad; k += kShortsChunk) {
+        const int end = k + kShortsChunk < w.kpad ? k + kShortsChunk : w.kpad;
+        for (int i = k; i < end; i += kStep) spread_codes(base + w.values_offset + size_t(i) * (kPanel / 2), s.codes + size_t(i - k) * kPanel);
+        rows(c, runs, base, s.codes, k / kSumBlock, end / kSumBlock, row0, row1, s.totals);
       }
       for (int r = row0; r < row1; r++) finish(c, p, r, mul(load(s.totals + (r - row0) * kPanel), row_factor(w, base, c.in, runs, r)));
     }
@@ -152,16 +126,163 @@ static void planes_linear(const LinearCall& c, int panel0, int panel1, void* scr
 }
 
 // A run of k that shares its scales must end where a chunk ends, in the general kernel as here
-static bool planes_support(const Packed& w, int in_group, int rows) {
-  if (in_group == 0 || rows < 2 || w.meaning != Meaning::Int || (w.store != Store::Codes4 && w.store != Store::Codes8)) return false;
+static bool runs_fit(const Packed& w, int in_group, int rows) {
+  if (in_group == 0 || rows < 2 || w.meaning != Meaning::Int) return false;
   Activations in;
   in.group = in_group;
   const Runs runs(w, in);
   return runs.size <= 512 && 1024 % runs.size == 0;
 }
+static bool shorts_support(const Packed& w, int in_group, int rows) { return w.store == Store::Codes4 && runs_fit(w, in_group, rows); }
+
+// ---- "wide": 8-bit codes as 16-bit integers. vpmaddwd adds two products in 32 bits, and nothing is widened inside a run. ----
+
+constexpr int kWideChunk = 512;             // k of a panel as 16-bit integers: 16 KiB
+constexpr int kWideActivations = 384 << 10; // bytes of activations as 16-bit integers that should stay in the L2 cache
+
+struct WideScratch {
+  alignas(64) int16_t codes[kWideChunk * kPanel];
+  alignas(64) float totals[kSharedRows * kPanel];
+  alignas(64) int16_t rows[kWideActivations / 2];
+};
+
+// k [from, to) of a panel as [k/4][k 0 and 2, k 1 and 3][16 rows][2]
+static void widen_codes(const uint8_t* values, int from, int to, int16_t* out) {
+  for (int k = from; k < to; k += 4, out += 64) {
+    const __m256i a = bytes(values + size_t(k) * kPanel), b = bytes(values + size_t(k) * kPanel + 32);
+    __m256i* at = reinterpret_cast<__m256i*>(out);
+    _mm256_store_si256(at, _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8));
+    _mm256_store_si256(at + 1, _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
+    _mm256_store_si256(at + 2, _mm256_srai_epi16(a, 8));
+    _mm256_store_si256(at + 3, _mm256_srai_epi16(b, 8));
+  }
+}
+// Activations in the same order: k 0, 2, 1, 3 of each four
+static void widen_activations(const int8_t* q, int count, int16_t* out) {
+  const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+  for (int i = 0; i < count; i += 16)
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out + i), _mm256_cvtepi8_epi16(_mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q + i)), order)));
+}
+
+// Six rows of 16-bit pairs meet `steps` (a multiple of 4) vectors of sixteen weight rows; rows 0 to 2 lie at `a`, 3 to 5 at `b`, `stride` bytes
+// apart, and their twelve sums end in acc[0..5]. In assembly because compilers spill some of the sums, which have to stay in registers: half the
+// speed. ymm0-11: sums; 12, 13: weights; 14: an activation; 15: a product.
+#define OCTAVO_ROW(at, low, high)                                                                                     \
+  "vpbroadcastd 4*step" at ", %%ymm14\n\tvpmaddwd %%ymm14, %%ymm12, %%ymm15\n\tvpaddd %%ymm15, %%ymm" low ", %%ymm" low \
+  "\n\tvpmaddwd %%ymm14, %%ymm13, %%ymm14\n\tvpaddd %%ymm14, %%ymm" high ", %%ymm" high "\n\t"
+#define OCTAVO_CLEAR(r) "vpxor %%xmm" r ", %%xmm" r ", %%xmm" r "\n\t"
+#define OCTAVO_KEEP(r) "vmovdqa %%ymm" r ", 32*" r "(%[out])\n\t"
+#define OCTAVO_SUMS(f) f("0") f("1") f("2") f("3") f("4") f("5") f("6") f("7") f("8") f("9") f("10") f("11")
+static inline void six_rows(const void* codes, const char* a, int64_t stride, int64_t steps, Ints* acc) {
+  const char* b = a + 3 * stride;
+  asm volatile(OCTAVO_SUMS(OCTAVO_CLEAR)
+               ".p2align 4\n1:\n\t.set step, 0\n\t.rept 4\n\t"
+               "vmovdqa 64*step(%[codes]), %%ymm12\n\tvmovdqa 64*step+32(%[codes]), %%ymm13\n\t"
+               OCTAVO_ROW("(%[a])", "0", "1") OCTAVO_ROW("(%[a],%[s])", "2", "3") OCTAVO_ROW("(%[a],%[s],2)", "4", "5")
+               OCTAVO_ROW("(%[b])", "6", "7") OCTAVO_ROW("(%[b],%[s])", "8", "9") OCTAVO_ROW("(%[b],%[s],2)", "10", "11")
+               ".set step, step+1\n\t.endr\n\tadd $256, %[codes]\n\tadd $16, %[a]\n\tadd $16, %[b]\n\tsub $4, %[n]\n\tjnz 1b\n\t"
+               OCTAVO_SUMS(OCTAVO_KEEP)
+               : [codes] "+r"(codes), [a] "+r"(a), [b] "+r"(b), [n] "+r"(steps)
+               : [s] "r"(stride), [out] "r"(acc)
+               : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+}
+#undef OCTAVO_SUMS
+#undef OCTAVO_KEEP
+#undef OCTAVO_CLEAR
+#undef OCTAVO_ROW
+
+template <int R, bool Plain>
+static void wide_tile(const LinearCall& c, const Runs& runs, const uint8_t* base, const int16_t* codes, const int16_t* a, int k0, int k1, int row, float* totals) {
+  const Packed& w = *c.w;
+  const int64_t stride = w.kpad;
+  const int size = Plain ? 64 : runs.size, blocks = w.kpad / kSumBlock;
+  const float* in_scale = c.in.scale + int64_t(row) * c.in.groups;
+  for (int k = k0; k < k1;) {
+    const int end = Plain || k + size < k1 ? k + size : k1;
+    alignas(32) Ints acc[R];
+    const int16_t* x = a + (k - k0);
+    if constexpr (R == kTileRows) {
+      six_rows(codes, reinterpret_cast<const char*>(x), stride * 2, (end - k) / 2, acc);
+    } else {
+      for (int r = 0; r < R; r++) acc[r] = no_ints();
+#pragma GCC unroll 1
+      for (int i = 0; i < end - k; i += 2) {
+        const __m256i w0 = bytes(codes + i * kPanel), w1 = bytes(codes + i * kPanel + 16);
+        for (int r = 0; r < R; r++) {
+          int32_t pair;
+          std::memcpy(&pair, x + r * stride + i, 4);
+          const __m256i v = _mm256_set1_epi32(pair);
+          acc[r].a = _mm256_add_epi32(acc[r].a, _mm256_madd_epi16(w0, v));
+          acc[r].b = _mm256_add_epi32(acc[r].b, _mm256_madd_epi16(w1, v));
+        }
+      }
+    }
+    codes += (end - k) * kPanel;
+    const int group = Plain ? k / w.group : weight_group_at(w, runs, k);
+    const f32x16 scale = Plain || runs.weight_varies ? load_scales(w, base, group) : zero();
+    const f32x16 zeros = !Plain && w.has_zeros ? load_zeros(w, base, group) : zero();
+    const float* mine = in_scale + (Plain ? k / c.in.group : runs.in_varies ? k / runs.in_group : 0);
+    for (int r = 0; r < R; r++, mine += c.in.groups) {
+      f32x16 value = to_float(acc[r]), factor = scale;
+      if (!Plain && w.has_zeros) value = sub(value, mul(zeros, set1(float(block_sum(c.in, row + r, blocks, k / kSumBlock, end / kSumBlock)))));
+      if (Plain || runs.in_varies) factor = Plain || runs.weight_varies ? mul(scale, set1(*mine)) : set1(*mine);  // as run_factor
+      float* at = totals + r * kPanel;
+      store(at, fmadd(value, factor, load(at)));
+    }
+    k = end;
+  }
+}
+
+template <bool Plain>
+static void wide_rows(const LinearCall& c, const Runs& runs, const uint8_t* base, const int16_t* codes, const int16_t* a, int k0, int k1, int row0, int row1, float* totals) {
+  int r = row0;
+  for (; r + kTileRows <= row1; r += kTileRows) wide_tile<kTileRows, Plain>(c, runs, base, codes, a + int64_t(r - row0) * c.w->kpad, k0, k1, r, totals + (r - row0) * kPanel);
+  float* at = totals + (r - row0) * kPanel;
+  a += int64_t(r - row0) * c.w->kpad;
+  switch (row1 - r) {
+    case 5: wide_tile<5, Plain>(c, runs, base, codes, a, k0, k1, r, at); break;
+    case 4: wide_tile<4, Plain>(c, runs, base, codes, a, k0, k1, r, at); break;
+    case 3: wide_tile<3, Plain>(c, runs, base, codes, a, k0, k1, r, at); break;
+    case 2: wide_tile<2, Plain>(c, runs, base, codes, a, k0, k1, r, at); break;
+    case 1: wide_tile<1, Plain>(c, runs, base, codes, a, k0, k1, r, at); break;
+    default: break;
+  }
+}
+
+static void wide_linear(const LinearCall& c, int panel0, int panel1, void* scratch) {
+  WideScratch& s = *static_cast<WideScratch*>(scratch);
+  const Packed& w = *c.w;
+  const Runs runs(w, c.in);
+  const bool plain = plain_runs(w, runs);
+  const int chunk = runs.size >= kWideChunk ? kWideChunk : kWideChunk / runs.size * runs.size;
+  int block = kWideActivations / 2 / w.kpad / kTileRows * kTileRows;
+  if (block > kSharedRows) block = kSharedRows / kTileRows * kTileRows;
+  for (int row0 = 0; row0 < c.in.rows; row0 += block) {
+    const int row1 = row0 + block < c.in.rows ? row0 + block : c.in.rows;
+    widen_activations(c.in.q + int64_t(row0) * w.kpad, (row1 - row0) * w.kpad, s.rows);
+    for (int p = panel0; p < panel1; p++) {
+      const uint8_t* base = w.data + size_t(p) * w.panel_bytes;
+      std::memset(s.totals, 0, sizeof(float) * size_t(row1 - row0) * kPanel);
+      for (int k = 0; k < w.kpad; k += chunk) {
+        const int end = k + chunk < w.kpad ? k + chunk : w.kpad;
+        widen_codes(base + w.values_offset, k, end, s.codes);
+        if (plain) wide_rows<true>(c, runs, base, s.codes, s.rows + k, k, end, row0, row1, s.totals);
+        else wide_rows<false>(c, runs, base, s.codes, s.rows + k, k, end, row0, row1, s.totals);
+      }
+      for (int r = row0; r < row1; r++) finish(c, p, r, mul(load(s.totals + (r - row0) * kPanel), row_factor(w, base, c.in, runs, r)));
+    }
+  }
+}
+
+static bool wide_support(const Packed& w, int in_group, int rows) {
+  return w.store == Store::Codes8 && runs_fit(w, in_group, rows) && w.kpad <= kWideActivations / 2 / kTileRows;
+}
 
 static bool any_linear(const Packed&, int, int) { return true; }
-static const LinearKernel kLinears[] = {{"general", any_linear, linear}, {"planes", planes_support, planes_linear}};
-// Measured on Zen 3: codes of 4 bits gain from two rows on; of 8 bits, two planes cost as much as signed products until unpacking is shared by many
-static int usual_linear(const Packed& w, int in_group, int rows) { return rows >= (w.store == Store::Codes4 ? 2 : 24) && planes_support(w, in_group, rows) ? 1 : 0; }
-static size_t linears_scratch_bytes() { return sizeof(PlaneScratch) > linear_scratch_bytes() ? sizeof(PlaneScratch) : linear_scratch_bytes(); }
+static const LinearKernel kLinears[] = {{"general", any_linear, linear}, {"shorts", shorts_support, shorts_linear}, {"wide", wide_support, wide_linear}};
+// Measured on Zen 3 (LOG): codes of 4 bits gain from two rows on; of 8 bits, once several tiles share the widening
+static int usual_linear(const Packed& w, int in_group, int rows) {
+  if (w.store == Store::Codes4) return rows >= 2 && shorts_support(w, in_group, rows) ? 1 : 0;
+  return rows >= 12 && wide_support(w, in_group, rows) ? 2 : 0;
+}
+static size_t linears_scratch_bytes() { return std::max({linear_scratch_bytes(), sizeof(ShortsScratch), sizeof(WideScratch)}); }

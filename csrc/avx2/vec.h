@@ -29,6 +29,9 @@ static inline f32x16 fmadd(f32x16 x, f32x16 y, f32x16 z) { return {_mm256_fmadd_
 static inline __m256 pow2(__m256 n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)); }
 // x * 2^n for n integral lanes in [-126, 127]
 static inline f32x16 scale2(f32x16 x, f32x16 n) { return {_mm256_mul_ps(x.a, pow2(n.a)), _mm256_mul_ps(x.b, pow2(n.b))}; }
+// p times two to the power of the integer in the low bits of t's mantissa, by adding to p's exponent
+static inline __m256 add_exponent(__m256 p, __m256 t) { return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(t), 23))); }
+static inline f32x16 add_exponent(f32x16 p, f32x16 t) { return {add_exponent(p.a, t.a), add_exponent(p.b, t.b)}; }
 static inline float reduce_add(f32x16 x) {
   const __m256 s = _mm256_add_ps(x.a, x.b);
   __m128 t = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));

@@ -31,6 +31,10 @@ static inline f32x16 scale2(f32x16 x, f32x16 n) {
   const __m512i p = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23);
   return {_mm512_mul_ps(x.v, _mm512_castsi512_ps(p))};
 }
+// p times two to the power of the integer in the low bits of t's mantissa, by adding to p's exponent
+static inline f32x16 add_exponent(f32x16 p, f32x16 t) {
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p.v), _mm512_slli_epi32(_mm512_castps_si512(t.v), 23)))};
+}
 static inline float reduce_add(f32x16 x) {  // the tree of avx2/vec.h: 8+8, 4+4, 2+2, 1+1
   const __m256 s = _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
   __m128 t = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));

@@ -1,10 +1,11 @@
 // Writing the paged cache, and attention over it. Included inside a namespace that has vec.h's names and elementwise.inl.h's exp and tanh.
 //
-// Online softmax (arXiv 2205.14135) over whole pages in ascending order: page boundaries are absolute, so a query's sum has the same
-// terms in the same order however its prompt was chunked and whatever else is in the batch. Keys lie [head_dim][kPage], so vector lanes
+// Online softmax (arXiv 2205.14135) over spans of four whole pages in ascending order: their boundaries are absolute, so a query's sum has the
+// same terms in the same order however its prompt was chunked and whatever else is in the batch. Keys lie [head_dim][kPage], so vector lanes
 // are tokens; values lie [kPage][head_dim], so lanes are dimensions.
 
 constexpr int kRows = 6;        // query rows worked on together: 12 accumulators of 8 lanes on AVX2
+constexpr int kSpan = 4 * kPage;  // tokens between two looks at the maximum
 constexpr int kBlockRows = 48;  // query rows (tokens x heads of one group) in a work item
 
 static float absmax(const float* x, int n) {
@@ -77,50 +78,91 @@ static void widen(CacheType type, const void* from, int64_t at, int count, float
   }
 }
 
-// s[r][0..32) = sum over d of q[r][d] * k[d][0..32), d ascending
-template <int R>
-static inline void score_rows(const float* const* q, const float* k, int dim, float* s) {
-  for (int half = 0; half < kPage; half += 16) {
-    f32x16 acc[R];
-    for (int r = 0; r < R; r++) acc[r] = zero();
-    for (int d = 0; d < dim; d++) {
-      const f32x16 lane = load(k + d * kPage + half);
-      for (int r = 0; r < R; r++) acc[r] = fmadd(set1(q[r][d]), lane, acc[r]);
-    }
-    for (int r = 0; r < R; r++) store(s + r * kPage + half, acc[r]);
+static inline f32x16 lanes_of(const float* p) { return load(p); }
+static inline f32x16 lanes_of(const uint16_t* p) { return load_bf16(p); }
+static inline f32x16 lanes_of(const int8_t* p) { return load_i8(p); }
+
+static inline int element_size(CacheType type) { return type == CacheType::F32 ? 4 : type == CacheType::BF16 ? 2 : 1; }
+static inline void fetch(const char* p, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) prefetch(p + i);
+}
+
+// s[r][0..32) = sum over d of q[d][r] * k[d][0..32), d ascending; W: vectors of sixteen tokens at a time
+template <int R, int W, class T>
+static inline void score_rows(const float* q, const T* k, int dim, float* s) {
+  for (int from = 0; from < kPage; from += 16 * W) {
+    f32x16 acc[R][W];
+    for (int r = 0; r < R; r++) for (int i = 0; i < W; i++) acc[r][i] = zero();
+    for (int d = 0; d < dim; d++)
+      for (int i = 0; i < W; i++) {
+        const f32x16 lane = lanes_of(k + d * kPage + from + 16 * i);
+        for (int r = 0; r < R; r++) acc[r][i] = fmadd(set1(q[d * R + r]), lane, acc[r][i]);
+      }
+    for (int r = 0; r < R; r++) for (int i = 0; i < W; i++) store(s + r * kSpan + from + 16 * i, acc[r][i]);
   }
 }
 
-// o[r][0..dim) = o[r] * alpha[r] + sum over t < tokens of p[r][t] * v[t], t ascending; o has rows of `stride`
-template <int R>
-static inline void mix_rows(const float* p, const float* alpha, const float* v, int dim, int tokens, float* o, int64_t stride) {
-  for (int d = 0; d < dim; d += 16) {
-    const int n = dim - d < 16 ? dim - d : 16;
-    f32x16 acc[R];
-    for (int r = 0; r < R; r++) acc[r] = mul(load(o + r * stride + d), set1(alpha[r]));
-    for (int t = 0; t < tokens; t++) {
-      const f32x16 value = n == 16 ? load(v + t * dim + d) : load_n(v + t * dim + d, n);
-      for (int r = 0; r < R; r++) acc[r] = fmadd(set1(p[r * kPage + t]), value, acc[r]);
+// o[r][0..dim) = o[r] * alpha[r] + sum over t < tokens of p[r][t] * v[t], t ascending; o has rows of `stride`. First: alpha counts.
+template <int R, int W, bool First, class T>
+static inline void mix_lanes(const float* p, const float* alpha, const T* v, int dim, int tokens, float* o, int64_t stride) {
+  f32x16 acc[R][W];
+  for (int r = 0; r < R; r++)
+    for (int i = 0; i < W; i++) {
+      acc[r][i] = load(o + r * stride + 16 * i);
+      if (First) acc[r][i] = mul(acc[r][i], set1(alpha[r]));
     }
-    for (int r = 0; r < R; r++) store(o + r * stride + d, acc[r]);
-  }
+  for (int t = 0; t < tokens; t++)
+    for (int i = 0; i < W; i++) {
+      const f32x16 value = lanes_of(v + int64_t(t) * dim + 16 * i);
+      for (int r = 0; r < R; r++) acc[r][i] = fmadd(set1(p[r * kSpan + t]), value, acc[r][i]);
+    }
+  for (int r = 0; r < R; r++) for (int i = 0; i < W; i++) store(o + r * stride + 16 * i, acc[r][i]);
+}
+template <int R, int W, bool First, class T>
+static inline void mix_rows(const float* p, const float* alpha, const T* v, int dim, int tokens, float* o, int64_t stride) {
+  int d = 0;
+  for (; d + 16 * W <= dim; d += 16 * W) mix_lanes<R, W, First>(p, alpha, v + d, dim, tokens, o + d, stride);
+  for (; d < dim; d += 16) mix_lanes<R, 1, First>(p, alpha, v + d, dim, tokens, o + d, stride);
 }
 
-template <template <int> class F, class... A>
-static inline void by_rows(int rows, A... args) {
+// Rows by the most that registers hold: few rows take more lanes each
+template <class T>
+static void scores(int rows, const float* q, const T* k, int dim, float* s) {
   switch (rows) {
-    case 1: F<1>::go(args...); break;
-    case 2: F<2>::go(args...); break;
-    case 3: F<3>::go(args...); break;
-    case 4: F<4>::go(args...); break;
-    case 5: F<5>::go(args...); break;
-    default: F<6>::go(args...); break;
+    case 1: score_rows<1, 2>(q, k, dim, s); break;
+    case 2: score_rows<2, 2>(q, k, dim, s); break;
+    case 3: score_rows<3, 1>(q, k, dim, s); break;
+    case 4: score_rows<4, 1>(q, k, dim, s); break;
+    case 5: score_rows<5, 1>(q, k, dim, s); break;
+    default: score_rows<6, 1>(q, k, dim, s); break;
   }
 }
-template <int R> struct Score { static void go(const float* const* q, const float* k, int dim, float* s) { score_rows<R>(q, k, dim, s); } };
-template <int R> struct Mix {
-  static void go(const float* p, const float* alpha, const float* v, int dim, int tokens, float* o, int64_t stride) { mix_rows<R>(p, alpha, v, dim, tokens, o, stride); }
-};
+template <bool First, class T>
+static void mix(int rows, const float* p, const float* alpha, const T* v, int dim, int tokens, float* o, int64_t stride) {
+  switch (rows) {
+    case 1: mix_rows<1, 4, First>(p, alpha, v, dim, tokens, o, stride); break;
+    case 2: mix_rows<2, 2, First>(p, alpha, v, dim, tokens, o, stride); break;
+    case 3: mix_rows<3, 1, First>(p, alpha, v, dim, tokens, o, stride); break;
+    case 4: mix_rows<4, 1, First>(p, alpha, v, dim, tokens, o, stride); break;
+    case 5: mix_rows<5, 1, First>(p, alpha, v, dim, tokens, o, stride); break;
+    default: mix_rows<6, 1, First>(p, alpha, v, dim, tokens, o, stride); break;
+  }
+}
+
+// e^x for x <= 0, within 2 ulp down to e^-86, below which it stays; NaN stays NaN. t holds n = round(x log2 e) in the low bits of its mantissa.
+static inline f32x16 exp_below_zero(f32x16 x) {
+  x = max(set1(-86.f), x);
+  const f32x16 magic = set1(12582912.f), t = fmadd(x, set1(1.44269504088896341f), magic), n = sub(t, magic);
+  f32x16 r = fmadd(n, set1(-0.693359375f), x);
+  r = fmadd(n, set1(2.12194440e-4f), r);
+  f32x16 p = set1(1.9875691500e-4f);
+  p = fmadd(p, r, set1(1.3981999507e-3f));
+  p = fmadd(p, r, set1(8.3334519073e-3f));
+  p = fmadd(p, r, set1(4.1665795894e-2f));
+  p = fmadd(p, r, set1(1.6666665459e-1f));
+  p = fmadd(p, r, set1(5.0000001201e-1f));
+  return add_exponent(fmadd(p, mul(r, r), add(r, set1(1.f))), t);
+}
 
 static inline int group_of(const AttentionCall& c) { return c.heads / c.cache->kv_heads; }
 static inline int block_tokens(const AttentionCall& c) { const int g = group_of(c); return g >= kBlockRows ? 1 : kBlockRows / g; }
@@ -136,7 +178,61 @@ int attention_items(const AttentionCall& call) {
 
 size_t attention_scratch_bytes(const AttentionCall& call) {
   const size_t rows = size_t(block_tokens(call)) * size_t(group_of(call)), dim = size_t(padded_dim(call));
-  return sizeof(float) * (rows * dim + rows * kPage + 3 * rows + 2 * kPage * dim) + sizeof(float*) * rows + 256;
+  return sizeof(float) * (2 * rows * dim + rows * kSpan + 3 * rows + 2 * kPage * dim) + 256;
+}
+
+// What one work item holds while it walks over the pages
+struct Walk {
+  int rows, first, group, base, span_start;  // base + (row index) = position of a token
+  float *q, *o, *p, *best, *sum, *alpha, *keys, *values;
+};
+
+// Turns the scores of a span, lanes [from, to) of it, into weights, and updates the row's maximum, sum and alpha
+static inline void soften(const AttentionCall& c, const Walk& w, int r, int from, int to, const float* k_scale[kSpan / kPage], const float* v_scale[kSpan / kPage]) {
+  const int position = w.base + w.first + r / w.group;
+  float* row = w.p + int64_t(r) * kSpan;
+  int high = position - w.span_start + 1, low = c.window > 0 ? position - c.window + 1 - w.span_start : from;  // visible lanes [low, high)
+  if (high > to) high = to;
+  if (low < from) low = from;
+  w.alpha[r] = 1.f;
+  if (low >= high) {  // nothing of this span: the row's state stays as it is
+    std::memset(row + from, 0, sizeof(float) * size_t(to - from));
+    return;
+  }
+  const f32x16 factor = set1(c.scale);
+  f32x16 largest = set1(-INFINITY);
+  for (int i = from; i < to; i += 16) {
+    f32x16 a = mul(load(row + i), factor);
+    if (c.cache->k_type == CacheType::I8) a = mul(a, load(k_scale[i / kPage] + i % kPage));
+    if (c.softcap > 0.f) a = mul(set1(c.softcap), tanh(mul(a, set1(1.f / c.softcap))));
+    if (i < low || i + 16 > high) {
+      store(row + i, a);
+      for (int t = i; t < i + 16; t++) if (t < low || t >= high) row[t] = -INFINITY;
+      a = load(row + i);
+    }
+    store(row + i, a);
+    largest = max(largest, a);
+  }
+  float top = reduce_max(largest);
+  if (w.best[r] > top) top = w.best[r];
+  const f32x16 shift = set1(top);
+  f32x16 total = zero();
+  for (int i = from; i < to; i += 16) {
+    f32x16 e = exp_below_zero(sub(load(row + i), shift));
+    if (i < low || i + 16 > high) {
+      store(row + i, e);
+      for (int t = i; t < i + 16; t++) if (t < low || t >= high) row[t] = 0.f;
+      e = load(row + i);
+    }
+    total = add(total, e);
+    if (c.cache->v_type == CacheType::I8) e = mul(e, load_n(v_scale[i / kPage] + i % kPage, high - i));  // scales behind `high` may be stale
+    store(row + i, e);
+  }
+  if (w.best[r] != top) {
+    if (w.sum[r] > 0.f) { float lane[16]; store(lane, exp_below_zero(set1(w.best[r] - top))); w.alpha[r] = lane[0]; }
+    w.best[r] = top;
+  }
+  w.sum[r] = w.sum[r] * w.alpha[r] + reduce_add(total);
 }
 
 void attention(const AttentionCall& call, int item, void* scratch) {
@@ -153,94 +249,87 @@ void attention(const AttentionCall& call, int item, void* scratch) {
   }
   const int first = step.starts[s] + which * block, last = first + block < step.starts[s + 1] ? first + block : step.starts[s + 1];
   const int rows = (last - first) * group;
-  const int base = step.lengths[s] - (step.starts[s + 1] - step.starts[s]) - step.starts[s];  // row -> position of its token
-
-  float* o = static_cast<float*>(scratch);
-  float* p = o + int64_t(rows) * wide;
-  float* best = p + int64_t(rows) * kPage;
-  float* sum = best + rows;
-  float* alpha = sum + rows;
-  float* keys = alpha + rows;
-  keys = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(keys) + 63) & ~uintptr_t(63));
-  float* values = keys + int64_t(kPage) * wide;
-  const float** q = reinterpret_cast<const float**>(values + int64_t(kPage) * wide);
+  Walk w;
+  w.rows = rows;
+  w.first = first;
+  w.group = group;
+  w.base = step.lengths[s] - (step.starts[s + 1] - step.starts[s]) - step.starts[s];
+  w.o = static_cast<float*>(scratch);
+  w.p = w.o + int64_t(rows) * wide;
+  w.keys = w.p + int64_t(rows) * kSpan;
+  w.values = w.keys + int64_t(kPage) * wide;
+  w.q = w.values + int64_t(kPage) * wide;
+  w.best = w.q + int64_t(rows) * wide;
+  w.sum = w.best + rows;
+  w.alpha = w.sum + rows;
   for (int r = 0; r < rows; r++) {
-    best[r] = -INFINITY;
-    sum[r] = 0.f;
-    q[r] = call.q + int64_t(first + r / group) * call.q_stride + int64_t(head * group + r % group) * dim;
+    w.best[r] = -INFINITY;
+    w.sum[r] = 0.f;
+    // Queries of a tile lie [dim][rows], so that one pointer walks over them
+    const float* from = call.q + int64_t(first + r / group) * call.q_stride + int64_t(head * group + r % group) * dim;
+    const int tile = r / kRows * kRows, n = rows - tile < kRows ? rows - tile : kRows;
+    float* to = w.q + int64_t(tile) * dim + (r - tile);
+    for (int d = 0; d < dim; d++) to[d * n] = from[d];
   }
-  std::memset(o, 0, sizeof(float) * size_t(rows) * size_t(wide));
+  std::memset(w.o, 0, sizeof(float) * size_t(rows) * size_t(wide));
 
-  const int newest = base + last - 1;                                     // position of the last query token
-  const int oldest = call.window > 0 && base + first - call.window + 1 > 0 ? base + first - call.window + 1 : 0;
-  const f32x16 factor = set1(call.scale);
-  for (int page = oldest / kPage; page <= newest / kPage; page++) {
-    const int64_t cell = int64_t(step.tables[int64_t(s) * step.table_stride + page]) * cache.kv_heads + head;
-    const int start = page * kPage;
-    const int tokens = step.lengths[s] - start < kPage ? step.lengths[s] - start : kPage;  // written ones; the rest is stale
-    const float* k = keys;
-    const float* v = values;
-    if (cache.k_type == CacheType::F32) k = static_cast<const float*>(cache.k) + cell * dim * kPage;
-    else widen(cache.k_type, cache.k, cell * dim * kPage, dim * kPage, keys);
-    if (cache.v_type == CacheType::F32) v = static_cast<const float*>(cache.v) + cell * dim * kPage;
-    else widen(cache.v_type, cache.v, cell * dim * kPage, dim * tokens, values);
-
-    for (int r0 = 0; r0 < rows; r0 += kRows) {
-      const int n = rows - r0 < kRows ? rows - r0 : kRows;
-      by_rows<Score>(n, q + r0, k, dim, p + int64_t(r0) * kPage);
-    }
-    for (int r = 0; r < rows; r++) {
-      const int position = base + first + r / group;
-      float* row = p + int64_t(r) * kPage;
-      int high = position - start + 1, low = call.window > 0 ? position - call.window + 1 - start : 0;  // visible lanes [low, high)
-      if (high > kPage) high = kPage;
-      if (low < 0) low = 0;
-      alpha[r] = 1.f;
-      if (low >= high) {  // nothing of this page: the row's state stays as it is
-        std::memset(row, 0, sizeof(float) * kPage);
-        continue;
+  const bool direct = rows <= kRows && dim % 16 == 0;  // one tile: the cache is widened as it is read
+  const int newest = w.base + last - 1;                // position of the last query token
+  const int oldest = call.window > 0 && w.base + first - call.window + 1 > 0 ? w.base + first - call.window + 1 : 0;
+  constexpr int kSpanPages = kSpan / kPage;
+  for (int span = oldest / kSpan; span <= newest / kSpan; span++) {
+    const int page0 = std::max(span * kSpanPages, oldest / kPage), page1 = std::min(span * kSpanPages + kSpanPages - 1, newest / kPage);
+    const float *k_scale[kSpanPages] = {}, *v_scale[kSpanPages] = {};
+    int64_t cells[kSpanPages];
+    w.span_start = span * kSpan;
+    for (int page = page0; page <= page1; page++) {
+      const int at = page - span * kSpanPages;
+      const int64_t cell = cells[at] = int64_t(step.tables[int64_t(s) * step.table_stride + page]) * cache.kv_heads + head;
+      if (cache.k_type == CacheType::I8) k_scale[at] = cache.k_scale + cell * kPage;
+      if (cache.v_type == CacheType::I8) v_scale[at] = cache.v_scale + cell * kPage;
+      if (direct && page < newest / kPage) {  // few rows wait for memory: the next page is fetched meanwhile
+        const int64_t next = (int64_t(step.tables[int64_t(s) * step.table_stride + page + 1]) * cache.kv_heads + head) * dim * kPage;
+        fetch(static_cast<const char*>(cache.k) + next * element_size(cache.k_type), size_t(dim) * kPage * element_size(cache.k_type));
+        fetch(static_cast<const char*>(cache.v) + next * element_size(cache.v_type), size_t(dim) * kPage * element_size(cache.v_type));
       }
-      f32x16 a = mul(load(row), factor), b = mul(load(row + 16), factor);
-      if (cache.k_type == CacheType::I8) { a = mul(a, load(cache.k_scale + cell * kPage)); b = mul(b, load(cache.k_scale + cell * kPage + 16)); }
-      if (call.softcap > 0.f) {
-        const f32x16 cap = set1(call.softcap), inverse = set1(1.f / call.softcap);
-        a = mul(cap, tanh(mul(a, inverse)));
-        b = mul(cap, tanh(mul(b, inverse)));
-      }
-      store(row, a);
-      store(row + 16, b);
-      for (int t = 0; t < low; t++) row[t] = -INFINITY;
-      for (int t = high; t < kPage; t++) row[t] = -INFINITY;
-      a = load(row);
-      b = load(row + 16);
-      float top = reduce_max(max(a, b));
-      if (best[r] > top) top = best[r];
-      const f32x16 shift = set1(top);
-      store(row, exp(sub(a, shift)));
-      store(row + 16, exp(sub(b, shift)));
-      for (int t = 0; t < low; t++) row[t] = 0.f;
-      for (int t = high; t < kPage; t++) row[t] = 0.f;
-      a = load(row);
-      b = load(row + 16);
-      if (best[r] != top) {
-        if (sum[r] > 0.f) { float lane[16]; store(lane, exp(set1(best[r] - top))); alpha[r] = lane[0]; }
-        best[r] = top;
-      }
-      sum[r] = sum[r] * alpha[r] + reduce_add(add(a, b));
-      if (cache.v_type == CacheType::I8) {
-        const int written = high;  // scales behind it may be stale
-        store(row, mul(a, load_n(cache.v_scale + cell * kPage, written)));
-        store(row + 16, mul(b, load_n(cache.v_scale + cell * kPage + 16, written - 16)));
+      float* p = w.p + at * kPage;
+      const auto score = [&](const auto* k) {
+        for (int r = 0; r < rows; r += kRows) scores(rows - r < kRows ? rows - r : kRows, w.q + int64_t(r) * dim, k, dim, p + int64_t(r) * kSpan);
+      };
+      const int64_t offset = cell * dim * kPage;
+      if (cache.k_type == CacheType::F32) score(static_cast<const float*>(cache.k) + offset);
+      else if (direct && cache.k_type == CacheType::BF16) score(static_cast<const uint16_t*>(cache.k) + offset);
+      else if (direct) score(static_cast<const int8_t*>(cache.k) + offset);
+      else {
+        widen(cache.k_type, cache.k, offset, dim * kPage, w.keys);
+        score(static_cast<const float*>(w.keys));
       }
     }
-    for (int r0 = 0; r0 < rows; r0 += kRows) {
-      const int n = rows - r0 < kRows ? rows - r0 : kRows;
-      by_rows<Mix>(n, p + int64_t(r0) * kPage, alpha + r0, v, dim, tokens, o + int64_t(r0) * wide, int64_t(wide));
+    for (int r = 0; r < rows; r++) soften(call, w, r, page0 * kPage - w.span_start, (page1 + 1) * kPage - w.span_start, k_scale, v_scale);
+    for (int page = page0; page <= page1; page++) {
+      const int start = page * kPage, at = page - span * kSpanPages;
+      const int tokens = step.lengths[s] - start < kPage ? step.lengths[s] - start : kPage;  // written ones; the rest is stale
+      const float* p = w.p + at * kPage;
+      const auto blend = [&](const auto* v) {
+        for (int r = 0; r < rows; r += kRows) {
+          const int n = rows - r < kRows ? rows - r : kRows;
+          if (page == page0) mix<true>(n, p + int64_t(r) * kSpan, w.alpha + r, v, dim, tokens, w.o + int64_t(r) * wide, int64_t(wide));
+          else mix<false>(n, p + int64_t(r) * kSpan, w.alpha + r, v, dim, tokens, w.o + int64_t(r) * wide, int64_t(wide));
+        }
+      };
+      const int64_t offset = cells[at] * dim * kPage;
+      if (cache.v_type == CacheType::F32 && dim % 16 == 0) blend(static_cast<const float*>(cache.v) + offset);
+      else if (direct && cache.v_type == CacheType::BF16) blend(static_cast<const uint16_t*>(cache.v) + offset);
+      else if (direct) blend(static_cast<const int8_t*>(cache.v) + offset);
+      else {
+        widen(cache.v_type, cache.v, offset, dim * tokens, w.values);
+        blend(static_cast<const float*>(w.values));
+      }
     }
   }
   for (int r = 0; r < rows; r++) {
     float* y = call.y + int64_t(first + r / group) * call.y_stride + int64_t(head * group + r % group) * dim;
-    const f32x16 inverse = set1(1.f / sum[r]);
-    for (int d = 0; d < dim; d += 16) store_n(y + d, mul(load(o + int64_t(r) * wide + d), inverse), dim - d < 16 ? dim - d : 16);
+    const f32x16 inverse = set1(1.f / w.sum[r]);
+    for (int d = 0; d < dim; d += 16) store_n(y + d, mul(load(w.o + int64_t(r) * wide + d), inverse), dim - d < 16 ? dim - d : 16);
   }
 }

@@ -1,6 +1,7 @@
 // All kernels of one instruction set. Included by <isa>/kernels.cpp after its dots.h, with OCTAVO_ISA set to the name of its folder and
 // namespace, and OCTAVO_LINEARS to a file with its list of linear kernels when it has more than the general ones (which may name a larger
 // OCTAVO_LINEAR_SCRATCH); what lies in this folder is written over the names of vec.h and dots.h and compiled once per set, with that set's flags.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 

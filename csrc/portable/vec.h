@@ -31,6 +31,11 @@ static inline f32x16 scale2(f32x16 x, f32x16 n) {
   LANES { const uint32_t b = static_cast<uint32_t>(static_cast<int32_t>(n.v[i] == n.v[i] ? n.v[i] : 0.f) + 127) << 23; float s; std::memcpy(&s, &b, 4); x.v[i] *= s; }
   return x;
 }
+// p times two to the power of the integer in the low bits of t's mantissa, by adding to p's exponent
+static inline f32x16 add_exponent(f32x16 p, f32x16 t) {
+  LANES { uint32_t a, b; std::memcpy(&a, &p.v[i], 4); std::memcpy(&b, &t.v[i], 4); a += b << 23; std::memcpy(&p.v[i], &a, 4); }
+  return p;
+}
 static inline float reduce_add(f32x16 a) {  // the tree of the vector versions: 8+8, 4+4, 2+2, 1+1
   for (int w = 8; w; w /= 2) for (int i = 0; i < w; i++) a.v[i] += a.v[i + w];
   return a.v[0];

@@ -40,11 +40,17 @@ SHAPES = [(64, 576), (17, 31), (1, 1), (40, 1536), (16, 130), (33, 2112)]
 ROW = 1 << 24  # one scale of int8 activations for a whole row
 
 
-def multiply(packed: layouts.Packed, x: np.ndarray, isa: str, group: int) -> np.ndarray:
+def multiply(packed: layouts.Packed, x: np.ndarray, isa: str, group: int, kernel: str = "") -> np.ndarray:
     """group: of int8 activations, 0 for float ones."""
     y = np.full((len(x), packed.meta.n), 7, np.float32)
-    _native.linear_once(NativeWeight(packed, INT8).native, np.ascontiguousarray(x), y, isa, group)
+    _native.linear_once(NativeWeight(packed, INT8).native, np.ascontiguousarray(x), y, isa, group, kernel=kernel)
     return y
+
+
+def special(isa: str, packed: layouts.Packed, group: int, rows: int) -> list[str]:
+    """The kernels beside the general one that take this problem."""
+    weight = NativeWeight(packed, INT8).native
+    return [name for name in _native.linear_kernels(isa)[1:] if _native.linear_supported(weight, isa, group, rows, name)]
 
 
 def rounded(x: np.ndarray, group: int = ROW) -> np.ndarray:
@@ -80,6 +86,34 @@ def test_against_float64(isa: str, name: str, group: int) -> None:
             assert np.array_equal(multiply(packed, x[rows], isa, group), y[rows])
 
 
+@pytest.mark.parametrize("group", [0, ROW, 128, 64, 32], ids=["float", "int8", "int8 g128", "int8 g64", "int8 g32"])
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("isa", ISAS)
+def test_all_kernels_of_an_instruction_set_give_the_same_bits(isa: str, name: str, group: int) -> None:
+    for seed, (n, k) in enumerate([(64, 576), (17, 31), (40, 1536), (33, 2112)]):
+        rng = np.random.default_rng(seed)
+        packed = layouts.pack(qtensor.quantize(rng.standard_normal((n, k)).astype(np.float32), SPECS[name]))
+        x = rng.standard_normal((263, k)).astype(np.float32) * np.float32(10.0) ** rng.integers(-6, 6, (263, 1))
+        x[5], x[7, 3], x[9, k // 2], x[11, :: 2] = 0, np.nan, np.inf, -1e30
+        for rows in [*range(1, 14), 31, 263]:
+            for kernel in special(isa, packed, group, rows):
+                expected = multiply(packed, x[:rows], isa, group, "general")
+                assert np.array_equal(multiply(packed, x[:rows], isa, group, kernel), expected, equal_nan=True), (kernel, n, k, rows)
+
+
+def test_the_presets_have_kernels_of_their_own_on_avx2() -> None:
+    if "avx2" not in ISAS:
+        pytest.fail("these tests need a CPU with AVX2")
+    rng = np.random.default_rng(0)
+    for name, kernel in (("int4 g64", "shorts"), ("int8 g64", "wide")):
+        packed = layouts.pack(qtensor.quantize(rng.standard_normal((64, 576)).astype(np.float32), SPECS[name]))
+        assert kernel in special("avx2", packed, 64, 16) and not special("avx2", packed, 0, 16)
+    with pytest.raises(ValueError, match="no kernel nonsense"):
+        multiply(packed, np.ones((2, 576), np.float32), "avx2", 64, "nonsense")
+    with pytest.raises(ValueError, match="does not support"):
+        multiply(packed, np.ones((2, 576), np.float32), "avx2", 64, "shorts")
+
+
 @pytest.mark.parametrize("name", ["int8 channel", "int8 g64", "int4 g64", "int4 g32 zeros", "nf4 g64"])
 def test_integer_paths_agree_between_instruction_sets(name: str) -> None:
     rng = np.random.default_rng(1)
@@ -100,10 +134,16 @@ def test_extremes_do_not_saturate(isa: str) -> None:
         x[1] = -1
         x[2, ::2] = -1
         expected = rounded(x) @ np.full((k, n), float(code))
-        np.testing.assert_allclose(multiply(layouts.pack(q), x, isa, ROW), expected, rtol=1e-6, atol=1e-2)
+        packed = layouts.pack(q)
+        for kernel in ("general", *special(isa, packed, 64, 5)):
+            np.testing.assert_allclose(multiply(packed, x, isa, ROW if kernel == "general" else 64, kernel), expected, rtol=1e-6, atol=1e-2)
     low = qtensor.QTensor(np.full((n, k), 15, np.uint8), np.ones((n, k // 64), np.float32), TensorSpec("int4", "group", 64, symmetric=False), (n, k),
                           zeros=np.zeros((n, k // 64), np.float32))
-    np.testing.assert_allclose(multiply(layouts.pack(low), np.ones((5, k), np.float32), isa, ROW), 15.0 * k, rtol=1e-6)
+    packed = layouts.pack(low)
+    for kernel in ("general", *special(isa, packed, 64, 5)):
+        for sign in (1, -1):
+            x = np.full((7, k), sign, np.float32)
+            np.testing.assert_allclose(multiply(packed, x, isa, ROW if kernel == "general" else 64, kernel), sign * 15.0 * k, rtol=1e-6)
 
 
 @pytest.mark.parametrize("isa", ISAS)
