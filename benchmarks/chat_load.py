@@ -44,6 +44,7 @@ REQUESTS = ("and I wonder how long I may keep it if somebody at the branch in th
             "but the card is lost and there is a fine on it from the summer; what do I have to bring to the desk?")
 
 FIRST_TEXT = re.compile(rb'"content": ?"[^"]')
+END = b"\r\n0\r\n\r\n"  # the chunk that ends a body, after the one before
 TAIL = 4096  # bytes of an answer that are kept: its end holds the usage
 
 
@@ -80,7 +81,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.done: asyncio.Future[None] | None = None
         self.first = 0.0
-        self.head = b""
+        self.head = self.last = b""
         self.tail: deque[bytes] = deque()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -97,7 +98,8 @@ class Connection(asyncio.Protocol):
         self.tail.append(data)
         if len(self.tail) > 1 and sum(map(len, self.tail)) - len(self.tail[0]) > TAIL:
             self.tail.popleft()
-        if data.endswith(b"\r\n0\r\n\r\n") or data == b"0\r\n\r\n":     # the chunk that ends the body
+        self.last = (self.last + data)[-len(END):] if len(data) < len(END) else data
+        if self.last.endswith(END):
             self._end(None)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -112,7 +114,7 @@ class Connection(asyncio.Protocol):
 
     async def ask(self, host: str, data: bytes, tokens: int) -> Visit:
         assert self.transport is not None
-        self.first, self.head, self.done = 0.0, b"", asyncio.get_running_loop().create_future()
+        self.first, self.head, self.last, self.done = 0.0, b"", b"", asyncio.get_running_loop().create_future()
         self.tail.clear()
         began = time.perf_counter()
         self.transport.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"

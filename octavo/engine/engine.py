@@ -10,7 +10,6 @@ import os
 import threading
 import time
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -60,6 +59,8 @@ class Engine:
         self._cancels: deque[Ticket] = deque()
         self._live: dict[Ticket, list[Sequence]] = {}
         self._touched: dict[Ticket, None] = {}            # tickets that got a delta in this step
+        self._made = 0                                    # tokens of this step
+        self._gaps: dict[float, int] = {}                 # time of their last token -> how many choices got one now
         self._wakeup = threading.Event()
         self._stopping = self._halt = False
         self._thread: threading.Thread | None = None
@@ -217,7 +218,8 @@ class Engine:
 
     def _compute(self, chunks: list[Chunk]) -> None:
         for chunk in chunks:
-            self._note_admission(chunk.sequence)
+            if not chunk.sequence.counted:
+                self._note_admission(chunk.sequence)
         began = time.perf_counter()
         logits, owned = self._runner.forward(chunks)
         self.telemetry.forward_seconds.observe(time.perf_counter() - began)
@@ -225,9 +227,12 @@ class Engine:
         best = logits.argmax(axis=1) if len(logits) else np.zeros(0, np.int64)
         # argmax finds a NaN first of all, so one look at the largest value of each row tells whether the row is sound.
         sound = np.isfinite(logits[np.arange(len(best)), best])
+        all_sound, tokens = bool(sound.all()), best.tolist()
+        self._gaps.clear()
+        self._made = 0
         for chunk, rows in zip(chunks, owned, strict=True):
             sequence = chunk.sequence
-            if not sound[rows].all():
+            if not all_sound and not sound[rows].all():
                 self.telemetry.nan_failures.add()
                 self._finish(sequence, Finish.ERROR, error="the model's output is not a number", doubtful=True)
                 continue
@@ -235,11 +240,15 @@ class Engine:
                 self._score_prompt(chunk, logits[rows])
             self._scheduler.advance(chunk)
             if sequence.remaining == 0:
-                self._prefilled(sequence)
+                if not sequence.prefilled:
+                    self._prefilled(sequence)
                 if sequence.limit <= sequence.prompt_length:
                     self._finish(sequence, Finish.LENGTH)     # max_tokens = 0: only the prompt was wanted
                 else:
-                    self._sample(sequence, logits[rows.stop - 1], int(best[rows.stop - 1]), now)
+                    self._sample(sequence, logits[rows.stop - 1], tokens[rows.stop - 1], now)
+        self.telemetry.generated_tokens.add(self._made)
+        for before, times in self._gaps.items():
+            self.telemetry.token_gap_seconds.observe(now - before, times)
 
     def _sample(self, sequence: Sequence, row: np.ndarray, best: int, now: float) -> None:
         """Draw the next token, append it, and hand out what it makes certain."""
@@ -260,9 +269,9 @@ class Engine:
         if index == 0:
             self.telemetry.first_token_seconds.observe(now - sequence.submitted)
         else:
-            self.telemetry.token_gap_seconds.observe(now - sequence.last_token)
+            self._gaps[sequence.last_token] = self._gaps.get(sequence.last_token, 0) + 1
         sequence.last_token = now
-        self.telemetry.generated_tokens.add()
+        self._made += 1
         top = sequence.sampling.logprobs
         logprobs = () if top is None else (token_logprob(row, token, top, self._work),)
         finish = output.finish
@@ -285,12 +294,11 @@ class Engine:
                 sequence.prompt_logprobs.append(token_logprob(row, sequence.tokens[following], top, self._work))
 
     def _note_admission(self, sequence: Sequence) -> None:
-        if not sequence.counted:
-            sequence.counted = True
-            with self._lock:
-                self._queued -= 1
-            self.telemetry.prompt_tokens.add(sequence.prompt_length)
-            self.telemetry.cached_tokens.add(sequence.cached_tokens)
+        sequence.counted = True
+        with self._lock:
+            self._queued -= 1
+        self.telemetry.prompt_tokens.add(sequence.prompt_length)
+        self.telemetry.cached_tokens.add(sequence.cached_tokens)
 
     def _prefilled(self, sequence: Sequence) -> None:
         """The prompt's pages can be shared now: let the other choices of the request follow, before anyone else."""
@@ -328,7 +336,7 @@ class Engine:
     def _put(self, sequence: Sequence, delta: Delta) -> None:
         if not sequence.opened:
             sequence.opened = True
-            delta = replace(delta, cached_tokens=sequence.cached_tokens, prompt_logprobs=tuple(sequence.prompt_logprobs))
+            delta = delta._replace(cached_tokens=sequence.cached_tokens, prompt_logprobs=tuple(sequence.prompt_logprobs))
         sequence.ticket.put(delta)
         self._touched[sequence.ticket] = None
 

@@ -12,6 +12,7 @@ from .scheduler import Chunk
 if TYPE_CHECKING:
     from ..cache import KVPool
     from ..loading import LoadedModel
+    from .sequence import Sequence
 
 
 class Runner:
@@ -31,27 +32,28 @@ class Runner:
 
     def step(self, chunks: list[Chunk]) -> tuple[Step, list[slice]]:
         size = len(chunks)
-        counts = np.fromiter((c.count for c in chunks), np.int32, size)
-        before = np.fromiter((c.sequence.computed for c in chunks), np.int32, size)
+        counts = np.array([c.count for c in chunks], np.int32)
+        before = np.array([c.sequence.computed for c in chunks], np.int32)
         starts = np.zeros(size + 1, np.int32)
         np.cumsum(counts, out=starts[1:])
         lengths = before + counts
-        tables = np.zeros((size, int(-(-lengths.max() // PAGE))), np.int32)
+        tables = np.zeros((size, -(-int(lengths.max()) // PAGE)), np.int32)
         tokens: list[int] = []
         select: list[int] = []
         owned: list[slice] = []
         for index, chunk in enumerate(chunks):
-            sequence, start = chunk.sequence, chunk.sequence.computed
-            used = -(-(start + chunk.count) // PAGE)
-            tables[index, :used] = sequence.pages[:used]
-            if chunk.count == 1:
+            sequence, count = chunk.sequence, chunk.count
+            start = sequence.computed
+            used = -(-(start + count) // PAGE)
+            tables[index, :used] = _table(sequence, used)[:used]
+            if count == 1:
                 tokens.append(sequence.tokens[start])
             else:
-                tokens += sequence.tokens[start : start + chunk.count]
+                tokens += sequence.tokens[start : start + count]
             first = len(select)
             if sequence.wants_prompt_logprobs:
                 select += range(starts[index], starts[index + 1])
-            elif chunk.samples:
+            elif start + count == len(sequence.tokens):
                 select.append(len(tokens) - 1)
             owned.append(slice(first, len(select)))
         of_row = np.repeat(np.arange(size, dtype=np.int32), counts)
@@ -61,3 +63,15 @@ class Runner:
             tokens=np.array(tokens, np.int32), positions=positions, slots=slots, starts=starts, lengths=lengths, tables=tables,
             select=np.array(select, np.int32),
         ), owned
+
+
+def _table(sequence: Sequence, used: int) -> np.ndarray:
+    """int32 array that begins with the first `used` pages of a sequence. Kept, because converting a list costs as much as all else here."""
+    table = sequence.table
+    if sequence.tabled < used or table is None:
+        if table is None or len(table) < len(sequence.pages):
+            sequence.table = table = np.zeros(2 * len(sequence.pages), np.int32)
+            sequence.tabled = 0
+        table[sequence.tabled : len(sequence.pages)] = sequence.pages[sequence.tabled :]
+        sequence.tabled = len(sequence.pages)
+    return table

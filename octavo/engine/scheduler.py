@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ..cache import PAGE
 from .pages import PagePool
@@ -22,12 +21,13 @@ WORTH = 4  # tokens in common with a page for which its copy is cheaper than com
 ECHO_ROWS = 128  # rows of a step whose logits are all kept because a prompt's log probabilities are wanted: 128 x 50,000 floats = 26 MB
 
 
-@dataclass(frozen=True)
 class Chunk:
     """`count` tokens of a sequence, from its `computed` on."""
 
-    sequence: Sequence
-    count: int
+    __slots__ = ("count", "sequence")
+
+    def __init__(self, sequence: Sequence, count: int) -> None:
+        self.sequence, self.count = sequence, count
 
     @property
     def samples(self) -> bool:
@@ -44,7 +44,7 @@ class Scheduler:
 
     def plan(self) -> list[Chunk]:
         """The chunks of the next step; empty when nothing is left to do."""
-        decoding = [s for s in self.running if s.remaining == 1]
+        decoding = [s for s in self.running if len(s.tokens) - s.computed == 1]
         chunks = [Chunk(s, 1) for s in decoding if s.pages and self._grow(s)]   # no pages: set back by one before it
         left = max(self.budget - len(chunks), PAGE)                             # prompts go on however many decode
         prompts = [s for s in self.running if s.remaining > 1]
@@ -167,4 +167,4 @@ class Scheduler:
 
     def _drop_pages(self, sequence: Sequence) -> None:
         self.pool.release(sequence.pages)
-        sequence.pages, sequence.computed, sequence.published = [], 0, 0
+        sequence.pages, sequence.computed, sequence.published, sequence.tabled = [], 0, 0, 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .request import Request, Sampling, TokenLogprob
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ class Sequence:
     grammar: Grammar | None = None
     computed: int = 0
     pages: list[int] = field(default_factory=list)
+    table: np.ndarray | None = None              # int32: the first `tabled` pages, as steps want them
+    tabled: int = 0
     names: list[bytes] = field(default_factory=list)
     published: int = 0                           # pages that were given a name
     cached_tokens: int = 0                       # prompt tokens found in the prefix cache at first admission
@@ -64,4 +68,4 @@ class Sequence:
 
     @property
     def wants_prompt_logprobs(self) -> bool:
-        return self.choice == 0 and self.request.echo_logprobs and not self.prefilled
+        return not self.prefilled and self.choice == 0 and self.request.echo_logprobs
