@@ -18,7 +18,9 @@ constexpr int kMostPieces = 2048;
 
 struct Piece {
   int k, end;                 // [k, end)
-  int group, row_scale;       // of the weight's scales, of the activations' (row of TileScratch::factors)
+  int steps;                  // tiles
+  int group;                  // of the weight's scales
+  int factors;                // where in TileScratch::factors the block's rows start
   bool opens, closes;         // first, last of its run
 };
 struct TileScratch {
@@ -65,7 +67,6 @@ struct TileWork {
       p.k = k;
       p.end = close < chunk_end ? close : chunk_end;
       p.group = weight_group_at(w, runs, k);
-      p.row_scale = k / runs.in_group;
       p.opens = pieces == 0 || s.pieces[pieces - 1].closes;
       p.closes = p.end == close;
       if (p.k % kStep || p.end % kStep) depth = kSumBlock;
@@ -73,6 +74,7 @@ struct TileWork {
       pieces++;
     }
     s.chunks[chunks] = pieces;
+    for (int i = 0; i < pieces; i++) s.pieces[i].steps = (s.pieces[i].end - s.pieces[i].k) / depth;
   }
   int pairs() const { return half; }
   int panels_of(int pair) const { return panel0 + half + pair < panel1 ? 2 : 1; }
@@ -87,6 +89,7 @@ struct TileWork {
     row_tiles = (count + 15) / 16;
     padded = row_tiles * 16;
     const Activations& in = call.in;
+    for (int i = 0; i < pieces; i++) s.pieces[i].factors = s.pieces[i].k / runs.in_group * padded;
     if (runs.in_varies)
       for (int g = 0; g < in.groups; g++)
         for (int r = 0; r < rows; r++) s.factors[g * padded + r] = in.scale[int64_t(row0 + r) * in.groups + g];
@@ -145,32 +148,36 @@ class TileStream {
     if (done_) return;
     const Piece& piece = t_.s.pieces[piece_];
     int32_t* slot = t_.s.slots[slot_];
-    const int8_t* a = t_.call.in.q + int64_t(t_.row0 + tile_ * 16) * t_.w.kpad + piece.k;
+    const int8_t* a = activations_ + piece.k;
     const uint8_t* b = weights_ + size_t(piece.k - from_) * kPanel;
-    const int steps = (piece.end - piece.k) / t_.depth;
-    if (tile_ * 16 + 16 > t_.rows) product<TileWork::kCRest, TileWork::kARest, TileWork::kARest>(a, b, steps, slot);
-    else if (slot_ & 1) product<TileWork::kC1, TileWork::kA0, TileWork::kA1>(a, b, steps, slot);
-    else product<TileWork::kC0, TileWork::kA0, TileWork::kA1>(a, b, steps, slot);
+    if (rest_) product<TileWork::kCRest, TileWork::kARest, TileWork::kARest>(a, b, piece.steps, slot);
+    else if (slot_ & 1) product<TileWork::kC1, TileWork::kA0, TileWork::kA1>(a, b, piece.steps, slot);
+    else product<TileWork::kC0, TileWork::kA0, TileWork::kA1>(a, b, piece.steps, slot);
     if (tile_ == 0) ahead(piece);
     slot_ = (slot_ + 1) % kSlots;
     if (++piece_ == last_) next();
+  }
+  // The sums of the pieces, in the order they were multiplied: int32 [16 rows][16]
+  inline __attribute__((always_inline)) int32_t* take() {
+    int32_t* slot = t_.s.slots[taken_];
+    taken_ = (taken_ + 1) % kSlots;
+    return slot;
   }
 
  private:
   template <int C, int A, int A2> inline __attribute__((always_inline)) void product(const int8_t* a, const uint8_t* b, int steps, int32_t* slot) {
     const int64_t stride = t_.w.kpad;
-    const int depth = t_.depth;
     tile_zero<C>();
-    int i = 0;
-    for (; i + 2 <= steps; i += 2, a += 2 * depth, b += 2 * depth * kPanel) {
+    const int64_t depth = t_.depth;
+    for (; steps > 1; steps -= 2, a += 2 * depth, b += 2 * kPanel * depth) {
       tile_load<A>(a, stride);
       tile_load<TileWork::kB0>(b, 64);
       tile_dot<C, A, TileWork::kB0>();
       tile_load<A2>(a + depth, stride);
-      tile_load<TileWork::kB1>(b + depth * kPanel, 64);
+      tile_load<TileWork::kB1>(b + kPanel * depth, 64);
       tile_dot<C, A2, TileWork::kB1>();
     }
-    if (i < steps) {
+    if (steps) {
       tile_load<A>(a, stride);
       tile_load<TileWork::kB0>(b, 64);
       tile_dot<C, A, TileWork::kB0>();
@@ -199,7 +206,12 @@ class TileStream {
     next_panels_ = next_pair_ < t_.pairs() ? t_.panels_of(next_pair_) : 0;
     next_from_ = over ? 0 : t_.chunk_start(chunk_ + 1);
     next_end_ = over ? t_.chunk_start(1) : t_.chunk_start(chunk_ + 2);
-    tile_ = 0;
+    enter_tile(0);
+  }
+  void enter_tile(int tile) {
+    tile_ = tile;
+    rest_ = tile * 16 + 16 > t_.rows;
+    activations_ = t_.call.in.q + int64_t(t_.row0 + tile * 16) * t_.w.kpad;
     enter_panel(0);
   }
   void enter_panel(int panel) {
@@ -208,9 +220,9 @@ class TileStream {
     ready_ = next_from_;
     weights_ = small_ ? t_.s.bytes[side_][panel] : t_.values(pair_, panel) + size_t(from_) * kPanel;
   }
-  void next() {
+  __attribute__((noinline)) void next() {
     if (panel_ + 1 < panels_) return enter_panel(panel_ + 1);
-    if (++tile_ < t_.row_tiles) return enter_panel(0);
+    if (tile_ + 1 < t_.row_tiles) return enter_tile(tile_ + 1);
     // A pair of one panel is the last: nothing that follows it has more panels to unpack
     side_ = 1 - side_;
     if (++chunk_ == t_.chunks) {
@@ -222,69 +234,83 @@ class TileStream {
 
   const TileWork& t_;
   const bool small_;
-  bool done_ = false;
-  int pair_ = 0, chunk_ = 0, tile_ = 0, panel_ = 0, piece_ = 0, slot_ = 0, side_ = 0;
+  bool done_ = false, rest_ = false;
+  int pair_ = 0, chunk_ = 0, tile_ = 0, panel_ = 0, piece_ = 0, side_ = 0;
+  unsigned slot_ = 0, taken_ = 0;
   int first_ = 0, last_ = 0, from_ = 0, panels_ = 0, next_pair_ = 0, next_panels_ = 0, next_from_ = 0, next_end_ = 0, ready_ = 0;
   const uint8_t* weights_ = nullptr;
+  const int8_t* activations_ = nullptr;
 };
 
-// Adds the pieces of one chunk of one panel to R of 16 rows, keeping the stream kLag pieces ahead
-template <int R>
-static inline __attribute__((always_inline)) void tile_unit(const TileWork& t, TileStream& stream, int pair, int p, int chunk, int tile, int& slot) {
+// What a run's sums are multiplied by, as run_factor: the weight's scale, the row's, or both. Zeros: any of these, and zeros.
+enum class Factor { Weight, Row, Both, Zeros };
+
+// Adds the pieces of one chunk of one panel to R of 16 rows, keeping the stream kLag pieces ahead. Every loop over `total` is unrolled: else gcc
+// leaves the sixteen accumulators in memory.
+template <int R, Factor F>
+static __attribute__((noinline)) void tile_unit(const TileWork& t, TileStream& stream, int pair, int p, int chunk, int tile) {
   const Packed& w = t.w;
   TileScratch& s = t.s;
-  const Runs& runs = t.runs;
-  const int panel = t.panel_of(pair, p), rows = t.rows - tile * 16 < R ? t.rows - tile * 16 : R;
+  const int panel = t.panel_of(pair, p);
   const uint8_t* base = w.data + size_t(panel) * w.panel_bytes;
   float* kept = s.totals[p] + tile * 16 * kPanel;
   int32_t* partial = s.partial[p] + tile * 16 * kPanel;
   f32x16 total[R];
-  if (chunk == 0)
+  if (chunk == 0) {
+#pragma GCC unroll 16
     for (int r = 0; r < R; r++) total[r] = zero();
-  else
+  } else {
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) total[r] = load(kept + r * kPanel);
-  for (int i = s.chunks[chunk]; i < s.chunks[chunk + 1]; i++) {
+  }
+  const Piece* const last = s.pieces + s.chunks[chunk + 1];
+  for (const Piece* piece = s.pieces + s.chunks[chunk]; piece < last; piece++) {
     stream.step();
-    const Piece& piece = s.pieces[i];
-    int32_t* sums = s.slots[slot];
-    slot = (slot + 1) % kSlots;
-    if (!piece.opens)
+    int32_t* sums = stream.take();
+    if (!piece->opens)
       for (int j = 0; j < R * kPanel; j++) sums[j] += partial[j];
-    if (!piece.closes) {
+    if (!piece->closes) {
       std::memcpy(partial, sums, sizeof(int32_t) * R * kPanel);
       continue;
     }
-    const f32x16 scale = runs.weight_varies ? load_scales(w, base, piece.group) : zero();
-    const float* mine = s.factors + piece.row_scale * t.padded + tile * 16;
-    if (w.has_zeros) {
-      const f32x16 zeros = load_zeros(w, base, piece.group);
-      const float* counts = s.sums + i * t.padded + tile * 16;
+    const f32x16 scale = F == Factor::Row || (F == Factor::Zeros && !t.runs.weight_varies) ? zero() : load_scales(w, base, piece->group);
+    const float* mine = s.factors + piece->factors + tile * 16;
+    if (F == Factor::Zeros) {
+      const f32x16 zeros = load_zeros(w, base, piece->group);
+      const float* counts = s.sums + (piece - s.pieces) * t.padded + tile * 16;
+#pragma GCC unroll 16
       for (int r = 0; r < R; r++) {
         const f32x16 value = sub(load_i32(sums + r * kPanel), mul(zeros, set1(counts[r])));
-        const f32x16 factor = !runs.in_varies ? scale : runs.weight_varies ? mul(scale, set1(mine[r])) : set1(mine[r]);
-        total[r] = fmadd(value, factor, total[r]);
+        total[r] = fmadd(value, !t.runs.in_varies ? scale : t.runs.weight_varies ? mul(scale, set1(mine[r])) : set1(mine[r]), total[r]);
       }
-    } else if (!runs.in_varies) {
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++) total[r] = fmadd(load_i32(sums + r * kPanel), scale, total[r]);
-    } else if (!runs.weight_varies) {
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++) total[r] = fmadd(load_i32(sums + r * kPanel), set1(mine[r]), total[r]);
     } else {
 #pragma GCC unroll 16
-      for (int r = 0; r < R; r++) total[r] = fmadd(load_i32(sums + r * kPanel), mul(scale, set1(mine[r])), total[r]);
+      for (int r = 0; r < R; r++)
+        total[r] = fmadd(load_i32(sums + r * kPanel), F == Factor::Weight ? scale : F == Factor::Row ? set1(mine[r]) : mul(scale, set1(mine[r])), total[r]);
     }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++) store(kept + r * kPanel, total[r]);
   if (chunk + 1 < t.chunks) return;
   const f32x16 unit = set1(w.meaning == Meaning::Table ? w.table8_unit : 1.f);
-  for (int r = 0; r < rows; r++) {
+  for (int r = 0; r < R && tile * 16 + r < t.rows; r++) {
     const int row = t.row0 + tile * 16 + r;
-    const f32x16 y = mul(load(kept + r * kPanel), row_factor(w, base, t.call.in, runs, row));
+    const f32x16 y = mul(load(kept + r * kPanel), row_factor(w, base, t.call.in, t.runs, row));
     finish(t.call, panel, row, w.store == Store::Codes4 ? mul(y, unit) : y);
   }
+}
+template <Factor F> static void tile_units(const TileWork& t) {
+  TileStream stream(t);
+  for (int i = 0; i < kLag; i++) stream.step();
+  for (int pair = 0; pair < t.pairs(); pair++)
+    for (int chunk = 0; chunk < t.chunks; chunk++)
+      for (int tile = 0; tile < t.row_tiles; tile++)
+        for (int p = 0; p < t.panels_of(pair); p++) {
+          const int rows = t.rows - tile * 16;
+          if (rows > 8) tile_unit<16, F>(t, stream, pair, p, chunk, tile);
+          else if (rows > 4) tile_unit<8, F>(t, stream, pair, p, chunk, tile);
+          else tile_unit<4, F>(t, stream, pair, p, chunk, tile);
+        }
 }
 
 static void linear_tiles(const LinearCall& call, int panel0, int panel1, void* scratch) {
@@ -296,18 +322,10 @@ static void linear_tiles(const LinearCall& call, int panel0, int panel1, void* s
   most = most < 16 ? 16 : most / 16 * 16;
   for (int row0 = 0; row0 < call.in.rows; row0 += most) {
     work.block(row0, call.in.rows - row0 < most ? call.in.rows - row0 : most);
-    TileStream stream(work);
-    for (int i = 0; i < kLag; i++) stream.step();
-    int slot = 0;
-    for (int pair = 0; pair < work.pairs(); pair++)
-      for (int chunk = 0; chunk < work.chunks; chunk++)
-        for (int tile = 0; tile < work.row_tiles; tile++)
-          for (int p = 0; p < work.panels_of(pair); p++) {
-            const int rows = work.rows - tile * 16;
-            if (rows > 8) tile_unit<16>(work, stream, pair, p, chunk, tile, slot);
-            else if (rows > 4) tile_unit<8>(work, stream, pair, p, chunk, tile, slot);
-            else tile_unit<4>(work, stream, pair, p, chunk, tile, slot);
-          }
+    if (call.w->has_zeros) tile_units<Factor::Zeros>(work);
+    else if (!work.runs.in_varies) tile_units<Factor::Weight>(work);
+    else if (!work.runs.weight_varies) tile_units<Factor::Row>(work);
+    else tile_units<Factor::Both>(work);
   }
   tiles_release();
 }
