@@ -22,6 +22,7 @@ namespace {
 
 template <class T> using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 template <class T> using Matrix = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+template <class T> using Out = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Rows2 = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Any = nb::ndarray<nb::c_contig, nb::device::cpu>;
 
@@ -180,7 +181,7 @@ struct PyProgram {
   int constant(nb::ndarray<const float, nb::c_contig, nb::device::cpu> a) { return program.constant(std::vector<float>(a.data(), a.data() + a.size())); }
 
   void run(Vector<int32_t> tokens, Vector<int32_t> positions, Vector<int32_t> slots, Vector<int32_t> starts, Vector<int32_t> lengths,
-           Matrix<int32_t> tables, Vector<int32_t> select, const std::vector<Layer*>& layers, int result, Rows2 logits) {
+           Matrix<int32_t> tables, Vector<int32_t> select, const std::vector<Layer*>& layers, int result, Rows2 logits, Out<int32_t> place, Out<float> value) {
     if (int(layers.size()) < program.layers()) bad("cache: fewer layers than the model has");
     std::vector<CacheLayer> cache;
     int pages = layers.empty() ? 0 : INT32_MAX;
@@ -191,9 +192,13 @@ struct PyProgram {
     const Step step = checked_step(tokens, positions, slots, starts, lengths, tables, select, program.vocabulary(), program.positions(), pages);
     if (logits.shape(0) != size_t(step.logit_rows) || logits.shape(1) != size_t(program.at(result).width)) bad("logits: the array has the wrong shape");
     if (step.rows == 0) return;
+    if (place.size() < logits.shape(0) || value.size() < logits.shape(0)) bad("logits: no room for the largest of each row");
     float* out = logits.data();
+    if (reinterpret_cast<uintptr_t>(out) % 64) bad("logits: the array is not 64-byte aligned");
+    int32_t* places = place.data();
+    float* values = value.data();
     nb::gil_scoped_release released;
-    program.run(step, cache, result, out);
+    program.run(step, cache, result, out, places, values);
   }
 };
 

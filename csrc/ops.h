@@ -145,6 +145,8 @@ struct Kernels {
   int (*attention_items)(const AttentionCall& call);
   void (*attention)(const AttentionCall& call, int item, void* scratch);
   size_t (*attention_scratch_bytes)(const AttentionCall& call);
+  // The largest value of each row and its first place; a NaN counts as the largest of all. Rows [row0, row1), width > 0.
+  void (*best)(const float* x, int64_t stride, int width, int row0, int row1, int32_t* place, float* value);
 };
 
 const Kernels* portable_kernels();

@@ -346,11 +346,18 @@ size_t Program::buffer_bytes() const {
   return total;
 }
 
-void Program::run(const Step& step, const std::vector<CacheLayer>& cache, int result, float* logits) {
+void Program::run(const Step& step, const std::vector<CacheLayer>& cache, int result, float* logits, int32_t* place, float* value) {
   std::lock_guard<std::mutex> one(running_);
   same_rows("result", {result}, &kLogitRows);
+  Buffer& out = at(result);
+  if (out.stride == out.width) out.lent = logits;  // nothing to copy then
+  struct Return {
+    Buffer& buffer;
+    ~Return() { buffer.lent = nullptr; }
+  } give_back{out};
   // Room for this many rows. Buffers only ever grow, and nothing in them outlives a step.
-  for (auto& b : buffers_) b.block.reserve(sizeof(float) * size_t(b.stride) * size_t(std::max(b.rows == Rows::Step ? step.rows : step.logit_rows, 1)));
+  for (auto& b : buffers_)
+    if (!b.lent) b.block.reserve(sizeof(float) * size_t(b.stride) * size_t(std::max(b.rows == Rows::Step ? step.rows : step.logit_rows, 1)));
   quantized_.reserve(quantized_bytes_ * size_t(std::max({step.rows, step.logit_rows, members()})));
   size_t need = kernels_.linear_scratch_bytes();
   for (const auto& op : ops_)
@@ -368,7 +375,6 @@ void Program::run(const Step& step, const std::vector<CacheLayer>& cache, int re
   scratch_.resize(size_t(members()));
   for (auto& s : scratch_) s.reserve(need);
   cache_ = &cache;
-  Buffer& out = at(result);
   if (tracing_) trace_.start(members(), ops_.size());
   at_op_.resize(16 * size_t(members()));
   team_->run([&](int member) {
@@ -379,7 +385,8 @@ void Program::run(const Step& step, const std::vector<CacheLayer>& cache, int re
       meet(member);
     }
     const auto [a, b] = share(step.logit_rows, member);
-    for (int r = a; r < b; r++) std::memcpy(logits + int64_t(r) * out.width, out.data() + r * out.stride, sizeof(float) * size_t(out.width));
+    for (int r = a; r < b && !out.lent; r++) std::memcpy(logits + int64_t(r) * out.width, out.data() + r * out.stride, sizeof(float) * size_t(out.width));
+    kernels_.best(out.data(), out.stride, out.width, a, b, place, value);
     if (tracing_) trace_.mark(member, op, Mark::Work);
   });
   if (tracing_) trace_.finish();

@@ -35,7 +35,8 @@ struct Buffer {
   int64_t stride = 0;  // floats; rows start 64-byte aligned
   Rows rows = Rows::Step;
   Block block;
-  float* data() const { return block.as<float>(); }
+  float* lent = nullptr;  // during a run: memory of the caller instead of the block
+  float* data() const { return lent ? lent : block.as<float>(); }
 };
 
 class Program;
@@ -72,9 +73,10 @@ class Program {
   void select(int x, int out);
   void attention(int q, int k, int v, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window, float softcap);
 
-  // Runs the list; the rows of `result` (a Logits buffer) go to `logits` [logit_rows, width]. The step has been checked; the cache is here:
-  // std::invalid_argument when its heads are not those of the recording. A second caller waits.
-  void run(const Step& step, const std::vector<CacheLayer>& cache, int result, float* logits);
+  // Runs the list; the rows of `result` (a Logits buffer) go to `logits` [logit_rows, width], 64-byte aligned, the largest value of each and its place
+  // to `value` and `place` [logit_rows]. The step has been checked; the cache is here: std::invalid_argument when its heads are not those of the
+  // recording. A second caller waits.
+  void run(const Step& step, const std::vector<CacheLayer>& cache, int result, float* logits, int32_t* place, float* value);
 
   // While tracing is on, each run leaves its marks. Not during a run.
   void trace(bool on) { tracing_ = on; }

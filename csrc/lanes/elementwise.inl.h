@@ -102,3 +102,43 @@ void softcap(float* x, int64_t stride, int width, float cap, int row0, int row1)
   for (int r = row0; r < row1; r++)
     each16(width, [&](int i, int n) { float* p = x + r * stride + i; store_n(p, mul(c, tanh(mul(load_n(p, n), inverse))), n); });
 }
+
+void best(const float* x, int64_t stride, int width, int row0, int row1, int32_t* place, float* value) {
+  constexpr int kBlock = 1024;
+  for (int r = row0; r < row1; r++) {
+    const float* row = x + r * stride;
+    float top = -INFINITY;
+    int block = 0;
+    f32x16 odd = zero();  // becomes NaN when something is not finite
+    for (int start = 0; start < width; start += kBlock) {
+      const int end = width - start < kBlock ? width : start + kBlock;
+      f32x16 a = set1(-INFINITY), b = a;
+      int i = start;
+      for (; i + 32 <= end; i += 32) {
+        const f32x16 u = load(row + i), v = load(row + i + 16);
+        a = max(a, u);
+        b = max(b, v);
+        odd = fmadd(u, zero(), fmadd(v, zero(), odd));
+      }
+      float most = reduce_max(max(a, b));
+      for (; i < end; i++) {
+        if (row[i] > most) most = row[i];
+        if (row[i] != row[i]) odd = set1(row[i]);
+      }
+      if (most > top) { top = most; block = start; }
+    }
+    const float sum = reduce_add(odd);
+    int found = -1;
+    if (sum != sum)
+      for (int i = 0; i < width && found < 0; i++)
+        if (row[i] != row[i]) found = i;
+    if (found < 0 && sum != sum) {  // infinities only: maxima above may be right, but are not worth a proof
+      found = 0;
+      for (int i = 1; i < width; i++)
+        if (row[i] > row[found]) found = i;
+    }
+    if (found < 0) for (found = block; row[found] != top; found++) {}
+    place[r] = found;
+    value[r] = row[found];
+  }
+}

@@ -222,11 +222,10 @@ class Engine:
                 self._note_admission(chunk.sequence)
         began = time.perf_counter()
         logits, owned = self._runner.forward(chunks)
+        best, top = self.loaded.best(logits)
         self.telemetry.forward_seconds.observe(time.perf_counter() - began)
         now = time.monotonic()
-        best = logits.argmax(axis=1) if len(logits) else np.zeros(0, np.int64)
-        # argmax finds a NaN first of all, so one look at the largest value of each row tells whether the row is sound.
-        sound = np.isfinite(logits[np.arange(len(best)), best])
+        sound = np.isfinite(top)                              # a NaN counts as the largest, so this tells whether the whole row is sound
         all_sound, tokens = bool(sound.all()), best.tolist()
         self._gaps.clear()
         self._made = 0

@@ -109,7 +109,7 @@ class NativeProgram:
         self._hold = result  # its buffer must not be reused
         self.threads, self.isa = threads, isa
         self._layers: tuple[KVPool, list[Any]] | None = None
-        self._logits = np.empty((0, self._width), np.float32)
+        self._logits, self._place, self._value = _rows(0, self._width)
 
     @property
     def ops(self) -> int:
@@ -153,10 +153,22 @@ class NativeProgram:
             self._layers = (pool, [_layer(pool, i) for i in range(len(pool.k))])
         rows = len(step.select)
         if rows > len(self._logits):
-            self._logits = np.empty((rows, self._width), np.float32)
+            self._logits, self._place, self._value = _rows(rows, self._width)
         logits = self._logits[:rows]
-        self._native.run(step.tokens, step.positions, step.slots, step.starts, step.lengths, step.tables, step.select, self._layers[1], self._result, logits)
+        self._native.run(step.tokens, step.positions, step.slots, step.starts, step.lengths, step.tables, step.select, self._layers[1], self._result, logits,
+                         self._place, self._value)
         return logits
+
+    def best(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(place, value) of the largest logit of each row of the last run; a NaN counts as the largest of all. Views, like the logits."""
+        return self._place[: len(logits)], self._value[: len(logits)]
+
+
+def _rows(count: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Room for `count` rows of logits, 64-byte aligned as the kernels want it, and for their largest."""
+    raw = np.empty(count * width + 16, np.float32)
+    start = -raw.ctypes.data % 64 // 4
+    return raw[start : start + count * width].reshape(count, width), np.empty(count, np.int32), np.empty(count, np.float32)
 
 
 def _layer(pool: KVPool, index: int) -> Any:

@@ -101,6 +101,9 @@ class Program(Protocol):
     def run(self, step: Step, pool: KVPool) -> Array:
         """float32 [logit_rows, vocab]; may be a buffer that the next run writes again."""
 
+    def best(self, logits: Array) -> tuple[Array, Array]:
+        """(place, value) of the largest of each row of the `logits` that the last run gave; a NaN counts as the largest of all."""
+
 
 class Backend(Ops, Protocol):
     """Ops that can be captured: what loading needs of a backend."""

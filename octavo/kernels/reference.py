@@ -48,6 +48,15 @@ class ReferenceProgram:
         finally:
             self.ops.leave()
 
+    def best(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return largest(logits)
+
+
+def largest(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(place, value) of the largest of each row; a NaN counts as the largest of all."""
+    place = logits.argmax(axis=1) if len(logits) else np.zeros(0, np.int64)
+    return place, logits[np.arange(len(place)), place]
+
 
 class ReferenceOps:
     """Implements `op.Ops`. Values are float64 arrays [rows, width]."""

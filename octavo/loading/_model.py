@@ -59,6 +59,10 @@ class LoadedModel:
         """Logits float32 [logit_rows, vocab]; a buffer that the next forward may write again."""
         return self.program.run(step, pool)
 
+    def best(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(place, value) of the largest of each row of what the last `forward` gave; a NaN counts as the largest of all."""
+        return self.program.best(logits)
+
     def copy_page(self, pool: KVPool, source: int, target: int) -> None:
         """Make page `target` of the key-value cache equal to page `source`."""
         pool.copy_page(source, target)

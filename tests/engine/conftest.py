@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from octavo.cache import PAGE, Step
 from octavo.engine import Delta, Engine, EngineOptions, Ticket
+from octavo.kernels.reference import largest
 from octavo.schemes import TensorSpec
 from octavo.text import Text
 
@@ -51,6 +52,9 @@ class HistoryModel:
 
     def new_pool(self, pages: int) -> np.ndarray:
         return np.full((pages * PAGE, 2), -1, np.int64)
+
+    def best(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return largest(logits)
 
     def copy_page(self, pool: np.ndarray, source: int, target: int) -> None:
         pool[target * PAGE : (target + 1) * PAGE] = pool[source * PAGE : (source + 1) * PAGE]

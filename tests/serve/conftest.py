@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from octavo.cache import PAGE, Step
 from octavo.engine import Engine, EngineOptions
+from octavo.kernels.reference import largest
 from octavo.schemes import Plan, TensorSpec
 from octavo.serve.app import build_app
 from octavo.serve.options import ServerOptions
@@ -58,6 +59,9 @@ class Parrot:
 
     def new_pool(self, pages: int) -> Any:
         return np.full(pages * PAGE, -1, np.int64)
+
+    def best(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return largest(logits)
 
     def copy_page(self, pool: np.ndarray, source: int, target: int) -> None:
         pool[target * PAGE : (target + 1) * PAGE] = pool[source * PAGE : (source + 1) * PAGE]
