@@ -41,11 +41,16 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 def read_tokenizer_files(path: Path) -> dict[str, Any]:
     """{"tokenizer", "config" with its chat_template, "generation"} of a folder; see Checkpoint.tokenizer_files."""
+    return {"tokenizer": load_tokenizer(path), **read_tokenizer_settings(path)}
+
+
+def read_tokenizer_settings(path: Path) -> dict[str, Any]:
+    """The same without the tokenizer, which takes longest."""
     config = read_object(path / "tokenizer_config.json", required=False)
     template = read_chat_template(path)
     if template is not None:
         config["chat_template"] = template
-    return {"tokenizer": load_tokenizer(path), "config": config, "generation": read_object(path / "generation_config.json", required=False)}
+    return {"config": config, "generation": read_object(path / "generation_config.json", required=False)}
 
 
 def read_chat_template(path: Path) -> str | dict[str, str] | None:

@@ -12,19 +12,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import layouts
 from ..errors import CheckpointError, OctavoError
 from ..layouts import Packed, PackedMeta
 from ..qtensor import QTensor
-from ._folder import quant_method
+from ._folder import load_tokenizer, quant_method, read_tokenizer_settings
 from ._json import read_object, shown
 from ._mapped import MappedFile, row_range
 from ._octavo_writer import MANIFEST, METHOD, VERSION, OctavoWriter
 from ._safetensors_header import Entry
 from .base import TensorInfo
 from .safetensors import SPECS, SafetensorsCheckpoint, map_tensors
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 __all__ = ["CODEC", "OctavoCheckpoint", "OctavoWriter"]
 
@@ -45,6 +48,14 @@ class OctavoCheckpoint(SafetensorsCheckpoint):
     def source_config(self) -> dict[str, Any]:
         """The config of the model that this was made of."""
         return {key: value for key, value in self.config.items() if key != "quantization_config"}
+
+    def tokenizer(self) -> Tokenizer:
+        """Built from tokenizer.json. Raises CheckpointError."""
+        return load_tokenizer(self.path)
+
+    def tokenizer_settings(self) -> dict[str, Any]:
+        """See Checkpoint.tokenizer_files; without the tokenizer."""
+        return read_tokenizer_settings(self.path)
 
     def packed(self, name: str) -> Packed | None:
         """The weight as kernels read it: a read-only view of the mapped file, 64-byte aligned. None for plain arrays."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -20,6 +21,7 @@ from ..errors import CheckpointError, OctavoError
 from ..layers import Wanted
 from ..layouts import Packed
 from ..schemes import Plan
+from ..text.mapped import FILE, MappedTokenizer
 from ._assign import Job
 
 RECIPE = 1  # changes when the same source and plan give other numbers
@@ -64,6 +66,19 @@ def check_copy(copy: OctavoCheckpoint, jobs: Sequence[Job], wanted: Mapping[str,
     for want in wanted.values():
         if not want.uses and tuple(copy.info(want.name).shape) != want.shape:
             raise CheckpointError(f"tensor {want.name!r} has another shape", where=str(copy.path))
+
+
+def mapped_tokenizer(copy: Checkpoint) -> dict[str, Any]:
+    """See Checkpoint.tokenizer_files; the tokenizer's tables are mapped where that is possible, and written beside the copy by the first who asks."""
+    assert isinstance(copy, OctavoCheckpoint)
+    file = copy.path / FILE
+    tokenizer: Any = MappedTokenizer.open(file, copy.tokenizer)
+    if tokenizer is None:
+        tokenizer = copy.tokenizer()
+        if not file.is_file() or file.stat().st_size:  # an empty one says that there can be none
+            with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+                MappedTokenizer.write(file, tokenizer)
+    return {"tokenizer": tokenizer, **copy.tokenizer_settings()}
 
 
 class KeptWriter:

@@ -17,7 +17,7 @@ from ..settings import read_settings
 from ..text import Text
 from ._assign import Job
 from ._choices import choose_cache, make_backend
-from ._kept import KeptWriter, fits
+from ._kept import KeptWriter, fits, mapped_tokenizer
 from ._memory import check_fits, peak, predict
 from ._model import Bound, LoadedModel
 from ._origin import Search
@@ -54,7 +54,7 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
     origin = Search(source, quantization, max_model_len, revision, folder if use_cache else None, machine, dispatch, ops.name).origin()
     checkpoint, model, declared, jobs, plan = origin.checkpoint, origin.model, origin.declared, origin.jobs, origin.choice.plan
     cache_spec, cache_note = choose_cache(kv_cache, plan, model.head_dims, dispatch)
-    tokenizer_files = checkpoint.tokenizer_files()
+    tokenizer_files = mapped_tokenizer(checkpoint) if origin.copied else checkpoint.tokenizer_files()
     text = Text(tokenizer_files["tokenizer"], tokenizer_files["config"], tokenizer_files["generation"])
 
     report = LoadReport(

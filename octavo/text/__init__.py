@@ -6,24 +6,25 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
+from .mapped import MappedTokenizer
 from .stream import Pieces, Stream
 from .template import ChatTemplate
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Stream", "Text"]
+__all__ = ["MappedTokenizer", "Stream", "Text"]
 
 
 class Text:
     """The tokenizer of one model, its chat templates and its special tokens. Thread-safe.
 
-    tokenizer    a `tokenizers.Tokenizer`
+    tokenizer    a `tokenizers.Tokenizer`, or a MappedTokenizer, which answers like one
     config       tokenizer_config.json as a dict: bos_token, eos_token, chat_template (a string, or a list of {name, template}) ...
     generation   generation_config.json as a dict: eos_token_id ...
     """
 
-    def __init__(self, tokenizer: Tokenizer, config: dict[str, Any] | None = None, generation: dict[str, Any] | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer | MappedTokenizer, config: dict[str, Any] | None = None, generation: dict[str, Any] | None = None) -> None:
         self.tokenizer, self.config, self.generation = tokenizer, config or {}, generation or {}
         self._pieces = Pieces(tokenizer)
         self._templates = {name: ChatTemplate(source) for name, source in _sources(self.config.get("chat_template")).items()}
@@ -95,6 +96,11 @@ class Text:
         template = self._templates.get(name) or next(iter(self._templates.values()))
         return template.render(messages, tools=tools, documents=documents, add_generation_prompt=add_generation_prompt,
                                variables={**self.special_tokens, **kwargs})
+
+    def prepare(self) -> None:
+        """Do now what the tokenizer would do when it is first needed: for those who will encode many texts."""
+        if isinstance(self.tokenizer, MappedTokenizer):
+            _ = self.tokenizer.real
 
     def to_json(self) -> str:
         """tokenizer.json"""

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from .mapped import MappedTokenizer
+
 
 class Pieces:
     """Token id -> bytes, looked up once per id. `special` are the ids that skip_special leaves out."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer | MappedTokenizer) -> None:
         self.tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self.special = frozenset(i for i, token in added.items() if token.special)
@@ -121,7 +123,7 @@ def _steps(decoder: Any) -> list[dict[str, Any]]:
     return state["decoders"] if state["type"] == "Sequence" else [state]
 
 
-def _byte_signs() -> dict[str, int]:
+def byte_signs() -> dict[str, int]:
     """Sign -> byte of the byte-level alphabet of GPT-2: printable bytes stand for themselves, the others for 256, 257 ... in order."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     signs = {chr(b): b for b in printable}
@@ -129,4 +131,4 @@ def _byte_signs() -> dict[str, int]:
     return signs | {chr(256 + i): b for i, b in enumerate(others)}
 
 
-_BYTE_OF = _byte_signs()
+_BYTE_OF = byte_signs()
