@@ -12,8 +12,9 @@ namespace octavo {
 const CeilingKernels& ceilings_for(const std::string& isa) {
   const std::string name = kernels_for(isa).isa;  // refuses what cannot run here
 #if defined(__x86_64__)
-  if (name == "avx2") return *avx2_ceilings();
-  if (name != "portable") return *avx512vnni_ceilings();
+  if (name == "avx2" || name == "amx_emulated") return *avx2_ceilings();
+  if (name == "avx512vnni") return *avx512vnni_ceilings();
+  if (name == "amx") return *amx_ceilings();
 #endif
   return *portable_ceilings();
 }

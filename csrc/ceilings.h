@@ -18,6 +18,7 @@ struct CeilingKernels {
 const CeilingKernels* portable_ceilings();
 const CeilingKernels* avx2_ceilings();
 const CeilingKernels* avx512vnni_ceilings();
+const CeilingKernels* amx_ceilings();
 // Of an instruction set that kernels_for takes
 const CeilingKernels& ceilings_for(const std::string& isa);
 

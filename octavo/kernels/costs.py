@@ -63,6 +63,12 @@ def op_costs(ops: Sequence[Mapping[str, Any]], shape: Shape, cache: TensorSpec) 
     return costs
 
 
+def step_least(costs: Sequence[Cost], rates: Rates) -> float:
+    """Least seconds of a step of these ops: its weights and cache are read once and all its operations done; activations stay near."""
+    total = sum(costs, Cost())
+    return Cost(total.weights, total.cache, 0.0, total.ints, total.floats).least_seconds(rates, total.weights + total.cache)
+
+
 def _attention(op: Mapping[str, Any], shape: Shape, cache: TensorSpec) -> Cost:
     """A pair of a query and a key it sees costs 4 * head_dim operations per head: the score, and the value's part in the sum."""
     window, pairs, touched = op["window"], 0, 0

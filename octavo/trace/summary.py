@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from ..ceilings import Rates
-from ..kernels.costs import Cost, op_costs
+from ..kernels.costs import Cost, op_costs, step_least
 from ..workloads import Timed, native_program
 from .spans import spans
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class OpRow:
-    """All calls of ops with one kind and shape. Times in seconds: `calls` has one for each call, from when the team may begin with it until it may
-    begin with the next; `waited` is the part of them that its members waited for one another (mean over members)."""
+    """All calls of ops with one kind and shape. Times in seconds, means over the members: `calls` has one for each call, from when a member began
+    with it until it began with the next op; `waited` is the part of all calls in which it waited for the others."""
 
     kind: str
     shape: str
@@ -110,7 +110,7 @@ def summarize(loaded: LoadedModel, steps: Sequence[Timed], rates: Rates) -> Summ
             for span in reversed(mine):
                 starts[member][span.op] = span.began
                 waits[span.op] += span.ended - span.began if span.what == "wait" else 0
-        bounds = [min(member[op] for member in starts) for op in range(len(ops) + 1)]
+        bounds = [sum(member[op] for member in starts) / len(members) for op in range(len(ops) + 1)]
         for number, (op, cost) in enumerate(zip(ops, costs, strict=True)):
             row = rows.setdefault((op["kind"], op["shape"], op["kernel"]), OpRow(op["kind"], op["shape"], op["kernel"]))
             row.calls.append((bounds[number + 1] - bounds[number]) / 1e9)
@@ -124,9 +124,3 @@ def summarize(loaded: LoadedModel, steps: Sequence[Timed], rates: Rates) -> Summ
     n = len(parts)
     mean = Cost(*(value / n for value in vars(whole).values()))
     return Summary(sorted(rows.values(), key=lambda row: -row.total), parts, mean, least / n, rates.threads)
-
-
-def step_least(costs: Sequence[Cost], rates: Rates) -> float:
-    """Least seconds of a step: its weights and cache are read once and all its operations done; activations stay near."""
-    total = sum(costs, Cost())
-    return Cost(total.weights, total.cache, 0.0, total.ints, total.floats).least_seconds(rates, total.weights + total.cache)
