@@ -194,7 +194,7 @@ struct PyProgram {
     if (step.rows == 0) return;
     if (place.size() < logits.shape(0) || value.size() < logits.shape(0)) bad("logits: no room for the largest of each row");
     float* out = logits.data();
-    if (reinterpret_cast<uintptr_t>(out) % 64) bad("logits: the array is not 64-byte aligned");
+    if (step.logit_rows && reinterpret_cast<uintptr_t>(out) % 64) bad("logits: the array is not 64-byte aligned");
     int32_t* places = place.data();
     float* values = value.data();
     nb::gil_scoped_release released;

@@ -57,3 +57,16 @@ def test_the_largest_of_each_row_is_numpys(isa: str, width: int) -> None:
     wanted, most = largest(table[tokens])
     np.testing.assert_array_equal(place, wanted)
     np.testing.assert_array_equal(value, most)
+
+
+def test_a_step_that_wants_no_logits_has_none() -> None:
+    """A chunk inside a prompt, after steps of several sizes: there is nothing to align and nothing to find."""
+    ops = NativeOps(2)
+    weight = ops.prepare(qtensor.quantize(np.ones((18, 48), np.float32), FP32), FP32)
+    program, pool = ops.capture(lambda o: o.select(o.embed(weight))), KVPool(32, [1], [8], FP32)
+    for wanted in (0, 3, 0, 9, 0):
+        tokens = np.arange(10, dtype=np.int32)
+        one = np.array([10], np.int32)
+        step = Step(tokens, tokens, tokens, np.array([0, 10], np.int32), one, one.reshape(1, 1) * 0, np.arange(wanted, dtype=np.int32))
+        logits = program.run(step, pool)
+        assert logits.shape == (wanted, 48) and all(len(found) == wanted for found in program.best(logits))
