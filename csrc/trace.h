@@ -36,7 +36,7 @@ inline int64_t steady_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// A member did `what` for op number `op` from its last mark until `at`. The number of ops stands for the copy of the logits.
+// A member did `what` for op number `op` from its last mark until `at`. The number of ops stands for the search of the largest logits.
 struct Mark {
   enum What : int32_t { Begin = 0, Work = 1, Wait = 2 };
   int32_t op, what;

@@ -39,8 +39,8 @@ class Options(ModelOptions):
     json: Path | None = None
     """Write all events to this file, for chrome://tracing or ui.perfetto.dev."""
 
-    summary: Path | None = None
-    """Write the sums to this file as JSON; - is standard output, instead of the table."""
+    summary: bool = False
+    """Print the sums as JSON instead of the table."""
 
     remeasure: bool = False
     """Measure the machine's ceilings again, whatever was kept."""
@@ -69,10 +69,10 @@ def run(options: Options) -> int:
     summary = summarize(loaded, steps, rates)
     if options.json is not None:
         _write(options.json, json.dumps(chrome_trace(loaded, steps)))
-    if options.summary is not None:
-        _write(options.summary, json.dumps({"model": loaded.name, "scheme": str(loaded.plan), "what": "decode" if options.prompt is None else "prefill",
-                                            **summary.as_json(rates)}, indent=1))
-    if str(options.summary) != "-":
+    if options.summary:
+        print(json.dumps({"model": loaded.name, "scheme": str(loaded.plan), "what": "decode" if options.prompt is None else "prefill",
+                          **summary.as_json(rates)}, indent=1))
+    else:
         what = f"decode, batch {options.batch}, context {options.context}" if options.prompt is None else f"prompt of {options.prompt} tokens"
         print(f"{loaded.name} as {loaded.plan}: {what}, {rates.threads} threads, {machine.isa}\n")
         show(summary, rates)
@@ -93,9 +93,6 @@ def _note(text: str) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    if str(path) == "-":
-        print(text)
-        return
     try:
         path.write_text(text)
     except OSError as error:

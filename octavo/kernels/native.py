@@ -131,7 +131,7 @@ class NativeProgram:
 
     def last_trace(self) -> tuple[int, int, list[list[tuple[int, int, int]]]]:
         """(entered, left, [member: [(op, what, until)]]) of the last traced run: times of perf_counter_ns; what: 0 begin, 1 work, 2 wait; from its
-        last mark to `until` a member did that for that op. The number of ops stands for copying the logits out."""
+        last mark to `until` a member did that for that op. The number of ops stands for the search of the largest logits."""
         entered, left, members = self._native.last_trace()
         return entered, left, members
 

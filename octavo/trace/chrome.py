@@ -41,7 +41,7 @@ def chrome_trace(loaded: LoadedModel, steps: Sequence[Timed]) -> dict[str, Any]:
                 op, thread = group[0].op, ENGINE + 1 + member
                 inner, last = (group[:-1], group[-1]) if group[-1].what == "wait" else (group, None)
                 if op == len(ops):
-                    put(thread, "copy logits", inner[0].began, inner[-1].ended)
+                    put(thread, "largest logits", inner[0].began, inner[-1].ended)
                 else:
                     known, cost = ops[op], costs[op]
                     put(thread, known["kind"], inner[0].began, inner[-1].ended, op=op, shape=known["shape"], kernel=known["kernel"],

@@ -12,7 +12,7 @@ BEGIN, WORK, WAIT = 0, 1, 2  # csrc/trace.h Mark::What
 
 @dataclass(frozen=True)
 class Span:
-    """A member worked on op number `op`, or waited in it for the others, in perf_counter_ns. The number of ops stands for the copy of the logits."""
+    """A member worked on op number `op`, or waited in it for the others, in perf_counter_ns. The number of ops stands for the search of the largest logits."""
 
     member: int
     op: int

@@ -37,7 +37,7 @@ class OpRow:
 @dataclass(frozen=True)
 class StepParts:
     """Seconds of one step, which add up to it: the engine's Python before and after the forward, Python and checks around the native program, its
-    preparation and start, ops, and the end (logits copied, team met)."""
+    preparation and start, ops, and the end (largest logits found, team met)."""
 
     engine: float
     call: float

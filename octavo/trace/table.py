@@ -8,7 +8,7 @@ from ..ceilings import Rates
 from .summary import Summary
 
 NAMES = {"engine": "engine: scheduling, sampling, text", "call": "call: checks, arrays", "start": "start: buffers, waking the team",
-         "ops": "ops", "end": "end: copying logits"}
+         "ops": "ops", "end": "end: the largest logits"}
 
 
 def show(summary: Summary, rates: Rates) -> None:
