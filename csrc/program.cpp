@@ -34,14 +34,22 @@ struct Linear : Op {
   std::vector<int> weights, biases, outs;
   int group = 0;  // of int8 activations; 0: float activations
   int k = 0, kpad = 0, panels = 0;
+  bool own_x = false;             // with one row every member has an x of its own
   std::vector<std::array<int8_t, kBuckets>> choices;  // per weight: index into Kernels::linears, -1: the usual one
+
+  OwnRows own_rows(int rows) const override { return {group != 0 && rows > 1, false}; }  // several rows are quantized row by row
+  Touched touched() const override {
+    Touched t{{x}, outs};
+    if (residual >= 0) t.reads.push_back(residual);
+    return t;
+  }
 
   void run(Program& p, const Step& step, int member) override {
     const int rows = p.rows(x, step);
     if (rows == 0) return;
     Buffer& in = p.at(x);
     LinearCall call;
-    call.in.x = in.data();
+    call.in.x = rows == 1 && own_x ? p.own_row(in, member) : in.data();
     call.in.stride = in.stride;
     call.in.rows = rows;
     if (group) {
@@ -51,7 +59,7 @@ struct Linear : Op {
       float* scale = reinterpret_cast<float*>(q + size_t(rows) * size_t(kpad));
       int32_t* sums = reinterpret_cast<int32_t*>(scale + size_t(rows) * size_t(groups()));
       const auto [a, b] = rows == 1 ? std::pair<int, int>{0, 1} : p.share(rows, member);
-      p.kernels().quantize_rows(in.data(), in.stride, k, kpad, group, a, b, q, scale, sums);
+      p.kernels().quantize_rows(call.in.x, in.stride, k, kpad, group, a, b, q, scale, sums);
       if (rows > 1) p.meet(member);
       call.in.q = q;
       call.in.scale = scale;
@@ -108,6 +116,8 @@ struct Linear : Op {
 struct Attention : Op {
   int q, k, v, out, layer, heads, kv_heads, head_dim, window;
   float scale, cap;
+  OwnRows own_rows(int) const override { return {true, false}; }  // keys and values are stored row by row
+  Touched touched() const override { return {{q, k, v}, {out}}; }
   void run(Program& p, const Step& step, int member) override {
     const auto [a, b] = p.share(step.rows, member);
     const Buffer &kb = p.at(k), &vb = p.at(v), &qb = p.at(q), &y = p.at(out);
@@ -339,6 +349,44 @@ void Program::attention(int q, int k, int v, int out, int layer, int heads, int 
   ops_.push_back(std::move(op));
 }
 
+void Program::plan(int result) {
+  const auto has = [](const std::vector<int>& list, int b) { return std::find(list.begin(), list.end(), b) != list.end(); };
+  std::vector<Op::Touched> touched;
+  for (const auto& op : ops_) touched.push_back(op->touched());
+  // A norm or gate whose result only linears read, from the next op on until it is overwritten
+  for (size_t i = 0; i + 1 < ops_.size(); i++) {
+    if (!dynamic_cast<Norm*>(ops_[i].get()) && !dynamic_cast<GateOp*>(ops_[i].get())) continue;
+    const int out = touched[i].writes[0];
+    bool fits = out != result && !has(touched[i].reads, out);
+    std::vector<Linear*> readers;
+    for (size_t j = i + 1; j < ops_.size() && fits; j++) {
+      auto* linear = dynamic_cast<Linear*>(ops_[j].get());
+      if (has(touched[j].reads, out)) {
+        fits = linear && linear->x == out && linear->residual != out;
+        readers.push_back(linear);
+      }
+      if (has(touched[j].writes, out)) break;
+    }
+    auto* next = dynamic_cast<Linear*>(ops_[i + 1].get());
+    fits = fits && next && next->x == out;
+    for (int b : touched[i].reads) fits = fits && !has(touched[i + 1].writes, b);  // a member may still read what the next op would write
+    if (!fits) continue;
+    ops_[i]->copies = true;
+    for (Linear* reader : readers) reader->own_x = true;
+  }
+  for (int single = 0; single < 2; single++)
+    for (int logit = 0; logit < 2; logit++) {
+      auto& meets = meets_[single][logit];
+      meets.assign(ops_.size(), 1);
+      for (size_t i = 0; i + 1 < ops_.size(); i++) {
+        const Rows kind = at(touched[i].writes[0]).rows, next_kind = at(touched[i + 1].writes[0]).rows;
+        const int rows = (kind == Rows::Step ? single : logit) ? 1 : 2, next_rows = (next_kind == Rows::Step ? single : logit) ? 1 : 2;
+        const bool own = kind == next_kind && ops_[i]->own_rows(rows).ends && ops_[i + 1]->own_rows(next_rows).begins;
+        if (own || (ops_[i]->copies && rows == 1)) meets[i] = 0;
+      }
+    }
+}
+
 size_t Program::buffer_bytes() const {
   size_t total = quantized_.bytes();
   for (const auto& b : buffers_) total += b.block.bytes();
@@ -357,7 +405,7 @@ void Program::run(const Step& step, const std::vector<CacheLayer>& cache, int re
   } give_back{out};
   // Room for this many rows. Buffers only ever grow, and nothing in them outlives a step.
   for (auto& b : buffers_)
-    if (!b.lent) b.block.reserve(sizeof(float) * size_t(b.stride) * size_t(std::max(b.rows == Rows::Step ? step.rows : step.logit_rows, 1)));
+    if (!b.lent) b.block.reserve(sizeof(float) * size_t(b.stride) * size_t(std::max(b.rows == Rows::Step ? step.rows : step.logit_rows, members())));
   quantized_.reserve(quantized_bytes_ * size_t(std::max({step.rows, step.logit_rows, members()})));
   size_t need = kernels_.linear_scratch_bytes();
   for (const auto& op : ops_)
@@ -375,6 +423,8 @@ void Program::run(const Step& step, const std::vector<CacheLayer>& cache, int re
   scratch_.resize(size_t(members()));
   for (auto& s : scratch_) s.reserve(need);
   cache_ = &cache;
+  if (meets_[0][0].size() != ops_.size()) plan(result);
+  const char* meets = meets_[step.rows == 1][step.logit_rows == 1].data();
   if (tracing_) trace_.start(members(), ops_.size());
   at_op_.resize(16 * size_t(members()));
   team_->run([&](int member) {
@@ -382,7 +432,8 @@ void Program::run(const Step& step, const std::vector<CacheLayer>& cache, int re
     if (tracing_) trace_.mark(member, 0, Mark::Begin);
     for (op = 0; op < int(ops_.size()); op++) {
       ops_[size_t(op)]->run(*this, step, member);
-      meet(member);
+      if (meets[op]) meet(member);
+      else if (tracing_) trace_.mark(member, op, Mark::Work);
     }
     const auto [a, b] = share(step.logit_rows, member);
     for (int r = a; r < b && !out.lent; r++) std::memcpy(logits + int64_t(r) * out.width, out.data() + r * out.stride, sizeof(float) * size_t(out.width));

@@ -43,8 +43,17 @@ class Program;
 
 struct Op {
   virtual ~Op() = default;
-  // Called by every member of the team. An op that needs to meet inside calls program.meet(member); all members meet after it anyway.
+  // Called by every member of the team. An op that needs to meet inside calls program.meet(member). All members meet after it, unless the plan
+  // found that they need not.
   virtual void run(Program& program, const Step& step, int member) = 0;
+  // Whether a member, until it first meets the others in this op and after it last met them, touches only the rows that are its share
+  struct OwnRows { bool begins = false, ends = false; };
+  virtual OwnRows own_rows(int rows) const { (void)rows; return {}; }
+  // Buffers that it reads and writes; their rows are of one kind, that of writes[0]
+  struct Touched { std::vector<int> reads, writes; };
+  virtual Touched touched() const = 0;
+  // One row: an op that can give every member a result of its own, which then only linears read, saves them a meeting
+  bool copies = false;
   // For a step with that many rows of the op's kind
   virtual OpInfo info(const Program& program, int rows) const = 0;
 };
@@ -107,6 +116,8 @@ class Program {
     trace_.mark(member, op, Mark::Wait);
   }
   const CacheLayer& cache(int layer) const { return (*cache_)[size_t(layer)]; }
+  // A row that is each member's own, when there is one row
+  float* own_row(const Buffer& b, int member) const { return b.data() + int64_t(member) * b.stride; }
   int rows(int buffer, const Step& step) const { return buffers_[size_t(buffer)].rows == Rows::Step ? step.rows : step.logit_rows; }
   // This member's share [first, last) of n things
   std::pair<int, int> share(int n, int member) const { return {int(int64_t(n) * member / members()), int(int64_t(n) * (member + 1) / members())}; }
@@ -127,6 +138,9 @@ class Program {
   std::vector<std::vector<float>> constants_;
   std::vector<Packed> weights_;
   std::vector<std::unique_ptr<Op>> ops_;
+  // After which ops members meet: [one row in the step][one logit row]; made at the first run after recording
+  void plan(int result);
+  std::vector<char> meets_[2][2];
   std::vector<Block> scratch_;
   Block quantized_;
   size_t quantized_bytes_ = 0;  // of one row, in the widest linear with int8 activations

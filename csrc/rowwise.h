@@ -26,9 +26,15 @@ inline OpInfo info_of(const char* kind, const Program& p, int buffer, const std:
   return i;
 }
 
-struct Embed : Op {
+// Its members keep to their rows from beginning to end.
+struct RowOp : Op {
+  OwnRows own_rows(int rows) const override { return {!(copies && rows == 1), true}; }
+};
+
+struct Embed : RowOp {
   int weight, out;
   float factor;
+  Touched touched() const override { return {{}, {out}}; }
   void run(Program& p, const Step& step, int member) override {
     const auto [a, b] = p.share(step.rows, member);
     Buffer& y = p.at(out);
@@ -42,19 +48,26 @@ struct Embed : Op {
   }
 };
 
-struct Norm : Op {
+struct Norm : RowOp {
   int x, gain, groups, out;
   float eps, offset;
+  Touched touched() const override { return {{x}, {out}}; }
   void run(Program& p, const Step& step, int member) override {
-    const auto [a, b] = p.share(p.rows(x, step), member);
+    const int rows = p.rows(x, step);
     Buffer &in = p.at(x), &y = p.at(out);
+    if (copies && rows == 1) {
+      p.kernels().rms_norm(in.data(), in.stride, p.values(gain).data(), eps, offset, in.width / groups, groups, p.own_row(y, member), y.stride, 0, 1);
+      return;
+    }
+    const auto [a, b] = p.share(rows, member);
     p.kernels().rms_norm(in.data(), in.stride, p.values(gain).data(), eps, offset, in.width / groups, groups, y.data(), y.stride, a, b);
   }
   OpInfo info(const Program& p, int) const override { return info_of("rms_norm", p, x, groups > 1 ? "x" + std::to_string(groups) : "", 2, 4); }
 };
 
-struct Rope : Op {
+struct Rope : RowOp {
   int x, table, heads, head_dim, rotary;
+  Touched touched() const override { return {{x}, {x}}; }
   void run(Program& p, const Step& step, int member) override {
     const auto [a, b] = p.share(p.rows(x, step), member);
     Buffer& in = p.at(x);
@@ -63,19 +76,26 @@ struct Rope : Op {
   OpInfo info(const Program& p, int) const override { return info_of("rope", p, x, std::to_string(heads) + " heads", 2, 3); }
 };
 
-struct GateOp : Op {
+struct GateOp : RowOp {
   Gate kind;
   int g, up, out;
+  Touched touched() const override { return {{g, up}, {out}}; }
   void run(Program& p, const Step& step, int member) override {
-    const auto [a, b] = p.share(p.rows(g, step), member);
+    const int rows = p.rows(g, step);
     Buffer &x = p.at(g), &u = p.at(up), &y = p.at(out);
+    if (copies && rows == 1) {
+      p.kernels().gate(kind, x.data(), x.stride, u.data(), u.stride, x.width, p.own_row(y, member), y.stride, 0, 1);
+      return;
+    }
+    const auto [a, b] = p.share(rows, member);
     p.kernels().gate(kind, x.data(), x.stride, u.data(), u.stride, x.width, y.data(), y.stride, a, b);
   }
   OpInfo info(const Program& p, int) const override { return info_of("gate", p, g, "", 3, 10); }
 };
 
-struct Add : Op {
+struct Add : RowOp {
   int a, b, out;
+  Touched touched() const override { return {{a, b}, {out}}; }
   void run(Program& p, const Step& step, int member) override {
     const auto [first, last] = p.share(p.rows(a, step), member);
     Buffer &x = p.at(a), &u = p.at(b), &y = p.at(out);
@@ -84,9 +104,10 @@ struct Add : Op {
   OpInfo info(const Program& p, int) const override { return info_of("add", p, a, "", 3, 1); }
 };
 
-struct Softcap : Op {
+struct Softcap : RowOp {
   int x;
   float cap;
+  Touched touched() const override { return {{x}, {x}}; }
   void run(Program& p, const Step& step, int member) override {
     const auto [a, b] = p.share(p.rows(x, step), member);
     p.kernels().softcap(p.at(x).data(), p.at(x).stride, p.at(x).width, cap, a, b);
@@ -96,6 +117,8 @@ struct Softcap : Op {
 
 struct Select : Op {
   int x, out;
+  OwnRows own_rows(int) const override { return {false, true}; }  // it reads any row of the step
+  Touched touched() const override { return {{x}, {out}}; }
   void run(Program& p, const Step& step, int member) override {
     const auto [a, b] = p.share(step.logit_rows, member);
     Buffer &in = p.at(x), &y = p.at(out);

@@ -51,7 +51,7 @@ static inline __attribute__((always_inline)) void shorts_block(const uint8_t* co
   }
 }
 
-// Plain: runs of 64 k, whose weights and activations both have a scale, and no zero points: what the presets are
+// Plain: runs of 64 k, each with a scale of its activations, and no zero points: what the presets are
 template <int R, bool Plain>
 static void shorts_tile(const LinearCall& c, const Runs& runs, const uint8_t* base, const uint8_t* codes, int first_block, int last_block, int row, float* totals) {
   const Packed& w = *c.w;
@@ -66,7 +66,7 @@ static void shorts_tile(const LinearCall& c, const Runs& runs, const uint8_t* ba
     for (int i = 1; i < count; i++) shorts_block<R, false>(codes + i * 512, a + (b + i) * kSumBlock, stride, acc);
     codes += count * 512;
     const int k = b * kSumBlock, group = Plain ? k / w.group : weight_group_at(w, runs, k);
-    const f32x16 scale = Plain || runs.weight_varies ? load_scales(w, base, group) : zero();
+    const f32x16 scale = runs.weight_varies ? load_scales(w, base, group) : set1(1.f);
     const f32x16 zeros = !Plain && w.has_zeros ? load_zeros(w, base, group) : zero();
     const int32_t* sums = c.in.sums + int64_t(row) * blocks + b;
     const float* mine = in_scale + (Plain ? k / c.in.group : runs.in_varies ? k / runs.in_group : 0);
@@ -80,7 +80,7 @@ static void shorts_tile(const LinearCall& c, const Runs& runs, const uint8_t* ba
       }
       f32x16 value = to_float(exact), factor = scale;
       if (!Plain && w.has_zeros) value = sub(value, mul(zeros, to_float(Ints{s, s})));
-      if (Plain || runs.in_varies) factor = Plain || runs.weight_varies ? mul(scale, set1(*mine)) : set1(*mine);  // as run_factor
+      if (Plain || runs.in_varies) factor = mul(scale, set1(*mine));  // as run_factor: times 1 changes nothing
       float* at = totals + r * kPanel;
       store(at, fmadd(value, factor, load(at)));
     }
@@ -103,7 +103,7 @@ static void shorts_rows(const LinearCall& c, const Runs& runs, const uint8_t* ba
   }
 }
 
-static inline bool plain_runs(const Packed& w, const Runs& runs) { return runs.size == 64 && runs.weight_varies && runs.in_varies && !w.has_zeros; }
+static inline bool plain_runs(const Packed& w, const Runs& runs) { return runs.size == 64 && runs.in_varies && !w.has_zeros; }
 
 static void shorts_linear(const LinearCall& c, int panel0, int panel1, void* scratch) {
   ShortsScratch& s = *static_cast<ShortsScratch*>(scratch);
@@ -219,13 +219,13 @@ static void wide_tile(const LinearCall& c, const Runs& runs, const uint8_t* base
     }
     codes += (end - k) * kPanel;
     const int group = Plain ? k / w.group : weight_group_at(w, runs, k);
-    const f32x16 scale = Plain || runs.weight_varies ? load_scales(w, base, group) : zero();
+    const f32x16 scale = runs.weight_varies ? load_scales(w, base, group) : set1(1.f);
     const f32x16 zeros = !Plain && w.has_zeros ? load_zeros(w, base, group) : zero();
     const float* mine = in_scale + (Plain ? k / c.in.group : runs.in_varies ? k / runs.in_group : 0);
     for (int r = 0; r < R; r++, mine += c.in.groups) {
       f32x16 value = to_float(acc[r]), factor = scale;
       if (!Plain && w.has_zeros) value = sub(value, mul(zeros, set1(float(block_sum(c.in, row + r, blocks, k / kSumBlock, end / kSumBlock)))));
-      if (Plain || runs.in_varies) factor = Plain || runs.weight_varies ? mul(scale, set1(*mine)) : set1(*mine);  // as run_factor
+      if (Plain || runs.in_varies) factor = mul(scale, set1(*mine));  // as run_factor: times 1 changes nothing
       float* at = totals + r * kPanel;
       store(at, fmadd(value, factor, load(at)));
     }
@@ -286,9 +286,9 @@ struct RowScratch {
 static void row4_panel(const uint8_t* base, const Packed& w, const int8_t* a, const RowScratch& s, f32x16& total) {
   const __m256i mask = _mm256_set1_epi8(15), one = _mm256_set1_epi16(1);
   const uint8_t* codes = base + w.values_offset;
-  const int runs = w.kpad / 64, per_scale = w.group < w.kpad ? w.group / 64 : runs;
-  f32x16 scale = zero();
-  for (int run = 0, group = 0, left = 0; run < runs; run++, left--, codes += 512, a += 64) {
+  const int runs = w.kpad / 64, per_scale = w.group / 64;
+  f32x16 scale = set1(1.f);  // of weights that have one for the whole row, it is applied at the end
+  for (int run = 0, group = 0, left = w.group < w.kpad ? 0 : -1; run < runs; run++, left--, codes += 512, a += 64) {
     if (left == 0) { scale = load_scales(w, base, group++); left = per_scale; }
     __m256i l0 = _mm256_setzero_si256(), l1 = l0, h0 = l0, h1 = l0;
 #pragma GCC unroll 8
@@ -313,9 +313,9 @@ static void row4_panel(const uint8_t* base, const Packed& w, const int8_t* a, co
 static void row8_panel(const uint8_t* base, const Packed& w, const int8_t* a, const RowScratch& s, f32x16& total) {
   const __m256i one = _mm256_set1_epi16(1);
   const int8_t* codes = reinterpret_cast<const int8_t*>(base + w.values_offset);
-  const int runs = w.kpad / 64, per_scale = w.group < w.kpad ? w.group / 64 : runs;
-  f32x16 scale = zero();
-  for (int run = 0, group = 0, left = 0; run < runs; run++, left--, codes += 1024, a += 64) {
+  const int runs = w.kpad / 64, per_scale = w.group / 64;
+  f32x16 scale = set1(1.f);  // of weights that have one for the whole row, it is applied at the end
+  for (int run = 0, group = 0, left = w.group < w.kpad ? 0 : -1; run < runs; run++, left--, codes += 1024, a += 64) {
     if (left == 0) { scale = load_scales(w, base, group++); left = per_scale; }
     __m256i s0 = _mm256_setzero_si256(), s1 = s0;
 #pragma GCC unroll 16
