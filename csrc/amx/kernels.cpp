@@ -1,5 +1,15 @@
+// AVX-512 VNNI and tiles.
+#include <cmath>
+#include <cstring>
+
+#include "../ops.h"
 #include "dots.h"
 
-#define OCTAVO_ISA amx
-#define OCTAVO_LINEARS "tiles.inl.h"
-#include "../lanes/kernels.inl.h"
+namespace octavo::amx {
+#include "../lanes/linear.inl.h"
+#include "../lanes/tiles.inl.h"
+}  // namespace octavo::amx
+
+namespace octavo {
+const Kernels* amx_kernels() { return amx::with_tiles("amx", avx512vnni_kernels()); }
+}  // namespace octavo

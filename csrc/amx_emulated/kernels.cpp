@@ -1,5 +1,15 @@
+// AVX2 and emulated tiles.
+#include <cmath>
+#include <cstring>
+
+#include "../ops.h"
 #include "dots.h"
 
-#define OCTAVO_ISA amx_emulated
-#define OCTAVO_LINEARS "tiles.inl.h"
-#include "../lanes/kernels.inl.h"
+namespace octavo::amx_emulated {
+#include "../lanes/linear.inl.h"
+#include "../lanes/tiles.inl.h"
+}  // namespace octavo::amx_emulated
+
+namespace octavo {
+const Kernels* amx_emulated_kernels() { return amx_emulated::with_tiles("amx_emulated", avx2_kernels()); }
+}  // namespace octavo

@@ -15,13 +15,14 @@ constexpr int kTileRows = 512;            // rows of a block at most
 constexpr int kTileBytes = 1 << 20;       // activations of a block: half of an L2 cache
 constexpr int kTileFactors = 1 << 15;     // scales of a block
 constexpr int kMostPieces = 2048;
+constexpr int kTilesFrom = 4;             // rows from which tiles are the usual kernel: by count of instructions, see LOG
 
 struct Piece {
   int k, end;                 // [k, end)
   int steps;                  // tiles
   int group;                  // of the weight's scales
   int factors;                // where in TileScratch::factors the block's rows start
-  bool opens, closes;         // first, last of its run
+  bool opens, closes, whole;  // first, last of its run; both
 };
 struct TileScratch {
   alignas(64) uint8_t bytes[2][2][kTileSpan * kPanel];   // two chunks of two panels
@@ -33,8 +34,6 @@ struct TileScratch {
   Piece pieces[kMostPieces];
   int chunks[kMostPieces + 1];                           // first piece of each chunk
 };
-#define OCTAVO_LINEAR_SCRATCH tile_scratch_bytes
-static size_t tile_scratch_bytes() { return sizeof(TileScratch) > sizeof(Scratch) ? sizeof(TileScratch) : sizeof(Scratch); }
 
 static bool tiles_support(const Packed& w, int in_group, int) {
   return in_group > 0 && (w.store == Store::Codes8 || w.store == Store::Codes4) && w.kpad <= kMostPieces * kSumBlock;
@@ -69,6 +68,7 @@ struct TileWork {
       p.group = weight_group_at(w, runs, k);
       p.opens = pieces == 0 || s.pieces[pieces - 1].closes;
       p.closes = p.end == close;
+      p.whole = p.opens && p.closes;
       if (p.k % kStep || p.end % kStep) depth = kSumBlock;
       k = p.end;
       pieces++;
@@ -146,14 +146,12 @@ class TileStream {
   // Multiplies the next piece into its slot, if there is one
   inline __attribute__((always_inline)) void step() {
     if (done_) return;
-    const Piece& piece = t_.s.pieces[piece_];
     int32_t* slot = t_.s.slots[slot_];
-    const int8_t* a = activations_ + piece.k;
-    const uint8_t* b = weights_ + size_t(piece.k - from_) * kPanel;
-    if (rest_) product<TileWork::kCRest, TileWork::kARest, TileWork::kARest>(a, b, piece.steps, slot);
-    else if (slot_ & 1) product<TileWork::kC1, TileWork::kA0, TileWork::kA1>(a, b, piece.steps, slot);
-    else product<TileWork::kC0, TileWork::kA0, TileWork::kA1>(a, b, piece.steps, slot);
-    if (tile_ == 0) ahead(piece);
+    const int steps = piece_->steps;
+    if (rest_) product<TileWork::kCRest, TileWork::kARest, TileWork::kARest>(steps, slot);
+    else if (slot_ & 1) product<TileWork::kC1, TileWork::kA0, TileWork::kA1>(steps, slot);
+    else product<TileWork::kC0, TileWork::kA0, TileWork::kA1>(steps, slot);
+    if (tile_ == 0) ahead();
     slot_ = (slot_ + 1) % kSlots;
     if (++piece_ == last_) next();
   }
@@ -165,10 +163,11 @@ class TileStream {
   }
 
  private:
-  template <int C, int A, int A2> inline __attribute__((always_inline)) void product(const int8_t* a, const uint8_t* b, int steps, int32_t* slot) {
-    const int64_t stride = t_.w.kpad;
+  template <int C, int A, int A2> inline __attribute__((always_inline)) void product(int steps, int32_t* slot) {
+    const int64_t stride = t_.w.kpad, depth = t_.depth;
+    const int8_t* a = a_;
+    const uint8_t* b = b_;
     tile_zero<C>();
-    const int64_t depth = t_.depth;
     for (; steps > 1; steps -= 2, a += 2 * depth, b += 2 * kPanel * depth) {
       tile_load<A>(a, stride);
       tile_load<TileWork::kB0>(b, 64);
@@ -181,13 +180,17 @@ class TileStream {
       tile_load<A>(a, stride);
       tile_load<TileWork::kB0>(b, 64);
       tile_dot<C, A, TileWork::kB0>();
+      a += depth;
+      b += kPanel * depth;
     }
+    a_ = a;
+    b_ = b;
     tile_store<C>(slot, 64);
   }
   // Unpacks of the next chunk as much as has been multiplied of this one
-  inline __attribute__((always_inline)) void ahead(const Piece& piece) {
+  inline __attribute__((always_inline)) void ahead() {
     if (panel_ >= next_panels_) return;
-    const int want = piece_ + 1 == last_ ? next_end_ : piece.end - from_ + next_from_, end = (want < next_end_ ? want : next_end_) / kStep * kStep;
+    const int want = piece_ + 1 == last_ ? next_end_ : piece_->end - from_ + next_from_, end = (want < next_end_ ? want : next_end_) / kStep * kStep;
     const uint8_t* values = t_.values(next_pair_, panel_);
     if (small_) {
       if (ready_ < end) tile_unpack(t_.w, values, ready_, end, t_.s.bytes[1 - side_][panel_] + size_t(ready_ - next_from_) * kPanel);
@@ -198,8 +201,8 @@ class TileStream {
   }
   void enter_chunk() {
     from_ = t_.chunk_start(chunk_);
-    first_ = t_.s.chunks[chunk_];
-    last_ = t_.s.chunks[chunk_ + 1];
+    first_ = t_.s.pieces + t_.s.chunks[chunk_];
+    last_ = t_.s.pieces + t_.s.chunks[chunk_ + 1];
     panels_ = t_.panels_of(pair_);
     const bool over = chunk_ + 1 == t_.chunks;
     next_pair_ = over ? pair_ + 1 : pair_;
@@ -211,14 +214,15 @@ class TileStream {
   void enter_tile(int tile) {
     tile_ = tile;
     rest_ = tile * 16 + 16 > t_.rows;
-    activations_ = t_.call.in.q + int64_t(t_.row0 + tile * 16) * t_.w.kpad;
+    activations_ = t_.call.in.q + int64_t(t_.row0 + tile * 16) * t_.w.kpad + from_;
     enter_panel(0);
   }
   void enter_panel(int panel) {
     panel_ = panel;
     piece_ = first_;
     ready_ = next_from_;
-    weights_ = small_ ? t_.s.bytes[side_][panel] : t_.values(pair_, panel) + size_t(from_) * kPanel;
+    a_ = activations_;
+    b_ = small_ ? t_.s.bytes[side_][panel] : t_.values(pair_, panel) + size_t(from_) * kPanel;
   }
   __attribute__((noinline)) void next() {
     if (panel_ + 1 < panels_) return enter_panel(panel_ + 1);
@@ -235,11 +239,12 @@ class TileStream {
   const TileWork& t_;
   const bool small_;
   bool done_ = false, rest_ = false;
-  int pair_ = 0, chunk_ = 0, tile_ = 0, panel_ = 0, piece_ = 0, side_ = 0;
+  int pair_ = 0, chunk_ = 0, tile_ = 0, panel_ = 0, side_ = 0;
   unsigned slot_ = 0, taken_ = 0;
-  int first_ = 0, last_ = 0, from_ = 0, panels_ = 0, next_pair_ = 0, next_panels_ = 0, next_from_ = 0, next_end_ = 0, ready_ = 0;
-  const uint8_t* weights_ = nullptr;
-  const int8_t* activations_ = nullptr;
+  int from_ = 0, panels_ = 0, next_pair_ = 0, next_panels_ = 0, next_from_ = 0, next_end_ = 0, ready_ = 0;
+  const Piece *first_ = nullptr, *piece_ = nullptr, *last_ = nullptr;
+  const uint8_t* b_ = nullptr;
+  const int8_t *a_ = nullptr, *activations_ = nullptr;
 };
 
 // What a run's sums are multiplied by, as run_factor: the weight's scale, the row's, or both. Zeros: any of these, and zeros.
@@ -267,11 +272,13 @@ static __attribute__((noinline)) void tile_unit(const TileWork& t, TileStream& s
   for (const Piece* piece = s.pieces + s.chunks[chunk]; piece < last; piece++) {
     stream.step();
     int32_t* sums = stream.take();
-    if (!piece->opens)
-      for (int j = 0; j < R * kPanel; j++) sums[j] += partial[j];
-    if (!piece->closes) {
-      std::memcpy(partial, sums, sizeof(int32_t) * R * kPanel);
-      continue;
+    if (!piece->whole) {
+      if (!piece->opens)
+        for (int j = 0; j < R * kPanel; j++) sums[j] += partial[j];
+      if (!piece->closes) {
+        std::memcpy(partial, sums, sizeof(int32_t) * R * kPanel);
+        continue;
+      }
     }
     const f32x16 scale = F == Factor::Row || (F == Factor::Zeros && !t.runs.weight_varies) ? zero() : load_scales(w, base, piece->group);
     const float* mine = s.factors + piece->factors + tile * 16;
@@ -330,8 +337,26 @@ static void linear_tiles(const LinearCall& call, int panel0, int panel1, void* s
   tiles_release();
 }
 
-// From this many rows on a tile beats row panels: below, the unpacking is not paid back
-constexpr int kTilesFrom = 4;
-static bool any_linear(const Packed&, int, int) { return true; }
-static const LinearKernel kLinears[] = {{"general", any_linear, linear}, {"tiles", tiles_support, linear_tiles}};
-static int usual_linear(const Packed& w, int in_group, int rows) { return rows >= kTilesFrom && tiles_support(w, in_group, rows) ? 1 : 0; }
+// The kernels of `base` and tiles
+static const Kernels* with_tiles(const char* isa, const Kernels* base) {
+  constexpr int kMost = 8;
+  static LinearKernel linears[kMost];
+  static const Kernels* plain;
+  static int count;
+  static const Kernels table = [&] {
+    plain = base;
+    count = base->linear_count < kMost ? base->linear_count : kMost - 1;
+    for (int i = 0; i < count; i++) linears[i] = base->linears[i];
+    linears[count] = {"tiles", tiles_support, linear_tiles};
+    Kernels t = *base;
+    t.isa = isa;
+    t.linears = linears;
+    t.linear_count = count + 1;
+    t.usual_linear = [](const Packed& w, int in_group, int rows) {
+      return rows >= kTilesFrom && tiles_support(w, in_group, rows) ? count : plain->usual_linear(w, in_group, rows);
+    };
+    t.linear_scratch_bytes = [] { return sizeof(TileScratch) > plain->linear_scratch_bytes() ? sizeof(TileScratch) : plain->linear_scratch_bytes(); };
+    return t;
+  }();
+  return &table;
+}

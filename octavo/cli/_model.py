@@ -36,7 +36,7 @@ class ModelOptions(ModelName):
     """Threads of the kernels; default: OCTAVO_THREADS, or as many as there are cores."""
 
     isa: str | None = None
-    """Instruction set: portable, avx2, avx512vnni; default: OCTAVO_ISA, or the best there is."""
+    """Instruction set: portable, avx2, avx512vnni, amx; default: OCTAVO_ISA, or the best there is."""
 
     max_model_len: int | None = None
     """Longest prompt and answer together, in tokens; default: what the model was made for."""
