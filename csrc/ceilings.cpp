@@ -21,7 +21,7 @@ const CeilingKernels& ceilings_for(const std::string& isa) {
 
 static double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// The shortest of the passes that fit into `seconds`, at least three: job(member, pass)
+// The shortest of the passes that fit into `seconds`, at least two: job(member, pass)
 template <class Job> static double shortest(Team& team, double seconds, const Job& job) {
   double best = 1e30;
   std::atomic<bool> more{true};
@@ -35,7 +35,7 @@ template <class Job> static double shortest(Team& team, double seconds, const Jo
       const double end = now();
       if (member == 0) {
         best = std::min(best, end - start);
-        more.store(pass < 2 || end - began < seconds);
+        more.store(pass < 1 || end - began < seconds);
       }
       team.barrier();
     }

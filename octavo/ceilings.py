@@ -20,7 +20,7 @@ from .machine import Machine
 VERSION = 1            # of the file and of what is measured; an older file is measured again
 MEBI = 1 << 20
 SIZES = tuple(n * MEBI for n in (1, 4, 16, 64, 128, 256, 512))
-BUDGET = 1.5           # seconds of measuring, over all threads; filling the memory and starting threads come on top
+BUDGET = 1.0           # seconds of measuring, over all threads; filling the memory and starting threads come on top
 
 
 @dataclass(frozen=True)
