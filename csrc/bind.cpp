@@ -12,6 +12,7 @@
 #include <string>
 
 #include "ceilings.h"
+#include "pages.h"
 #include "program.h"
 #include "table.h"
 
@@ -269,6 +270,12 @@ NB_MODULE(_native, m) {
     nb::gil_scoped_release released;
     return operation_rate(team, integers ? kernels.int8 : kernels.floats, seconds);
   }, "Operations a second of the team from registers: int8 products and sums, or float32 ones.");
+  m.def("populate", [](Vector<uint8_t> bytes) {
+    const uint8_t* data = bytes.data();
+    const size_t size = bytes.size();
+    nb::gil_scoped_release released;
+    populate(data, size);
+  }, nb::arg("bytes"), "Bring the pages of a mapped file into memory and into this process, in order; other threads run meanwhile.");
   m.attr("PAGE") = kPage;
   m.attr("PANEL") = kPanel;
 

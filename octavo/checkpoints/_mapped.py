@@ -79,6 +79,10 @@ class MappedCheckpoint:
         file, start = self._places[name]
         file.release(start, self.info(name).nbytes)
 
+    def files(self) -> list[np.ndarray]:
+        """The bytes of each file, mapped."""
+        return [file.array("u1", file.size, 0) for file in {id(file): file for file, _ in self._places.values()}.values()]
+
     def content_files(self) -> Iterable[Path]:
         """The files whose bytes make this model what it is."""
         return sorted({file.path for file, _ in self._places.values()})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import importlib
 import os
 import pkgutil
@@ -49,7 +51,22 @@ def _action(command: Command, flat: Any) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit status. A verb that is named is the only one imported."""
+    """Run one command line; returns the exit status. A verb that is named is the only one imported.
+
+    Without `argv`, as a script, it ends the process itself once what is to be done at exit has been done: taking a hundred modules and a mapped
+    model apart, piece by piece, lasts longer than many an answer, and the system frees all of it at once.
+    """
+    status = _run(argv)
+    if argv is None:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # a reader that has gone, a stream that is closed
+                stream.flush()
+        os._exit(status)
+    return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
     tokens = list(sys.argv[1:] if argv is None else argv)
     known = verbs()
     wanted = [known[tokens[0]]] if tokens and tokens[0] in known else list(known.values())

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 from .. import layouts
 from ..checkpoints import Checkpoint, TensorInfo
@@ -33,7 +34,7 @@ class Job:
     activation: TensorSpec
     kernel: str
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes in memory once it is packed."""
         if layouts.why_not(self.kept) is None:

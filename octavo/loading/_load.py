@@ -15,6 +15,7 @@ from ..machine import detect
 from ..policy import Dispatch
 from ..settings import read_settings
 from ..text import Text
+from ._ahead import Ahead, read_all
 from ._assign import Job
 from ._choices import choose_cache, make_backend
 from ._kept import KeptWriter, fits, mapped_tokenizer
@@ -25,7 +26,6 @@ from ._report import LoadReport, OnProgress, Progress
 from ._stream import make_packed, make_tensor, make_vector
 
 LEAST_PAGES = 2       # of the key-value cache
-PAGE_BYTES = 4096     # of mapped files
 
 
 def load(source: str | Path, *, quantization: str | None = None, kv_cache: str | None = None, backend: str = "native", threads: int | None = None,
@@ -70,8 +70,8 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
 
     bound = Bound(ops)
     step = _steps(report, jobs, on_progress)
-    for table in declared.tables.values():
-        bound.tables[table.name] = ops.constant(table.make())
+    tables = Ahead(lambda: {table.name: table.make() for table in declared.tables.values()})
+    pages = Ahead(lambda: read_all(checkpoint) if isinstance(checkpoint, OctavoCheckpoint) else None)
     vectors = [want.name for want in declared.wanted.values() if not want.uses]
     if origin.copied or origin.kept is None:
         _take(checkpoint, jobs, {name: origin.found[name] for name in vectors}, bound, ops, step)
@@ -84,6 +84,8 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
             report.notes.append(writer.note)
         else:
             origin.remember()
+    bound.tables.update({name: ops.constant(table) for name, table in tables.result().items()})
+    pages.result()
     loaded = LoadedModel(_name(str(source)), model, bound, ops, text, origin.config, plan, cache_spec, report)
     report.seconds, report.measured_peak = time.perf_counter() - began, peak()
     step(None)
@@ -97,7 +99,6 @@ def _take(checkpoint: Checkpoint, jobs: list[Job], vectors: Mapping[str, str], b
         step(job)
         mapped = checkpoint.packed(job.name) if isinstance(checkpoint, OctavoCheckpoint) and job.name in checkpoint.tensors else None
         if mapped is not None and fits(mapped, job):
-            mapped.blob[::PAGE_BYTES].max()  # read from disk now, in order, rather than during the first answer
             bound.weights[job.name] = ops.adopt(mapped, job.activation)
         elif layouts.why_not(job.kept) is None:
             packed = make_packed(checkpoint, job)
