@@ -104,8 +104,18 @@ struct Step {
   const int32_t* select = nullptr;      // [logit_rows] rows whose logits are wanted
 };
 
+constexpr int kGang = 8;  // sequences at most that attend together
+
+// The sequences of a step, each in one gang: gang g is members[first[g]] .. members[first[g + 1] - 1]. Several in one gang have one row each, the same first
+// `shared[g]` pages, all of them written in earlier steps, and their newest token in a later page.
+struct Gangs {
+  int32_t count = 0;
+  const int32_t *first = nullptr, *members = nullptr, *shared = nullptr;
+};
+
 struct AttentionCall {
   const Step* step = nullptr;
+  const Gangs* gangs = nullptr;
   const CacheLayer* cache = nullptr;
   const float* q = nullptr; int64_t q_stride = 0;   // [rows, heads * head_dim]
   float* y = nullptr; int64_t y_stride = 0;         // [rows, heads * head_dim]
@@ -141,7 +151,7 @@ struct Kernels {
   void (*softcap)(float* x, int64_t stride, int width, float cap, int row0, int row1);
   // k, v float32 [rows, kv_heads * head_dim] -> the cache, rows [row0, row1)
   void (*cache_write)(const CacheLayer& cache, const float* k, int64_t k_stride, const float* v, int64_t v_stride, const int32_t* slots, int row0, int row1);
-  // Work items of attention: one is (sequence, kv head, block of query rows); the thread runs those it claims.
+  // Work items of attention: one is (gang, kv head, block of query rows); the thread runs those it claims.
   int (*attention_items)(const AttentionCall& call);
   void (*attention)(const AttentionCall& call, int item, void* scratch);
   size_t (*attention_scratch_bytes)(const AttentionCall& call);

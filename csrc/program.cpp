@@ -126,6 +126,7 @@ struct Attention : Op {
     p.meet(member);
     AttentionCall call;
     call.step = &step;
+    call.gangs = &p.gangs();
     call.cache = &p.cache(layer);
     call.q = qb.data();
     call.q_stride = qb.stride;
@@ -407,6 +408,7 @@ void Program::run(const Step& step, const std::vector<CacheLayer>& cache, int re
   for (auto& b : buffers_)
     if (!b.lent) b.block.reserve(sizeof(float) * size_t(b.stride) * size_t(std::max(b.rows == Rows::Step ? step.rows : step.logit_rows, members())));
   quantized_.reserve(quantized_bytes_ * size_t(std::max({step.rows, step.logit_rows, members()})));
+  gangs_.plan(step, members(), cache.empty() ? 1 : cache[0].kv_heads);
   size_t need = kernels_.linear_scratch_bytes();
   for (const auto& op : ops_)
     if (const auto* a = dynamic_cast<const Attention*>(op.get())) {
@@ -416,6 +418,7 @@ void Program::run(const Step& step, const std::vector<CacheLayer>& cache, int re
                                     ", the model " + std::to_string(a->kv_heads) + " of " + std::to_string(a->head_dim));
       AttentionCall call;
       call.step = &step;
+      call.gangs = &gangs_.all();
       call.cache = &layer;
       call.heads = a->heads;
       need = std::max(need, kernels_.attention_scratch_bytes(call));

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "gangs.h"
 #include "ops.h"
 #include "team.h"
 #include "trace.h"
@@ -124,6 +125,7 @@ class Program {
   Block& scratch(int member) { return scratch_[size_t(member)]; }
   Block& quantized() { return quantized_; }
   std::atomic<int>& ticket() { return ticket_; }
+  const Gangs& gangs() const { return gangs_.all(); }
 
  private:
   // Buffers of one op have as many rows as each other, and as the step where the op reads the step's arrays
@@ -145,6 +147,7 @@ class Program {
   Block quantized_;
   size_t quantized_bytes_ = 0;  // of one row, in the widest linear with int8 activations
   std::atomic<int> ticket_{0};
+  GangPlan gangs_;  // of the step that runs
   const std::vector<CacheLayer>* cache_ = nullptr;
   int vocabulary_ = INT32_MAX, positions_ = INT32_MAX, layers_ = 0;
 };

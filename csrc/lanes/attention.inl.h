@@ -3,6 +3,8 @@
 // Online softmax (arXiv 2205.14135) over spans of four whole pages in ascending order: their boundaries are absolute, so a query's sum has the
 // same terms in the same order however its prompt was chunked and whatever else is in the batch. Keys lie [head_dim][kPage], so vector lanes
 // are tokens; values lie [kPage][head_dim], so lanes are dimensions.
+//
+// Sequences that decode and begin with the same pages go in gangs (gangs.h): their shared pages are read and widened once for all.
 
 constexpr int kRows = 6;        // query rows worked on together: 12 accumulators of 8 lanes on AVX2
 constexpr int kSpan = 4 * kPage;  // tokens between two looks at the maximum
@@ -167,29 +169,44 @@ static inline f32x16 exp_below_zero(f32x16 x) {
 static inline int group_of(const AttentionCall& c) { return c.heads / c.cache->kv_heads; }
 static inline int block_tokens(const AttentionCall& c) { const int g = group_of(c); return g >= kBlockRows ? 1 : kBlockRows / g; }
 static inline int padded_dim(const AttentionCall& c) { return (c.cache->head_dim + 15) / 16 * 16; }
+// Work items of a gang, per head: blocks of the query tokens of a sequence that is alone, one for several sequences
+static inline int blocks_of(const AttentionCall& c, int gang, int block) {
+  const int32_t* first = c.gangs->first + gang;
+  if (first[1] - first[0] > 1) return 1;
+  const int32_t s = c.gangs->members[first[0]];
+  return (c.step->starts[s + 1] - c.step->starts[s] + block - 1) / block;
+}
 
 int attention_items(const AttentionCall& call) {
-  const Step& step = *call.step;
   const int block = block_tokens(call);
   int items = 0;
-  for (int s = 0; s < step.sequences; s++) items += (step.starts[s + 1] - step.starts[s] + block - 1) / block;
+  for (int g = 0; g < call.gangs->count; g++) items += blocks_of(call, g, block);
   return items * call.cache->kv_heads;
 }
 
 size_t attention_scratch_bytes(const AttentionCall& call) {
-  const size_t rows = size_t(block_tokens(call)) * size_t(group_of(call)), dim = size_t(padded_dim(call));
-  return sizeof(float) * (2 * rows * dim + rows * kSpan + 3 * rows + 2 * kPage * dim) + 256;
+  const size_t rows = size_t(std::max(block_tokens(call), kGang)) * size_t(group_of(call)), dim = size_t(padded_dim(call));
+  return sizeof(float) * (3 * rows * dim + rows * kSpan + 4 * rows + 2 * kPage * dim) + 256;
 }
 
-// What one work item holds while it walks over the pages
+// What one work item holds while it walks over the pages, for each of its query rows (token and head)
 struct Walk {
-  int rows, first, group, base, span_start;  // base + (row index) = position of a token
-  float *q, *o, *p, *best, *sum, *alpha, *keys, *values;
+  int span_start;
+  int* position;                                          // of the row's token
+  float *q, *shared_q, *o, *p, *best, *sum, *alpha, *keys, *values;
 };
+
+// Queries of a tile lie [dim][rows], so that one pointer walks over them
+static void lay_out(const AttentionCall& c, const float* from, int64_t head, int token, int lane, int dim, float* tiles, int row, int rows) {
+  const int tile = row / kRows * kRows, n = rows - tile < kRows ? rows - tile : kRows;
+  const float* q = from + int64_t(token) * c.q_stride + (head * group_of(c) + lane) * dim;
+  float* to = tiles + int64_t(tile) * dim + (row - tile);
+  for (int d = 0; d < dim; d++) to[d * n] = q[d];
+}
 
 // Turns the scores of a span, lanes [from, to) of it, into weights, and updates the row's maximum, sum and alpha
 static inline void soften(const AttentionCall& c, const Walk& w, int r, int from, int to, const float* k_scale[kSpan / kPage], const float* v_scale[kSpan / kPage]) {
-  const int position = w.base + w.first + r / w.group;
+  const int position = w.position[r];
   float* row = w.p + int64_t(r) * kSpan;
   int high = position - w.span_start + 1, low = c.window > 0 ? position - c.window + 1 - w.span_start : from;  // visible lanes [low, high)
   if (high > to) high = to;
@@ -235,101 +252,145 @@ static inline void soften(const AttentionCall& c, const Walk& w, int r, int from
   w.sum[r] = w.sum[r] * w.alpha[r] + reduce_add(total);
 }
 
+// Scores of one page for rows that lie in tiles; `direct`: one tile, for which the cache is widened as it is read
+static void score_page(const AttentionCall& c, const Walk& w, int64_t cell, int rows, const float* q, float* p, bool direct) {
+  const CacheLayer& cache = *c.cache;
+  const int dim = cache.head_dim;
+  const int64_t offset = cell * dim * kPage;
+  const auto score = [&](const auto* k) {
+    for (int r = 0; r < rows; r += kRows) scores(rows - r < kRows ? rows - r : kRows, q + int64_t(r) * dim, k, dim, p + int64_t(r) * kSpan);
+  };
+  if (cache.k_type == CacheType::F32) score(static_cast<const float*>(cache.k) + offset);
+  else if (direct && cache.k_type == CacheType::BF16) score(static_cast<const uint16_t*>(cache.k) + offset);
+  else if (direct) score(static_cast<const int8_t*>(cache.k) + offset);
+  else {
+    widen(cache.k_type, cache.k, offset, dim * kPage, w.keys);
+    score(static_cast<const float*>(w.keys));
+  }
+}
+
+// Adds the values of one page, weighted, to rows [row, row + rows); `opens`: the first of its span, where alpha counts
+static void mix_page(const AttentionCall& c, const Walk& w, int64_t cell, int row, int rows, const float* p, int tokens, bool opens, bool direct) {
+  const CacheLayer& cache = *c.cache;
+  const int dim = cache.head_dim, wide = padded_dim(c);
+  const int64_t offset = cell * dim * kPage;
+  const auto blend = [&](const auto* v) {
+    for (int r = 0; r < rows; r += kRows) {
+      const int n = rows - r < kRows ? rows - r : kRows;
+      float* o = w.o + int64_t(row + r) * wide;
+      if (opens) mix<true>(n, p + int64_t(r) * kSpan, w.alpha + row + r, v, dim, tokens, o, int64_t(wide));
+      else mix<false>(n, p + int64_t(r) * kSpan, w.alpha + row + r, v, dim, tokens, o, int64_t(wide));
+    }
+  };
+  if (cache.v_type == CacheType::F32 && dim % 16 == 0) blend(static_cast<const float*>(cache.v) + offset);
+  else if (direct && cache.v_type == CacheType::BF16) blend(static_cast<const uint16_t*>(cache.v) + offset);
+  else if (direct) blend(static_cast<const int8_t*>(cache.v) + offset);
+  else {
+    widen(cache.v_type, cache.v, offset, dim * tokens, w.values);
+    blend(static_cast<const float*>(w.values));
+  }
+}
+
+// One item: some query rows of one sequence, or one token of each of several sequences that begin with the same pages. Pages that are shared are widened
+// once and meet the rows of all; what is a sequence's own meets its rows alone. A row's operations and their order are the same either way.
 void attention(const AttentionCall& call, int item, void* scratch) {
   const Step& step = *call.step;
   const CacheLayer& cache = *call.cache;
   const int group = group_of(call), block = block_tokens(call), dim = cache.head_dim, wide = padded_dim(call);
-  // Item -> (sequence, block of query tokens, kv head); neighbours share a sequence's pages
+  // Item -> (gang, block of query tokens, kv head); neighbours share pages
   const int head = item % cache.kv_heads;
-  int which = item / cache.kv_heads, s = 0;
-  for (;; s++) {
-    const int blocks = (step.starts[s + 1] - step.starts[s] + block - 1) / block;
+  int which = item / cache.kv_heads, gang = 0;
+  for (;; gang++) {
+    const int blocks = blocks_of(call, gang, block);
     if (which < blocks) break;
     which -= blocks;
   }
-  const int first = step.starts[s] + which * block, last = first + block < step.starts[s + 1] ? first + block : step.starts[s + 1];
-  const int rows = (last - first) * group;
+  const int32_t* who = call.gangs->members + call.gangs->first[gang];
+  const int count = call.gangs->first[gang + 1] - call.gangs->first[gang];
+  const int shared = count > 1 && call.window == 0 ? call.gangs->shared[gang] : 0;  // pages
+  int row0[kGang + 1] = {}, oldest[kGang], newest[kGang];                           // rows of each member; first and last position it sees
+  for (int m = 0; m < count; m++) {
+    const int s = who[m], tokens = step.starts[s + 1] - step.starts[s], begin = count > 1 ? 0 : which * block;
+    const int end = count > 1 || begin + block > tokens ? tokens : begin + block, before = step.lengths[s] - tokens;
+    row0[m + 1] = row0[m] + (end - begin) * group;
+    newest[m] = before + end - 1;
+    oldest[m] = call.window > 0 && before + begin - call.window + 1 > 0 ? before + begin - call.window + 1 : 0;
+  }
+  const int rows = row0[count];
   Walk w;
-  w.rows = rows;
-  w.first = first;
-  w.group = group;
-  w.base = step.lengths[s] - (step.starts[s + 1] - step.starts[s]) - step.starts[s];
   w.o = static_cast<float*>(scratch);
   w.p = w.o + int64_t(rows) * wide;
   w.keys = w.p + int64_t(rows) * kSpan;
   w.values = w.keys + int64_t(kPage) * wide;
   w.q = w.values + int64_t(kPage) * wide;
-  w.best = w.q + int64_t(rows) * wide;
+  w.shared_q = w.q + int64_t(rows) * wide;
+  w.best = w.shared_q + int64_t(rows) * wide;
   w.sum = w.best + rows;
   w.alpha = w.sum + rows;
-  for (int r = 0; r < rows; r++) {
-    w.best[r] = -INFINITY;
-    w.sum[r] = 0.f;
-    // Queries of a tile lie [dim][rows], so that one pointer walks over them
-    const float* from = call.q + int64_t(first + r / group) * call.q_stride + int64_t(head * group + r % group) * dim;
-    const int tile = r / kRows * kRows, n = rows - tile < kRows ? rows - tile : kRows;
-    float* to = w.q + int64_t(tile) * dim + (r - tile);
-    for (int d = 0; d < dim; d++) to[d * n] = from[d];
-  }
+  w.position = reinterpret_cast<int*>(w.alpha + rows);
+  for (int m = 0; m < count; m++)
+    for (int r = row0[m]; r < row0[m + 1]; r++) {
+      const int mine = r - row0[m], total = row0[m + 1] - row0[m], token = step.starts[who[m]] + (count > 1 ? 0 : which * block) + mine / group;
+      w.best[r] = -INFINITY;
+      w.sum[r] = 0.f;
+      w.position[r] = newest[m] + 1 - total / group + mine / group;
+      lay_out(call, call.q, head, token, mine % group, dim, w.q + int64_t(row0[m]) * dim, mine, total);
+      if (shared) lay_out(call, call.q, head, token, mine % group, dim, w.shared_q, r, rows);
+    }
   std::memset(w.o, 0, sizeof(float) * size_t(rows) * size_t(wide));
 
-  const bool direct = rows <= kRows && dim % 16 == 0;  // one tile: the cache is widened as it is read
-  const int newest = w.base + last - 1;                // position of the last query token
-  const int oldest = call.window > 0 && w.base + first - call.window + 1 > 0 ? w.base + first - call.window + 1 : 0;
   constexpr int kSpanPages = kSpan / kPage;
-  for (int span = oldest / kSpan; span <= newest / kSpan; span++) {
-    const int page0 = std::max(span * kSpanPages, oldest / kPage), page1 = std::min(span * kSpanPages + kSpanPages - 1, newest / kPage);
+  const auto cell_of = [&](int m, int page) { return int64_t(step.tables[int64_t(who[m]) * step.table_stride + page]) * cache.kv_heads + head; };
+  int span = oldest[0] / kSpan, last_span = newest[0] / kSpan;
+  for (int m = 1; m < count; m++) {
+    span = std::min(span, oldest[m] / kSpan);
+    last_span = std::max(last_span, newest[m] / kSpan);
+  }
+  for (; span <= last_span; span++) {
+    const int start = span * kSpanPages, together = std::max(std::min(shared, start + kSpanPages), start);  // pages [start, together) are shared
     const float *k_scale[kSpanPages] = {}, *v_scale[kSpanPages] = {};
-    int64_t cells[kSpanPages];
     w.span_start = span * kSpan;
-    for (int page = page0; page <= page1; page++) {
-      const int at = page - span * kSpanPages;
-      const int64_t cell = cells[at] = int64_t(step.tables[int64_t(s) * step.table_stride + page]) * cache.kv_heads + head;
-      if (cache.k_type == CacheType::I8) k_scale[at] = cache.k_scale + cell * kPage;
-      if (cache.v_type == CacheType::I8) v_scale[at] = cache.v_scale + cell * kPage;
-      if (direct && page < newest / kPage) {  // few rows wait for memory: the next page is fetched meanwhile
-        const int64_t next = (int64_t(step.tables[int64_t(s) * step.table_stride + page + 1]) * cache.kv_heads + head) * dim * kPage;
-        fetch(static_cast<const char*>(cache.k) + next * element_size(cache.k_type), size_t(dim) * kPage * element_size(cache.k_type));
-        fetch(static_cast<const char*>(cache.v) + next * element_size(cache.v_type), size_t(dim) * kPage * element_size(cache.v_type));
-      }
-      float* p = w.p + at * kPage;
-      const auto score = [&](const auto* k) {
-        for (int r = 0; r < rows; r += kRows) scores(rows - r < kRows ? rows - r : kRows, w.q + int64_t(r) * dim, k, dim, p + int64_t(r) * kSpan);
-      };
-      const int64_t offset = cell * dim * kPage;
-      if (cache.k_type == CacheType::F32) score(static_cast<const float*>(cache.k) + offset);
-      else if (direct && cache.k_type == CacheType::BF16) score(static_cast<const uint16_t*>(cache.k) + offset);
-      else if (direct) score(static_cast<const int8_t*>(cache.k) + offset);
-      else {
-        widen(cache.k_type, cache.k, offset, dim * kPage, w.keys);
-        score(static_cast<const float*>(w.keys));
-      }
+    const auto note = [&](int page, int64_t cell) {
+      if (cache.k_type == CacheType::I8) k_scale[page - start] = cache.k_scale + cell * kPage;
+      if (cache.v_type == CacheType::I8) v_scale[page - start] = cache.v_scale + cell * kPage;
+    };
+    for (int page = start; page < together; page++) {
+      note(page, cell_of(0, page));
+      score_page(call, w, cell_of(0, page), rows, w.shared_q, w.p + (page - start) * kPage, false);
     }
-    for (int r = 0; r < rows; r++) soften(call, w, r, page0 * kPage - w.span_start, (page1 + 1) * kPage - w.span_start, k_scale, v_scale);
-    for (int page = page0; page <= page1; page++) {
-      const int start = page * kPage, at = page - span * kSpanPages;
-      const int tokens = step.lengths[s] - start < kPage ? step.lengths[s] - start : kPage;  // written ones; the rest is stale
-      const float* p = w.p + at * kPage;
-      const auto blend = [&](const auto* v) {
-        for (int r = 0; r < rows; r += kRows) {
-          const int n = rows - r < kRows ? rows - r : kRows;
-          if (page == page0) mix<true>(n, p + int64_t(r) * kSpan, w.alpha + r, v, dim, tokens, w.o + int64_t(r) * wide, int64_t(wide));
-          else mix<false>(n, p + int64_t(r) * kSpan, w.alpha + r, v, dim, tokens, w.o + int64_t(r) * wide, int64_t(wide));
+    for (int m = 0; m < count; m++) {
+      const int mine = row0[m + 1] - row0[m], page0 = std::max(start, oldest[m] / kPage), page1 = std::min(start + kSpanPages - 1, newest[m] / kPage);
+      if (page0 > page1) continue;
+      const bool direct = mine <= kRows && dim % 16 == 0;
+      for (int page = std::max(page0, together); page <= page1; page++) {
+        const int64_t cell = cell_of(m, page);
+        note(page, cell);
+        if (direct && page < newest[m] / kPage) {  // few rows wait for memory: the next page is fetched meanwhile
+          const int64_t next = cell_of(m, page + 1) * dim * kPage;
+          fetch(static_cast<const char*>(cache.k) + next * element_size(cache.k_type), size_t(dim) * kPage * element_size(cache.k_type));
+          fetch(static_cast<const char*>(cache.v) + next * element_size(cache.v_type), size_t(dim) * kPage * element_size(cache.v_type));
         }
-      };
-      const int64_t offset = cells[at] * dim * kPage;
-      if (cache.v_type == CacheType::F32 && dim % 16 == 0) blend(static_cast<const float*>(cache.v) + offset);
-      else if (direct && cache.v_type == CacheType::BF16) blend(static_cast<const uint16_t*>(cache.v) + offset);
-      else if (direct) blend(static_cast<const int8_t*>(cache.v) + offset);
-      else {
-        widen(cache.v_type, cache.v, offset, dim * tokens, w.values);
-        blend(static_cast<const float*>(w.values));
+        score_page(call, w, cell, mine, w.q + int64_t(row0[m]) * dim, w.p + int64_t(row0[m]) * kSpan + (page - start) * kPage, direct);
+      }
+      for (int r = row0[m]; r < row0[m + 1]; r++) soften(call, w, r, page0 * kPage - w.span_start, (page1 + 1) * kPage - w.span_start, k_scale, v_scale);
+    }
+    for (int page = start; page < together; page++)
+      mix_page(call, w, cell_of(0, page), 0, rows, w.p + (page - start) * kPage, kPage, page == start, false);
+    for (int m = 0; m < count; m++) {
+      const int mine = row0[m + 1] - row0[m], page0 = std::max(start, oldest[m] / kPage), page1 = std::min(start + kSpanPages - 1, newest[m] / kPage);
+      const bool direct = mine <= kRows && dim % 16 == 0;
+      for (int page = std::max(page0, together); page <= page1; page++) {
+        const int written = step.lengths[who[m]] - page * kPage;  // the rest of the page is stale
+        mix_page(call, w, cell_of(m, page), row0[m], mine, w.p + int64_t(row0[m]) * kSpan + (page - start) * kPage, written < kPage ? written : kPage, page == page0,
+                 direct);
       }
     }
   }
-  for (int r = 0; r < rows; r++) {
-    float* y = call.y + int64_t(first + r / group) * call.y_stride + int64_t(head * group + r % group) * dim;
-    const f32x16 inverse = set1(1.f / w.sum[r]);
-    for (int d = 0; d < dim; d += 16) store_n(y + d, mul(load(w.o + int64_t(r) * wide + d), inverse), dim - d < 16 ? dim - d : 16);
-  }
+  for (int m = 0; m < count; m++)
+    for (int r = row0[m]; r < row0[m + 1]; r++) {
+      const int mine = r - row0[m], token = step.starts[who[m]] + (count > 1 ? 0 : which * block) + mine / group;
+      float* y = call.y + int64_t(token) * call.y_stride + int64_t(head * group + mine % group) * dim;
+      const f32x16 inverse = set1(1.f / w.sum[r]);
+      for (int d = 0; d < dim; d += 16) store_n(y + d, mul(load(w.o + int64_t(r) * wide + d), inverse), dim - d < 16 ? dim - d : 16);
+    }
 }
