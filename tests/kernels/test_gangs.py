@@ -45,8 +45,10 @@ CASES = {
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kind", [{"dim": 64, "heads": 9, "kv_heads": 3}, {"dim": 24, "heads": 8, "kv_heads": 1}, {"dim": 16, "heads": 2, "kv_heads": 2, "window": 150},
-                                  {"dim": 32, "heads": 4, "kv_heads": 2, "softcap": 15.0}], ids=lambda k: f"{k['heads']}/{k['kv_heads']} of {k['dim']}")
+@pytest.mark.parametrize("kind", [
+    {"dim": 64, "heads": 9, "kv_heads": 3}, {"dim": 24, "heads": 8, "kv_heads": 1}, {"dim": 16, "heads": 2, "kv_heads": 2, "window": 150},
+    {"dim": 32, "heads": 4, "kv_heads": 2, "softcap": 15.0},
+], ids=lambda k: f"{k['heads']}/{k['kv_heads']} of {k['dim']}")
 def test_together_and_alone_are_the_same_bits(isa: str, cache: str, case: str, kind: dict[str, Any]) -> None:
     fill, decode, pages = conversations(*CASES[case])
     order = list(np.random.default_rng(1).permutation(len(decode)))
