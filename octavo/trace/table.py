@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from statistics import median
 
 from ..ceilings import Rates
 from .summary import Summary
 
+CROWDED = 0.3  # of the time; a team alone on its cores waits less
 NAMES = {"engine": "engine: scheduling, sampling, text", "call": "call: checks, arrays", "start": "start: buffers, waking the team",
          "ops": "ops", "end": "end: the largest logits"}
 
@@ -43,5 +45,8 @@ def show(summary: Summary, rates: Rates) -> None:
     for part, name in NAMES.items():
         seconds = summary.part(part)
         print(f"  {name:<38}{1e6 * seconds:>9.0f} us {seconds / step:>7.1%}")
-    print(f"  {'of ops: members waiting for others':<38}{1e6 * summary.waited:>9.0f} us {summary.waited / step:>7.1%}")
+    print(f"  {'of ops: members waiting for others':<38}{1e6 * summary.waited:>9.0f} us {summary.waited * count / everything:>7.1%}")
     print(f"  {'outside native code':<38}{1e6 * summary.part('outside'):>9.0f} us {summary.part('outside') / step:>7.1%}")
+    if summary.waited * count > CROWDED * everything:
+        print(f"members waited {summary.waited * count / everything:.0%} of the time: other processes may be using the cores "
+              f"(load {os.getloadavg()[0]:.1f}), and the times above are theirs as well")
