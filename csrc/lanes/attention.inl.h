@@ -1,13 +1,13 @@
 // Writing the paged cache, and attention over it. Included inside a namespace that has vec.h's names and elementwise.inl.h's exp and tanh.
 //
-// Online softmax (arXiv 2205.14135) over spans of four whole pages in ascending order: their boundaries are absolute, so a query's sum has the
+// Online softmax (arXiv 2205.14135) over spans of whole pages in ascending order: their boundaries are absolute, so a query's sum has the
 // same terms in the same order however its prompt was chunked and whatever else is in the batch. Keys lie [head_dim][kPage], so vector lanes
 // are tokens; values lie [kPage][head_dim], so lanes are dimensions.
 //
 // Sequences that decode and begin with the same pages go in gangs (gangs.h): their shared pages are read and widened once for all.
 
 constexpr int kRows = 6;        // query rows worked on together: 12 accumulators of 8 lanes on AVX2
-constexpr int kSpan = 4 * kPage;  // tokens between two looks at the maximum
+constexpr int kSpan = kPage;  // tokens between two looks at the maximum; longer spans were no faster (LOG)
 constexpr int kBlockRows = 48;  // query rows (tokens x heads of one group) in a work item
 
 static float absmax(const float* x, int n) {
@@ -151,10 +151,10 @@ static void mix(int rows, const float* p, const float* alpha, const T* v, int di
   }
 }
 
-// e^x for x <= 0, within 2 ulp down to e^-86, below which it stays; NaN stays NaN. t holds n = round(x log2 e) in the low bits of its mantissa.
+// e^x for x <= 0, the bits of exp() down to e^-86, where it stays; NaN stays NaN. t holds n = round(x log2 e) in the low bits of its mantissa.
 static inline f32x16 exp_below_zero(f32x16 x) {
   x = max(set1(-86.f), x);
-  const f32x16 magic = set1(12582912.f), t = fmadd(x, set1(1.44269504088896341f), magic), n = sub(t, magic);
+  const f32x16 magic = set1(12582912.f), t = add(mul(x, set1(1.44269504088896341f)), magic), n = sub(t, magic);
   f32x16 r = fmadd(n, set1(-0.693359375f), x);
   r = fmadd(n, set1(2.12194440e-4f), r);
   f32x16 p = set1(1.9875691500e-4f);
