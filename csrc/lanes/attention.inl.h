@@ -113,11 +113,13 @@ static inline void mix_lanes(const float* p, const float* alpha, const T* v, int
       acc[r][i] = load(o + r * stride + 16 * i);
       if (First) acc[r][i] = mul(acc[r][i], set1(alpha[r]));
     }
-  for (int t = 0; t < tokens; t++)
+  int t = 0;
+  do {  // there is at least one token: without the question the sums stay in registers from beginning to end
     for (int i = 0; i < W; i++) {
       const f32x16 value = lanes_of(v + int64_t(t) * dim + 16 * i);
       for (int r = 0; r < R; r++) acc[r][i] = fmadd(set1(p[r * kSpan + t]), value, acc[r][i]);
     }
+  } while (++t < tokens);
   for (int r = 0; r < R; r++) for (int i = 0; i < W; i++) store(o + r * stride + 16 * i, acc[r][i]);
 }
 template <int R, int W, bool First, class T>
