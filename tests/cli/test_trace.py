@@ -49,8 +49,7 @@ def test_marks_cover_the_run(tiny: LoadedModel, traced: list[Timed]) -> None:
             assert all(a.ended == b.began for a, b in pairwise(mine)) and all(s.began <= s.ended + SKEW for s in mine)
             assert entered - SKEW <= mine[0].began and mine[-1].ended <= left + SKEW
             assert mine[0].what == mine[-1].what == "work"
-            last_of_op = {s.op: s.what for s in mine}
-            assert all(last_of_op[op] == "wait" for op in range(ops))
+            assert "wait" in {s.what for s in mine}  # not after every op: what reads only its own rows goes on alone
 
 
 def test_sums_add_up(tiny: LoadedModel, traced: list[Timed]) -> None:
