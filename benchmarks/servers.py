@@ -126,8 +126,8 @@ def compare(ours: Side, peer: Side, scheme: str, model: str, users: int) -> list
         rows.append({"what": what, "ours": statistics.median(mine), "peer": statistics.median(theirs), "ratio": statistics.median(ratios),
                      "ratio_min": min(ratios), "ratio_max": max(ratios), "unit": unit, "better": better, "pairs": len(ratios)})
     a, b = ours.memory["rss"] / 1e6, peer.memory["rss"] / 1e6
-    rows.append({"what": f"resident memory after {users} users", "ours": a, "peer": b, "ratio": a / b, "ratio_min": a / b, "ratio_max": a / b, "unit": "MB", "better": "lower",
-                 "pairs": 1, "ours_pss": ours.memory["pss"] / 1e6, "peer_pss": peer.memory["pss"] / 1e6})
+    rows.append({"what": f"resident memory after {users} users", "ours": a, "peer": b, "ratio": a / b, "ratio_min": a / b, "ratio_max": a / b, "unit": "MB",
+                 "better": "lower", "pairs": 1, "ours_pss": ours.memory["pss"] / 1e6, "peer_pss": peer.memory["pss"] / 1e6})
     for row in rows:
         row |= {"model": model, "scheme": scheme, "peer_name": peer.name, "peer_setting": peer.setting}
         if (bar := BARS.get(row["what"])) is not None:
