@@ -79,7 +79,7 @@ std::vector<std::string> available_isas() {
     return true;
   };
   const bool vnni = has({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "fma", "f16c"});
-  if (vnni && has({"amx_tile", "amx_int8", "gfni"}) && tiles_granted()) isas.emplace_back("amx");
+  if (vnni && has({"amx_tile", "amx_int8", "amx_bf16", "gfni"}) && tiles_granted()) isas.emplace_back("amx");
   if (vnni) isas.emplace_back("avx512vnni");
   if (has({"avx2", "fma", "f16c"})) isas.emplace_back("avx2");
 #endif

@@ -1,4 +1,5 @@
 // AVX-512 VNNI and tiles.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -8,6 +9,10 @@
 namespace octavo::amx {
 #include "../lanes/linear.inl.h"
 #include "../lanes/tiles.inl.h"
+#include "../lanes/elementwise.inl.h"
+#define OCTAVO_PAGES "tile_pages.inl.h"
+#include "../lanes/attention.inl.h"
+#include "../lanes/tile_table.inl.h"
 }  // namespace octavo::amx
 
 namespace octavo {

@@ -18,6 +18,7 @@ static inline void tiles_release() { __asm__ volatile("tilerelease" ::); }
 template <int T> static inline void tile_zero() { __asm__ volatile("tilezero %%tmm%c0" ::"i"(T)); }
 template <int T> static inline void tile_load(const void* p, int64_t stride) { __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(T) : "memory"); }
 template <int T> static inline void tile_store(void* p, int64_t stride) { __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(T) : "memory"); }
+template <int C, int A, int B> static inline void tile_dot_bf16() { __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B)); }
 template <int C, int A, int B> static inline void tile_dot() { __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B)); }
 
 }  // namespace octavo::amx

@@ -336,27 +336,3 @@ static void linear_tiles(const LinearCall& call, int panel0, int panel1, void* s
   }
   tiles_release();
 }
-
-// The kernels of `base` and tiles
-static const Kernels* with_tiles(const char* isa, const Kernels* base) {
-  constexpr int kMost = 8;
-  static LinearKernel linears[kMost];
-  static const Kernels* plain;
-  static int count;
-  static const Kernels table = [&] {
-    plain = base;
-    count = base->linear_count < kMost ? base->linear_count : kMost - 1;
-    for (int i = 0; i < count; i++) linears[i] = base->linears[i];
-    linears[count] = {"tiles", tiles_support, linear_tiles};
-    Kernels t = *base;
-    t.isa = isa;
-    t.linears = linears;
-    t.linear_count = count + 1;
-    t.usual_linear = [](const Packed& w, int in_group, int rows) {
-      return rows >= kTilesFrom && tiles_support(w, in_group, rows) ? count : plain->usual_linear(w, in_group, rows);
-    };
-    t.linear_scratch_bytes = [] { return sizeof(TileScratch) > plain->linear_scratch_bytes() ? sizeof(TileScratch) : plain->linear_scratch_bytes(); };
-    return t;
-  }();
-  return &table;
-}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_linear import INT8, ROW, SPECS
-from test_native import prompt, run, step_of
 
 from octavo import _native, layouts, qtensor
 from octavo.kernels.native import NativeOps, NativeWeight
 from octavo.schemes import TensorSpec
+
+from . import test_gangs, test_native
+from .test_linear import INT8, ROW, SPECS
+from .test_native import prompt, run, step_of
 
 ISAS = [*(["amx_emulated"] if "avx2" in _native.available_isas() else []), *(i for i in _native.available_isas() if i == "amx")]
 NAMES = [name for name in SPECS if not name.startswith(("fp32", "fp16", "bf16"))]
@@ -80,18 +84,52 @@ def test_what_tiles_do_not_support(isa: str) -> None:
         assert _native.linear_supported(weight.native, isa, group, 16, "tiles") is expected
 
 
+def ops(threads: int, isa: str) -> NativeOps:
+    made = NativeOps(threads)
+    made.isa = isa  # the emulated tiles are not offered to users
+    return made
+
+
+STEPS = [step_of([(prompt(75), 0, [3, 1, 7, 9]), (prompt(5, 1), 0, [2])]), step_of([(prompt(30, 2), 75, [3, 1, 7, 9]), ([4], 5, [2]), ([9, 8], 0, [11])]),
+         step_of([([7], 6, [2])])]
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("weight", ["8", "8g64", "4g32", "4g64"])
 def test_a_whole_model_does_not_notice(isa: str, weight: str) -> None:
     """Threads that share panels, rows that change from step to step, kernels that change with them."""
-    def ops(threads: int, set: str) -> NativeOps:
-        made = NativeOps(threads)
-        made.isa = set  # the emulated tiles are not offered to users
-        return made
-
-    steps = [step_of([(prompt(75), 0, [3, 1, 7, 9]), (prompt(5, 1), 0, [2])]), step_of([(prompt(30, 2), 75, [3, 1, 7, 9]), ([4], 5, [2]), ([9, 8], 0, [11])]),
-             step_of([([7], 6, [2])])]
-    expected = run(ops(1, "avx512vnni" if isa == "amx" else "avx2"), steps, weight=weight, act="int8")
+    expected = run(ops(1, "avx512vnni" if isa == "amx" else "avx2"), STEPS, weight=weight, act="int8")
     for threads in (1, 3):
-        for a, b in zip(run(ops(threads, isa), steps, weight=weight, act="int8"), expected, strict=True):
+        for a, b in zip(run(ops(threads, isa), STEPS, weight=weight, act="int8"), expected, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+KINDS: list[dict[str, Any]] = [{}, {"heads": 3, "kv_heads": 3, "dim": 6}, {"heads": 6, "kv_heads": 1, "dim": 80},
+                               {"heads": 34, "kv_heads": 2, "dim": 16, "window": 7}, {"window": 40, "softcap": 20.0}, {"dim": 64, "heads": 9, "kv_heads": 3}]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("cache", ["bf16", "int8"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_attention_loses_nothing_on_tiles(isa: str, cache: str, kind: dict[str, Any]) -> None:
+    """Queries and weights are split in two: what is left out lies below what float32 sums lose anyway. A key on a rounding border may fall to the
+    other side in the second layer; that moves a few rows by more."""
+    for a, b in zip(run(ops(2, isa), STEPS, cache, **kind), run(ops(1, "portable"), STEPS, cache, **kind), strict=True):
+        error = np.abs(a - b) / np.abs(b).max()
+        assert error.max() < 4e-3 and np.quantile(error, 0.8) < 5e-6
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("cache", ["bf16", "int8"])
+@pytest.mark.parametrize("kind", [{}, {"weight": "4g32", "act": "int8"}, {"window": 9}], ids=str)
+def test_attention_on_tiles_gives_the_same_bits_however_it_is_served(isa: str, cache: str, kind: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_native, "NativeOps", lambda threads: ops(threads, isa))
+    test_native.test_the_same_bits_however_it_is_served(kind, cache)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("cache", ["bf16", "int8"])
+@pytest.mark.parametrize("case", test_gangs.CASES)
+def test_gangs_on_tiles(isa: str, cache: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_gangs, "NativeOps", ops)
+    test_gangs.test_together_and_alone_are_the_same_bits(isa, cache, case, {"dim": 64, "heads": 9, "kv_heads": 3})
