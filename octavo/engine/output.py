@@ -17,6 +17,7 @@ class Output:
         self.sampling, self._stream = sampling, stream
         self._ends = end_ids if not sampling.ignore_eos else frozenset()
         self._stop_ids = frozenset(sampling.stop_token_ids)
+        self._any_end = self._ends | self._stop_ids
         self._stops = tuple(s for s in sampling.stop if s)
         self._held = ""
         self.finish: Finish | None = None
@@ -24,7 +25,7 @@ class Output:
 
     def push(self, token: int, generated: int) -> str:
         """Text that is certain now that `token`, the answer's `generated`-th, is known. Sets `finish` when it ends the answer."""
-        if token in self._stop_ids or token in self._ends:
+        if token in self._any_end:
             self.finish = Finish.STOP
             self.reason = token if token in self._stop_ids else None
             return self.flush(self._stream.push(token) if self.sampling.include_stop else "")

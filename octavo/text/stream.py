@@ -28,6 +28,7 @@ class Pieces:
         added = tokenizer.get_added_tokens_decoder()
         self.special = frozenset(i for i, token in added.items() if token.special)
         self._known: dict[int, bytes] = {}
+        self.whole: dict[int, str] = {}           # texts of tokens seen so far that are whole characters and not special
         steps = _steps(tokenizer.decoder)
         kinds = {step["type"] for step in steps}
         self.byte_level = kinds == {"ByteLevel"}
@@ -75,16 +76,22 @@ class Stream:
         self._skip = pieces.special if skip_special else frozenset()
         self._spaces = 0 if continued else pieces.first_space
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._between = False            # between two characters: what comes next stands for itself
         self._window: list[int] = []     # other decoders: the tokens that the next text depends on
         self._read = 0                   # of which this many are decoded
 
     def push(self, token: int) -> str:
         """The text that is certain now that `token` follows; may be empty."""
+        if self._between and (known := self._pieces.whole.get(token)) is not None:
+            return known
         if token in self._skip:
             return ""
         if not self._pieces.by_bytes:
             return self._compare(token)
         text = self._utf8.decode(self._pieces[token])
+        before, self._between = self._between, not self._spaces and not self._utf8.getstate()[0]
+        if before and self._between and token not in self._pieces.special:
+            self._pieces.whole[token] = text
         while self._spaces and text:
             self._spaces -= 1
             if not text.startswith(" "):
@@ -96,6 +103,7 @@ class Stream:
     def flush(self) -> str:
         """The end of the text: bytes that never became a character are replaced by U+FFFD."""
         if self._pieces.by_bytes:
+            self._between = False
             return self._utf8.decode(b"", final=True)
         before, after = self._decode(self._window[: self._read]), self._decode(self._window)
         self._window, self._read = [], 0
