@@ -20,6 +20,7 @@ class Runner:
 
     def __init__(self, loaded: LoadedModel, pool: KVPool) -> None:
         self.loaded, self.pool = loaded, pool
+        self._count = np.arange(1, dtype=np.int32)   # 0, 1, 2 ...
 
     def forward(self, chunks: list[Chunk]) -> tuple[np.ndarray, list[slice]]:
         """Logits [rows wanted, vocabulary] and, for each chunk, which of them are its own (empty for a chunk inside a prompt)."""
@@ -31,6 +32,34 @@ class Runner:
         self.loaded.copy_page(self.pool, source, target)
 
     def step(self, chunks: list[Chunk]) -> tuple[Step, list[slice]]:
+        """The arrays of a step, and for each chunk which rows of its logits are its own."""
+        return self._decoding(chunks) or self._any(chunks)
+
+    def _decoding(self, chunks: list[Chunk]) -> tuple[Step, list[slice]] | None:
+        """The same for a step in which every sequence computes its newest token, as most do; None for any other."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        for chunk in chunks:
+            sequence = chunk.sequence
+            at = sequence.computed
+            if chunk.count != 1 or at + 1 != len(sequence.tokens) or not sequence.prefilled:
+                return None
+            tokens.append(sequence.tokens[at])
+            positions.append(at)
+            slots.append(sequence.pages[at // PAGE] * PAGE + at % PAGE)
+        size = len(chunks)
+        if len(self._count) <= size:
+            self._count = np.arange(2 * size, dtype=np.int32)
+        numbers = np.array((tokens, positions, slots), np.int32)
+        tables = np.zeros((size, max(positions) // PAGE + 1), np.int32)
+        for index, chunk in enumerate(chunks):
+            used = positions[index] // PAGE + 1
+            tables[index, :used] = _table(chunk.sequence, used)[:used]
+        return Step(tokens=numbers[0], positions=numbers[1], slots=numbers[2], starts=self._count[: size + 1], lengths=numbers[1] + np.int32(1), tables=tables,
+                    select=self._count[:size]), [slice(i, i + 1) for i in range(size)]
+
+    def _any(self, chunks: list[Chunk]) -> tuple[Step, list[slice]]:
         size = len(chunks)
         counts = np.array([c.count for c in chunks], np.int32)
         before = np.array([c.sequence.computed for c in chunks], np.int32)

@@ -374,3 +374,23 @@ def test_an_event_loop_that_leaves_stops_the_work(make_engine: Make) -> None:
         time.sleep(0.01)
     time.sleep(0.05)
     assert engine.idle and engine.telemetry.pages_used.value == 0 and engine.telemetry.cancellations.total == 1
+
+
+def test_steps_that_only_decode_are_built_like_any_other(make_engine: Make) -> None:
+    engine = make_engine(start=False, max_batch_tokens=64)
+    for length in (1, 31, 32, 33, 64, 90):
+        engine.submit(Request(prompt_of(length, length), GREEDY))
+    shorter, decoding = engine._runner._decoding, 0
+    for _ in range(20):
+        engine._take_inbox()
+        chunks = engine._scheduler.plan()
+        if (fast := shorter(chunks)) is not None:
+            slow, owned = engine._runner._any(chunks)
+            decoding += 1
+            assert fast[1] == owned
+            for name, array in vars(slow).items():
+                np.testing.assert_array_equal(getattr(fast[0], name), array)
+                assert getattr(fast[0], name).dtype == np.int32 and getattr(fast[0], name).flags.c_contiguous
+        engine._compute(chunks)
+    assert decoding > 10
+    engine.stop()
