@@ -12,6 +12,7 @@ from .errors import UsageError
 
 CGROUP = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
+CPU_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,13 @@ def detect(isa: str | None = None) -> Machine:
         raise UsageError(f"the {isa} kernels cannot run on this CPU or are not in this build", where="--isa", remedy=f"possible: {', '.join(isas)}")
     total, available = _memory()
     return Machine(frozenset(_native.cpu_features()), isas, isa or isas[0], _cores(), total, available, _cpu_name())
+
+
+def last_level_cache() -> int:
+    """Bytes of the largest cache of a core; 32 MiB where the system does not tell."""
+    sizes = [_read(folder / "size").strip() for folder in CPU_CACHES.glob("index*")]
+    found = [int(size[:-1]) << {"K": 10, "M": 20}[size[-1]] for size in sizes if size[:-1].isdigit() and size[-1] in "KM"]
+    return max(found, default=32 << 20)
 
 
 def _cores() -> int:

@@ -8,6 +8,9 @@ from __future__ import annotations
 from ._assign import ways
 from ._load import load
 from ._model import LoadedModel
+from ._policy import apply_kernels, apply_policy, fingerprint, linear_facts, native_of
 from ._report import LoadReport, Progress
 
-__all__ = ["LoadReport", "LoadedModel", "Progress", "load", "ways"]
+__all__ = [
+    "LoadReport", "LoadedModel", "Progress", "apply_kernels", "apply_policy", "fingerprint", "linear_facts", "load", "native_of", "ways",
+]

@@ -51,9 +51,16 @@ class LoadedModel:
         self.name, self.text, self.config, self.plan, self.cache_spec, self.report = name, text, dict(config), plan, cache_spec, report
         self.vocab_size, self.max_model_len = model.vocab_size, model.max_model_len
         self.kv_heads, self.head_dims = model.kv_heads, model.head_dims
-        self.model, self.backend = model, backend
+        self.model, self.backend, self.bound = model, backend, bound
         self.eos_token_ids = _end_ids(text, config, model)
         self.program = backend.capture(lambda ops: model.describe(bound))
+
+    def run_on(self, backend: Backend) -> None:
+        """Record the forward anew on another backend of the same kind (with other threads), over the same weights."""
+        bound = Bound(backend)
+        bound.weights, bound.vectors, bound.tables = self.bound.weights, self.bound.vectors, self.bound.tables
+        self.program = backend.capture(lambda ops: self.model.describe(bound))
+        self.backend, self.bound = backend, bound
 
     def forward(self, step: Step, pool: KVPool) -> np.ndarray:
         """Logits float32 [logit_rows, vocab]; a buffer that the next forward may write again."""
