@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import OctavoError, UsageError
 from ._command import Command
-from ._model import ModelName, ModelOptions, load_model
+from ._model import ModelName, load_model
+from ._policy import PolicyOptions, use_policy
 
 if TYPE_CHECKING:
     from ..engine import Delta
@@ -25,7 +26,7 @@ class Arguments(ModelName):
 
 
 @dataclass
-class Options(ModelOptions, Arguments):
+class Options(PolicyOptions, Arguments):
     _: KW_ONLY
 
     file: Path | None = None
@@ -86,6 +87,9 @@ def run(options: Options) -> int:
 
     began = time.perf_counter()
     loaded = load_model(options)
+    policy, told = use_policy(options, loaded)
+    if told:
+        print(told, file=sys.stderr)
     load_seconds = time.perf_counter() - began
     print(f"{loaded.name} as {loaded.plan} in {load_seconds:.2f} s", file=sys.stderr)
     ids = _tokens(loaded, prompt, options)
@@ -97,7 +101,9 @@ def run(options: Options) -> int:
     live = options.stream and options.n == 1 and not options.json
     choices: list[list[Delta]] = [[] for _ in range(options.n)]
     first = 0.0
-    with Engine(loaded, EngineOptions(max_batch=max(options.n, 1), max_choices=max(options.n, 1), prefix_cache=options.n > 1)) as engine:
+    rows = {"max_batch_tokens": policy.max_batch_tokens} if policy is not None and policy.max_batch_tokens is not None else {}
+    engine_options = EngineOptions(max_batch=max(options.n, 1), max_choices=max(options.n, 1), prefix_cache=options.n > 1, **rows)
+    with Engine(loaded, engine_options) as engine:
         began = time.perf_counter()
         ticket = engine.submit(Request(tuple(ids), sampling, n=options.n))
         for delta in ticket:

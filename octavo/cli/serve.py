@@ -7,20 +7,25 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import UsageError
 from ._command import Command
-from ._model import ModelOptions, load_model
+from ._model import load_model
+from ._policy import PolicyOptions, use_policy
 
 if TYPE_CHECKING:
-    from ..engine import Engine
+    from ..engine import Engine, EngineOptions
     from ..loading import LoadedModel
+
+MAX_BATCH, MAX_BATCH_TOKENS = 128, 512
+log = logging.getLogger(__name__)
 
 
 @dataclass
-class Options(ModelOptions):
+class Options(PolicyOptions):
     _: KW_ONLY
 
     host: str = "127.0.0.1"
@@ -41,11 +46,14 @@ class Options(ModelOptions):
     cors_origin: list[str] | None = None
     """Origin of web pages that may call this server; may be repeated. Default: none."""
 
-    max_batch: int = 128
-    """Sequences computed together."""
+    search_policy: bool = False
+    """Search a policy before serving where --policy-dir holds none for this model on this machine; takes up to three minutes."""
 
-    max_batch_tokens: int = 512
-    """Rows of one step. More: faster prompts; less: shorter gaps for the others."""
+    max_batch: int | None = None
+    """Sequences computed together; default: what the policy says, or 128."""
+
+    max_batch_tokens: int | None = None
+    """Rows of one step. More: faster prompts; less: shorter gaps for the others. Default: what the policy says, or 512."""
 
     max_queue: int = 512
     """Requests that may wait; one more gets status 429."""
@@ -83,8 +91,11 @@ def run(options: Options) -> int:
     from ..settings import read_settings
 
     _log(options.log_level)
+    if options.search_policy and options.policy_dir is None:
+        raise UsageError("there is no folder to keep a policy in", where="--search-policy", remedy="name one with --policy-dir")
     engine_options = EngineOptions(
-        max_batch=options.max_batch, max_batch_tokens=options.max_batch_tokens, max_queue=options.max_queue, prefix_cache=options.prefix_cache,
+        max_batch=_given(options.max_batch, MAX_BATCH), max_batch_tokens=_given(options.max_batch_tokens, MAX_BATCH_TOKENS),
+        max_queue=options.max_queue, prefix_cache=options.prefix_cache,
         kv_memory=options.kv_memory_mb * 1_000_000 if options.kv_memory_mb is not None else None, max_model_len=options.max_model_len,
         request_timeout=options.request_timeout, max_choices=128,
     )
@@ -100,13 +111,35 @@ def run(options: Options) -> int:
 
     def load(check: Callable[[], None]) -> tuple[LoadedModel, Engine]:
         loaded = load_model(options, check)
-        return loaded, Engine(loaded, engine_options)
+        policy, told = use_policy(options, loaded, (lambda folder: _search(options, engine_options, loaded, folder, check)) if options.search_policy else None)
+        if told:
+            log.log(logging.INFO if policy is not None else logging.WARNING, "%s", told)
+        settings = {name: value for name, value in (policy.settings if policy is not None else {}).items()
+                    if name in ("max_batch", "max_batch_tokens") and getattr(options, name) is None}
+        return loaded, Engine(loaded, replace(engine_options, **settings))
 
     def ready(loaded: LoadedModel, engine: Engine) -> None:
         print(greeting(loaded, engine, server_options.names, f"http://{host}:{port}", api_key is not None, time.perf_counter() - began), flush=True)
 
     Server(server_options, load, ready).run(listener)
     return 0
+
+
+def _given(value: int | None, otherwise: int) -> int:
+    return otherwise if value is None else value
+
+
+def _search(options: Options, engine: EngineOptions, loaded: LoadedModel, folder: Path, check: Callable[[], None]) -> None:
+    """Tune the model before it serves; `check` may raise to end it."""
+    from ..settings import read_settings
+    from ..tune import Progress, TuneOptions, tune
+
+    wanted = TuneOptions(max_batch=engine.max_batch, max_batch_tokens=engine.max_batch_tokens,
+                         fixed_threads=(options.threads or read_settings().threads) is not None)
+    log.info("searching a policy, up to %.0f s", wanted.budget)
+    with Progress(wanted.budget, check) as progress:
+        tuned = tune(loaded, folder, progress, wanted)
+    log.info("policy search: %s; %s", "changed" if tuned.changed else "no change", tuned.why)
 
 
 def plain_name(model: str) -> str:
@@ -142,8 +175,6 @@ def greeting(loaded: LoadedModel, engine: Engine, names: tuple[str, ...], url: s
 
 
 def _log(level: str) -> None:
-    from ..errors import UsageError
-
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
         raise UsageError(f"unknown level {level!r}", where="--log-level", remedy="debug, info, warning or error")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
 from .paired import Interval
-from .question import Question
+from .question import Answer, Question
 from .race import Samples
 
 if TYPE_CHECKING:
@@ -56,16 +56,22 @@ class Progress:
 
 
 def table(tuned: Tuned) -> Table:
-    """Every question with what was chosen, the gain of the best candidate with its interval, and the reason; then the runs end to end."""
+    """What was chosen, with the gain of the best candidate, its interval, and the reason; then the runs end to end. Rows of one kind of linear that
+    keep the same default for the same reason share a line."""
     from rich.table import Table
 
     shown = Table(title=f"policy search, {tuned.seconds:.0f} s: {'changed' if tuned.changed else 'no change'}; {tuned.why}", title_justify="left")
     for name in ("choice", "rows", "chosen", "gain", "why"):
-        shown.add_column(name, justify="right" if name in ("rows", "gain") else "left", overflow="fold")
+        shown.add_column(name, justify="right" if name == "gain" else "left", overflow="fold")
+    lines: dict[tuple[str, ...], list[Answer]] = {}
     for answer in tuned.answers:
-        chosen = answer.chosen if answer.changed else f"{answer.default} (default)"
         why = answer.why + "".join(f"; {name} is out: it {reason}" for name, reason in answer.rejected if name not in answer.why)
-        shown.add_row(answer.what, answer.rows, chosen, spread(answer.interval), why)
+        own = answer.rows if answer.changed else ""
+        lines.setdefault((answer.what, answer.chosen, why, own), []).append(answer)
+    for (what, chosen, why, own), answers in lines.items():
+        best = max((a.interval for a in answers if a.interval is not None), key=lambda one: one.mean, default=None)
+        rows = sorted((a.rows for a in answers), key=lambda text: int(text.partition("-")[0] or 0))
+        shown.add_row(what, ", ".join(filter(None, rows)), chosen if own or answers[0].changed else f"{chosen} (default)", spread(best), why)
     for what, one, floor in tuned.whole:
         shown.add_row(f"end to end: {what}", "", "", spread(one), f"noise {100 * floor:.1f}%")
     return shown

@@ -34,13 +34,16 @@ THREADS, KERNELS, STEPS, SETTINGS = 0.1, 0.6, 0.7, 0.82
 
 @dataclass(frozen=True)
 class Tuned:
-    """policy: what to write, empty for "no change". whole: the end-to-end runs, (what, interval, noise floor). why: the verdict in a sentence."""
+    """policy: what was written, empty for "no change"; path: where, if it was. whole: the end-to-end runs, (what, interval, noise floor). why: the
+    verdict in a sentence. notes: what became of an interrupted search before."""
 
     policy: Policy
     answers: tuple[Answer, ...]
     whole: tuple[tuple[str, Interval, float], ...]
     why: str
     seconds: float
+    path: Path | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def changed(self) -> bool:
@@ -77,7 +80,7 @@ class Tuner:
         if self.path is not None:
             save(self.path, self.policy.to_json())
             self.journal.remove()
-        return Tuned(self.policy, tuple(self.answers), tuple(whole), why, self.now() - self.began)
+        return Tuned(self.policy, tuple(self.answers), tuple(whole), why, self.now() - self.began, self.path, tuple(filter(None, [self.journal.note])))
 
     def _until(self, share: float) -> Clock:
         return Clock(self.now, self.began + share * self.options.budget)
@@ -109,9 +112,9 @@ class Tuner:
         steps = list(bucket_questions(self.base, choices))
         found = self.search.verify([question for _, question in steps], self._until(STEPS), "kernels in whole steps")
         lost = {}
-        for (bucket, question), (one, floor) in zip(steps, found, strict=True):
+        for (bucket, step), (one, floor) in zip(steps, found, strict=True):
             if not _gains(one, floor):
-                lost[bucket] = f"faster alone, but {question.what} gains nothing that is sure ({_shown(one)}; noise {100 * floor:.1f}%)"
+                lost[bucket] = f"faster alone, but {step.what} gains nothing that is sure ({_shown(one)}; noise {100 * floor:.1f}%)"
         dropped = [q for q, a in zip(questions, answers, strict=True) if a.changed and q.bucket in lost]
         for question in dropped:
             at = next(i for i, a in enumerate(self.answers) if (a.what, a.rows) == (question.what, question.rows))
