@@ -1,7 +1,7 @@
 """What the verbs that use a measured policy share: where it lies, finding it, searching for it, and saying what became of it."""
 
 # No `from __future__ import annotations`: see _model.py.
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,10 +21,15 @@ class PolicyOptions(ModelOptions):
     """Run as `octavo tune` found to be fastest: the folder of its policies."""
 
 
-def use_policy(options: PolicyOptions, loaded: "LoadedModel", search: Callable[[Path], None] | None = None) -> "tuple[Policy | None, str]":
+ENGINE = {"max_batch_tokens": "rows a step", "max_batch": "users a step"}
+
+
+def use_policy(options: PolicyOptions, loaded: "LoadedModel", search: Callable[[Path], None] | None = None,
+               engine: Sequence[str] = tuple(ENGINE)) -> "tuple[Policy | None, str]":
     """Apply the policy of the folder that the options name; (what is used, what to tell in one line). ("" without a folder.)
 
-    What the user named (threads, the format of the cache) stays. `search` is called to write a policy where there is none to use.
+    What the user named (threads, the format of the cache) stays. `search` is called to write a policy where there is none to use. `engine`: the
+    settings of the policy that the caller will give to its engine.
     """
     from ..loading import apply_policy, fingerprint
     from ..policy import find, policy_path
@@ -42,7 +47,5 @@ def use_policy(options: PolicyOptions, loaded: "LoadedModel", search: Callable[[
         return None, f"no policy is used, the defaults are: {reason}; `octavo tune` writes one"
     fixed = (options.threads or read_settings().threads) is not None
     applied = apply_policy(loaded, policy, threads=not fixed, cache=options.kv_cache is None)
-    for name, what in (("max_batch_tokens", "rows a step"), ("max_batch", "users a step")):
-        if (value := policy.settings.get(name)) is not None:
-            applied.append(f"{value} {what}")
+    applied += [f"{value} {ENGINE[name]}" for name in engine if (value := policy.settings.get(name)) is not None]
     return policy, f"policy of {policy.made}: {', '.join(applied) or 'the defaults are the fastest'}"

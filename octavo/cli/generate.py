@@ -87,7 +87,7 @@ def run(options: Options) -> int:
 
     began = time.perf_counter()
     loaded = load_model(options)
-    policy, told = use_policy(options, loaded)
+    policy, told = use_policy(options, loaded, engine=("max_batch_tokens",))
     if told:
         print(told, file=sys.stderr)
     load_seconds = time.perf_counter() - began

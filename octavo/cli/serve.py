@@ -111,12 +111,13 @@ def run(options: Options) -> int:
 
     def load(check: Callable[[], None]) -> tuple[LoadedModel, Engine]:
         loaded = load_model(options, check)
-        policy, told = use_policy(options, loaded, (lambda folder: _search(options, engine_options, loaded, folder, check)) if options.search_policy else None)
+        search = (lambda folder: _search(options, engine_options, loaded, folder, check)) if options.search_policy else None
+        free = [name for name in ("max_batch_tokens", "max_batch") if getattr(options, name) is None]
+        policy, told = use_policy(options, loaded, search, free)
         if told:
             log.log(logging.INFO if policy is not None else logging.WARNING, "%s", told)
-        settings = {name: value for name, value in (policy.settings if policy is not None else {}).items()
-                    if name in ("max_batch", "max_batch_tokens") and getattr(options, name) is None}
-        return loaded, Engine(loaded, replace(engine_options, **settings))
+        chosen = {name: value for name, value in (policy.settings if policy is not None else {}).items() if name in free}
+        return loaded, Engine(loaded, replace(engine_options, **chosen))
 
     def ready(loaded: LoadedModel, engine: Engine) -> None:
         print(greeting(loaded, engine, server_options.names, f"http://{host}:{port}", api_key is not None, time.perf_counter() - began), flush=True)

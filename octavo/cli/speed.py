@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ._command import Command
-from ._model import ModelOptions, load_model
+from ._model import load_model
+from ._policy import PolicyOptions, use_policy
 
 if TYPE_CHECKING:
     from ..ceilings import Rates
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Options(ModelOptions):
+class Options(PolicyOptions):
     _: KW_ONLY
 
     prompt: str = "512,2048"
@@ -62,6 +63,9 @@ def run(options: Options) -> int:
     machine = detect(options.isa or settings.isa)
     known = ceilings(machine, options.cache_dir or settings.cache_dir, again=options.remeasure, note=lambda text: print(text, file=sys.stderr))
     loaded = load_model(options)
+    _, told = use_policy(options, loaded, engine=())
+    if told:
+        print(told, file=sys.stderr)
     rates = known.of(native_program(loaded).threads)
     rows = _measure(loaded, rates, prompts, batches, options)
     if options.json:
