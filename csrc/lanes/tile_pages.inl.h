@@ -24,22 +24,6 @@ static void end_pages() {
   tile_rest = 0;
 }
 
-static inline uint32_t bits_of(float x) { uint32_t b; std::memcpy(&b, &x, 4); return b; }
-// bfloat16 in the upper half, to nearest; a quiet NaN stays one
-static inline uint32_t upper(uint32_t bits) { return (bits + 0x8000u) & 0xffff0000u; }
-// Sixteen floats as bfloat16 and what is left of them as bfloat16
-static inline void split16(const float* x, uint16_t* high, uint16_t* low) {
-  uint32_t top[16], rest[16];
-  float left[16];
-  std::memcpy(top, x, 64);
-  for (int i = 0; i < 16; i++) top[i] = upper(top[i]);
-  std::memcpy(left, top, 64);
-  for (int i = 0; i < 16; i++) left[i] = x[i] - left[i];
-  std::memcpy(rest, left, 64);
-  for (int i = 0; i < 16; i++) high[i] = uint16_t(top[i] >> 16);
-  for (int i = 0; i < 16; i++) low[i] = uint16_t(upper(rest[i]) >> 16);
-}
-
 static inline bool few_rows(int rows, int) { return rows <= 16; }
 
 // A row of queries, `wide` floats long, as [wide] bfloat16 and [wide] of what is left
@@ -48,22 +32,10 @@ static void lay_out(const AttentionCall& c, const float* from, int64_t head, int
   const float* q = from + int64_t(token) * c.q_stride + (head * group_of(c) + lane) * dim;
   uint16_t* high = reinterpret_cast<uint16_t*>(rows + int64_t(row) * wide);
   for (int d = 0; d < wide; d += 16) {
-    float x[16] = {};
-    if (d < dim) store(x, load_n(q + d, dim - d < 16 ? dim - d : 16));
-    split16(x, high + d, high + wide + d);
+    split16(load_n(q + d, dim - d < 16 ? dim - d : 16), high + d, high + wide + d);  // beyond dim: zeros
   }
 }
 
-// out[i] = a[i] and, in the upper half, b[i], as bfloat16
-static inline void pair16(const uint16_t* a, const uint16_t* b, uint32_t* out) {
-  for (int i = 0; i < 16; i++) out[i] = uint32_t(a[i]) | uint32_t(b[i]) << 16;
-}
-static inline void pair16(const int8_t* a, const int8_t* b, uint32_t* out) {  // integers up to 128 are exact
-  uint32_t x[16], y[16];
-  store(reinterpret_cast<float*>(x), load_i8(a));
-  store(reinterpret_cast<float*>(y), load_i8(b));
-  for (int i = 0; i < 16; i++) out[i] = x[i] >> 16 | (y[i] & 0xffff0000u);
-}
 // Rows [0, count) of a page, `width` numbers each and `stride` apart, as tiles [row pairs / 16][width / 16][16 pairs][16 columns][2]; what is missing to
 // whole tiles is zero
 template <class T>
@@ -137,8 +109,8 @@ static void mix_page(const AttentionCall& c, const Walk& w, int64_t cell, int ro
   for (int r = 0; r < rows; r++) {
     uint16_t halves[2 * kPage];
     float* mine = p + int64_t(r) * kSpan;
-    split16(mine, halves, halves + kPage);
-    split16(mine + 16, halves + 16, halves + kPage + 16);
+    split16(load(mine), halves, halves + kPage);
+    split16(load(mine + 16), halves + 16, halves + kPage + 16);
     std::memcpy(mine, halves, sizeof(halves));
     if (opens && w.alpha[row + r] != 1.f)
       for (int d = 0; d < wide; d += 16) store(o + int64_t(r) * wide + d, mul(load(o + int64_t(r) * wide + d), set1(w.alpha[row + r])));
