@@ -9,6 +9,7 @@ no sure gain, or any sure loss, nothing changes.
 from __future__ import annotations
 
 import copy
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from .race import Clock
 from .search import Search, Watch
 from .stages import Itself, bucket_questions, by_bytes, kernel_questions, setting_questions, thread_question, whole_questions, with_kernels
 
+BUSY = 1.0  # load average; loading the model itself is part of it
 # Where each stage ends, as a share of the budget; what one does not need is left to the next.
 THREADS, KERNELS, STEPS, SETTINGS = 0.1, 0.6, 0.7, 0.82
 
@@ -35,7 +37,7 @@ THREADS, KERNELS, STEPS, SETTINGS = 0.1, 0.6, 0.7, 0.82
 @dataclass(frozen=True)
 class Tuned:
     """policy: what was written, empty for "no change"; path: where, if it was. whole: the end-to-end runs, (what, interval, noise floor). why: the
-    verdict in a sentence. notes: what became of an interrupted search before."""
+    verdict in a sentence. notes: what became of an interrupted search before; whether the machine was busy."""
 
     policy: Policy
     answers: tuple[Answer, ...]
@@ -65,6 +67,7 @@ class Tuner:
         self.search = Search(Clock(now, self.began + options.budget), self.journal, watch, seed=options.seed)
         self.answers: list[Answer] = []
         self.policy = Policy(self.facts)
+        self.busy = _busy()
         self.base = copy.copy(loaded)  # under the threads chosen, default kernels
 
     def run(self) -> Tuned:
@@ -80,7 +83,8 @@ class Tuner:
         if self.path is not None:
             save(self.path, self.policy.to_json())
             self.journal.remove()
-        return Tuned(self.policy, tuple(self.answers), tuple(whole), why, self.now() - self.began, self.path, tuple(filter(None, [self.journal.note])))
+        notes = tuple(filter(None, [self.journal.note, self.busy]))
+        return Tuned(self.policy, tuple(self.answers), tuple(whole), why, self.now() - self.began, self.path, notes)
 
     def _until(self, share: float) -> Clock:
         return Clock(self.now, self.began + share * self.options.budget)
@@ -148,6 +152,12 @@ class Tuner:
             self.policy = Policy(self.facts)
             return whole, f"end to end it is slower in {', '.join(losses)}" if losses else "end to end no gain is sure"
         return whole, f"confirmed end to end: faster in {', '.join(gains)}"
+
+
+def _busy() -> str:
+    """A warning where other programs were running before the search began: it finds what is fastest beside them."""
+    load = os.getloadavg()[0]
+    return f"other programs kept {load:.1f} cores busy when the search began: what it found may not hold on a quiet machine" if load > BUSY else ""
 
 
 def _gains(one: Interval, floor: float) -> bool:
