@@ -2,16 +2,18 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "../ops.h"
 #include "dots.h"
+#include "halves.h"
 
 namespace octavo::amx_emulated {
 #include "../lanes/linear.inl.h"
 #include "../lanes/tiles.inl.h"
 #include "../lanes/elementwise.inl.h"
-#define OCTAVO_PAGES "tile_pages.inl.h"
-#include "../lanes/attention.inl.h"
+#include "../lanes/attention_items.inl.h"
+#include "../lanes/attention_tiles.inl.h"
 #include "../lanes/tile_table.inl.h"
 }  // namespace octavo::amx_emulated
 

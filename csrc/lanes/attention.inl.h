@@ -82,8 +82,8 @@ static inline f32x16 exp_below_zero(f32x16 x) {
   return add_exponent(fmadd(p, mul(r, r), add(r, set1(1.f))), t);
 }
 
-static inline int group_of(const AttentionCall& c) { return c.heads / c.cache->kv_heads; }
-static inline int block_tokens(const AttentionCall& c) { const int g = group_of(c); return g >= kBlockRows ? 1 : kBlockRows / g; }
+#include "attention_items.inl.h"
+
 // What one work item holds while it walks over the pages, for each of its query rows (token and head)
 struct Walk {
   int span_start;
@@ -91,30 +91,13 @@ struct Walk {
   float *q, *shared_q, *o, *p, *best, *sum, *alpha, *keys, *values;
 };
 
-#ifdef OCTAVO_PAGES
-#include OCTAVO_PAGES
-#else
 #include "pages.inl.h"
-#endif
 static inline int padded_dim(const AttentionCall& c) { return (c.cache->head_dim + kDimStep - 1) / kDimStep * kDimStep; }
 
-// Work items of a gang, per head: blocks of the query tokens of a sequence that is alone, one for several sequences
-static inline int blocks_of(const AttentionCall& c, int gang, int block) {
-  const int32_t* first = c.gangs->first + gang;
-  if (first[1] - first[0] > 1) return 1;
-  const int32_t s = c.gangs->members[first[0]];
-  return (c.step->starts[s + 1] - c.step->starts[s] + block - 1) / block;
-}
-
-int attention_items(const AttentionCall& call) {
-  const int block = block_tokens(call);
-  int items = 0;
-  for (int g = 0; g < call.gangs->count; g++) items += blocks_of(call, g, block);
-  return items * call.cache->kv_heads;
-}
+int attention_items(const AttentionCall& call) { return items_of(call, tokens_of(call, kBlockRows)); }
 
 size_t attention_scratch_bytes(const AttentionCall& call) {
-  const size_t rows = size_t(std::max(block_tokens(call), kGang)) * size_t(group_of(call)), dim = size_t(padded_dim(call));
+  const size_t rows = size_t(std::max(tokens_of(call, kBlockRows), kGang)) * size_t(group_of(call)), dim = size_t(padded_dim(call));
   return sizeof(float) * (3 * rows * dim + rows * kSpan + 4 * rows + 2 * kPage * dim) + 256;
 }
 
@@ -171,26 +154,12 @@ static inline void soften(const AttentionCall& c, const Walk& w, int r, int from
 void attention(const AttentionCall& call, int item, void* scratch) {
   const Step& step = *call.step;
   const CacheLayer& cache = *call.cache;
-  const int group = group_of(call), block = block_tokens(call), dim = cache.head_dim, wide = padded_dim(call);
-  // Item -> (gang, block of query tokens, kv head); neighbours share pages
-  const int head = item % cache.kv_heads;
-  int which = item / cache.kv_heads, gang = 0;
-  for (;; gang++) {
-    const int blocks = blocks_of(call, gang, block);
-    if (which < blocks) break;
-    which -= blocks;
-  }
-  const int32_t* who = call.gangs->members + call.gangs->first[gang];
-  const int count = call.gangs->first[gang + 1] - call.gangs->first[gang];
-  const int shared = count > 1 && call.window == 0 ? call.gangs->shared[gang] : 0;  // pages
-  int row0[kGang + 1] = {}, oldest[kGang], newest[kGang];                           // rows of each member; first and last position it sees
-  for (int m = 0; m < count; m++) {
-    const int s = who[m], tokens = step.starts[s + 1] - step.starts[s], begin = count > 1 ? 0 : which * block;
-    const int end = count > 1 || begin + block > tokens ? tokens : begin + block, before = step.lengths[s] - tokens;
-    row0[m + 1] = row0[m] + (end - begin) * group;
-    newest[m] = before + end - 1;
-    oldest[m] = call.window > 0 && before + begin - call.window + 1 > 0 ? before + begin - call.window + 1 : 0;
-  }
+  const AttentionItem work(call, item, tokens_of(call, kBlockRows));
+  const int group = group_of(call), dim = cache.head_dim, wide = padded_dim(call), head = work.head, count = work.count, shared = work.shared;
+  const int *oldest = work.oldest, *newest = work.newest;
+  const int32_t* who = work.who;
+  int row0[kGang + 1] = {};  // rows of each member
+  for (int m = 0; m < count; m++) row0[m + 1] = row0[m] + work.tokens[m] * group;
   const int rows = row0[count];
   Walk w;
   w.o = static_cast<float*>(scratch);
@@ -205,7 +174,7 @@ void attention(const AttentionCall& call, int item, void* scratch) {
   w.position = reinterpret_cast<int*>(w.alpha + rows);
   for (int m = 0; m < count; m++)
     for (int r = row0[m]; r < row0[m + 1]; r++) {
-      const int mine = r - row0[m], total = row0[m + 1] - row0[m], token = step.starts[who[m]] + (count > 1 ? 0 : which * block) + mine / group;
+      const int mine = r - row0[m], total = row0[m + 1] - row0[m], token = step.starts[who[m]] + work.begin + mine / group;
       w.best[r] = -INFINITY;
       w.sum[r] = 0.f;
       w.position[r] = newest[m] + 1 - total / group + mine / group;
@@ -261,10 +230,9 @@ void attention(const AttentionCall& call, int item, void* scratch) {
       }
     }
   }
-  end_pages();
   for (int m = 0; m < count; m++)
     for (int r = row0[m]; r < row0[m + 1]; r++) {
-      const int mine = r - row0[m], token = step.starts[who[m]] + (count > 1 ? 0 : which * block) + mine / group;
+      const int mine = r - row0[m], token = step.starts[who[m]] + work.begin + mine / group;
       float* y = call.y + int64_t(token) * call.y_stride + int64_t(head * group + mine % group) * dim;
       const f32x16 inverse = set1(1.f / w.sum[r]);
       for (int d = 0; d < dim; d += 16) store_n(y + d, mul(load(w.o + int64_t(r) * wide + d), inverse), dim - d < 16 ? dim - d : 16);

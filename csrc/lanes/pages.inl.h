@@ -1,5 +1,4 @@
-// What attention does to one page of the cache, on float lanes. Included by attention.inl.h; an instruction set with a better way names its own file in
-// OCTAVO_PAGES: kDimStep, kSpan, few_rows, lay_out, score_page, mix_page, end_pages.
+// What attention does to one page of the cache, on float lanes. Included by attention.inl.h.
 
 constexpr int kDimStep = 16;    // rows of floats are padded to a multiple of this
 constexpr int kSpan = kPage;    // tokens between two looks at the maximum; longer spans were no faster (LOG)
@@ -138,6 +137,3 @@ static void mix_page(const AttentionCall& c, const Walk& w, int64_t cell, int ro
     blend(static_cast<const float*>(w.values));
   }
 }
-
-// After the last page of an item
-static inline void end_pages() {}

@@ -1,5 +1,3 @@
-static bool on_tiles(const AttentionCall& c) { return c.cache->k_type != CacheType::F32 && c.cache->v_type != CacheType::F32; }
-
 // The kernels of `base`, with tiles for linears and for attention over caches that bfloat16 holds exactly.
 static const Kernels* with_tiles(const char* isa, const Kernels* base) {
   constexpr int kMost = 8;
@@ -19,9 +17,9 @@ static const Kernels* with_tiles(const char* isa, const Kernels* base) {
       return rows >= kTilesFrom && tiles_support(w, in_group, rows) ? count : plain->usual_linear(w, in_group, rows);
     };
     t.linear_scratch_bytes = [] { return sizeof(TileScratch) > plain->linear_scratch_bytes() ? sizeof(TileScratch) : plain->linear_scratch_bytes(); };
-    t.attention_items = [](const AttentionCall& c) { return on_tiles(c) ? attention_items(c) : plain->attention_items(c); };
-    t.attention = [](const AttentionCall& c, int item, void* scratch) { on_tiles(c) ? attention(c, item, scratch) : plain->attention(c, item, scratch); };
-    t.attention_scratch_bytes = [](const AttentionCall& c) { return on_tiles(c) ? attention_scratch_bytes(c) : plain->attention_scratch_bytes(c); };
+    t.attention_items = [](const AttentionCall& c) { return attention_fits_tiles(c) ? tile_attention_items(c) : plain->attention_items(c); };
+    t.attention = [](const AttentionCall& c, int item, void* scratch) { attention_fits_tiles(c) ? tile_attention(c, item, scratch) : plain->attention(c, item, scratch); };
+    t.attention_scratch_bytes = [](const AttentionCall& c) { return attention_fits_tiles(c) ? tile_attention_scratch_bytes(c) : plain->attention_scratch_bytes(c); };
     return t;
   }();
   return &table;
