@@ -116,7 +116,7 @@ def test_attention_loses_nothing_on_tiles(isa: str, cache: str, kind: dict[str, 
     other side in the second layer; that moves a few rows by more."""
     for a, b in zip(run(ops(2, isa), STEPS, cache, **kind), run(ops(1, "portable"), STEPS, cache, **kind), strict=True):
         error = np.abs(a - b) / np.abs(b).max()
-        assert error.max() < 4e-3 and np.quantile(error, 0.8) < 5e-6
+        assert error.max() < 4e-3 and np.quantile(error, 0.8) < 1e-5
 
 
 @pytest.mark.parametrize("isa", ISAS)
