@@ -16,7 +16,7 @@ class Options(ModelOptions):
     policy_dir: Path | None = None
     """Where the policy is written, for `octavo serve --policy-dir`; default: `policies` in the cache folder."""
 
-    budget: float = 150.0
+    budget: float = 130.0
     """Seconds to search, after the model is loaded."""
 
     allow_kv: list[str] | None = None

@@ -19,7 +19,7 @@ class TuneOptions:
     against_itself    every question gets the default as its only candidate; nothing is written
     """
 
-    budget: float = 150.0
+    budget: float = 130.0
     max_batch: int = 128
     max_batch_tokens: int = 512
     allow_kv: tuple[str, ...] = ()

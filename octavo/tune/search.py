@@ -15,6 +15,7 @@ from .paired import LEAST, Interval
 from .question import Answer, Question
 from .race import AGAIN, Clock, Rules, Samples, play, race, rounds_to_confirm, warm_up
 
+GRACE = 0.1  # of the budget, to get enough rounds of a confirmation
 TIME_UP = "not measured: the time was up"
 
 
@@ -30,6 +31,7 @@ class Search:
     def __init__(self, clock: Clock, journal: Journal, watch: Watch, rules: Rules | None = None, seed: int | None = None) -> None:
         self.clock, self.journal, self.watch, self.rules = clock, journal, watch, rules or Rules()
         self.rng = random.Random(seed)
+        self.grace = GRACE * clock.left
 
     def ask(self, questions: Sequence[Question], until: Clock, stage: str = "") -> list[Answer]:
         """An answer to each question, in their order. Takes until `until` at most, of which three quarters for the races. KeyboardInterrupt
@@ -53,14 +55,14 @@ class Search:
 
     def verify(self, questions: Sequence[Question], until: Clock, stage: str = "", rounds: tuple[int, int] = (6, 16)) -> list[tuple[Interval, float]]:
         """For questions of one candidate each: the interval of its log-ratio (the error shared out over all) and the noise floor. The questions
-        take turns, so that all have the same number of rounds: at most `rounds[1]`, at least `rounds[0]` even if the time is up before."""
+        take turns, so that all have the same number of rounds: at most `rounds[1]`, and `rounds[0]` even if that takes a little longer than `until`."""
         records = [self.journal.record(q.key, list(q.candidates)) for q in questions]
         level = 1 - self.rules.false_changes / max(len(questions), 1)
         done = min((r.confirm.rounds for r in records), default=0)
         try:
             for question in questions if done < rounds[1] else ():
                 warm_up(question, question.candidates)
-            while done < rounds[1] and (until.left > 0 or done < rounds[0]):
+            while done < rounds[1] and (until.left > 0 or (done < rounds[0] and until.left > -self.grace)):
                 for number, (question, record) in enumerate(zip(questions, records, strict=True)):
                     self.watch.asking(question, stage, number, len(questions))
                     if record.confirm.rounds <= done:

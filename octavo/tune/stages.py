@@ -23,6 +23,7 @@ FEW_USERS = 32
 LEAST_SECONDS = 0.02     # of one measurement of a step
 IMPORTANCE = (1, 512, 16, 8, 4, 32, 2, 64, 128)  # buckets, in case the time does not last
 PATIENCE = 1.05          # what makes all users wait longer for their next token must gain more than this
+WHOLE_RUNS = 3 * 3 * 12  # of the confirmation end to end: loads, arms, rounds
 DEFAULT, POLICY = "default", "policy"
 
 
@@ -158,12 +159,16 @@ def _too_long(size: int, usual: int, seconds: float, options: TuneOptions) -> st
     return None
 
 
-def whole_questions(loaded: LoadedModel, tuned: LoadedModel, policy: Policy, options: TuneOptions) -> list[WorkQuestion]:
-    """The engine from request to last token under the defaults and under the policy: one user, sixteen users, a long prompt."""
-    step = _quick(Steps(loaded), loaded, [decoding(1, SHORT)])
-    answer = max(4, min(32, int(0.3 / step)))
-    loads = [Load("decode, 1 user", 1, 8, answer), Load("decode, 16 users", 16, 8, max(4, answer // 2)),
-             Load("prompt", 1, min(max(512, policy.max_batch_tokens or 0), loaded.max_model_len // 2), 1)]
+def whole_questions(loaded: LoadedModel, tuned: LoadedModel, policy: Policy, options: TuneOptions, left: float) -> list[WorkQuestion]:
+    """The engine from request to last token under the defaults and under the policy: one user, sixteen users, a long prompt. Answers and prompt are
+    as long as `left` seconds allow."""
+    steps, each = Steps(loaded), max(0.02, min(0.4, left / WHOLE_RUNS))
+    rows = min(128, loaded.max_model_len)
+    long = max(options.max_batch_tokens, policy.max_batch_tokens or 0)
+    tokens = max(64, min(long, int(each / _quick(steps, loaded, prompt(rows, rows)) * rows)))
+    loads = [Load("decode, 1 user", 1, 8, max(4, min(32, int(each / _quick(steps, loaded, [decoding(1, SHORT)]))))),
+             Load("decode, 16 users", 16, 8, max(4, min(16, int(each / _quick(steps, loaded, [decoding(16, SHORT)]))))),
+             Load("prompt", 1, min(tokens if policy.max_batch_tokens is None else long, loaded.max_model_len // 2), 1)]
     if policy.max_batch is not None:
         users = max(options.max_batch, policy.max_batch)
         loads.append(Load(f"decode, {users} users", users, 8, 4))

@@ -23,7 +23,7 @@ from ..policy import Gain, KernelChoice, Policy, policy_path, save
 from .journal import Journal
 from .native import NativeKernels
 from .options import TuneOptions
-from .paired import Interval
+from .paired import LEAST, Interval
 from .question import Answer, Question
 from .race import Clock
 from .search import Search, Watch
@@ -141,7 +141,7 @@ class Tuner:
             return [], "no candidate is surely faster than the default"
         tuned = with_kernels(self.base, ())
         apply_policy(tuned, self.policy)
-        questions = whole_questions(self.loaded, tuned, self.policy, self.options)
+        questions = whole_questions(self.loaded, tuned, self.policy, self.options, self.search.clock.left)
         found = self.search.verify(questions, self.search.clock, "end to end")
         whole = [(question.what, one, floor) for question, (one, floor) in zip(questions, found, strict=True)]
         losses = [what for what, one, floor in whole if one.high < 0 and -one.mean > floor]
@@ -150,6 +150,8 @@ class Tuner:
             return whole, "against itself: " + ("no change" if not losses and not gains else f"differs in {', '.join(losses + gains)}")
         if losses or not gains:
             self.policy = Policy(self.facts)
+            if min(one.pairs for _, one, _ in whole) < LEAST:
+                return whole, "the time was up before the policy was confirmed end to end"
             return whole, f"end to end it is slower in {', '.join(losses)}" if losses else "end to end no gain is sure"
         return whole, f"confirmed end to end: faster in {', '.join(gains)}"
 

@@ -107,3 +107,10 @@ def test_verifying_tells_gains_from_losses(timeline: Timeline) -> None:
     (up, _), (same, floor), (down, _) = one.verify(questions, one.clock, rounds=(8, 16))
     assert up.low > 0 and same.low <= 0.02 and down.high < 0
     assert floor >= Rules().least_gain and up.pairs == same.pairs == down.pairs == 16
+
+
+def test_a_confirmation_that_takes_too_long_is_cut(timeline: Timeline) -> None:
+    question = Planted(timeline, {"policy": 2.0}, base=3.0)
+    one = search(timeline, 10.0)
+    ((found, _),) = one.verify([question], one.clock)
+    assert timeline.now < 25.0 and found.pairs < 5 and found.low < 0
