@@ -1,24 +1,72 @@
 #include "team.h"
 
-#include <sched.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
+#include <climits>
 #include <stdexcept>
 #include <string>
 #include <system_error>
 
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#else
+#include <sched.h>
+#endif
+
 namespace octavo {
 
-static inline void relax() {
+namespace {
+
+// Nanoseconds. A barrier of a decode step is a few microseconds away, and waking a sleeper costs about fifty. Who waits longer waits for a member
+// that has lost its core to somebody else, and had better give up its own at once: that is what brings the other back. So patience halves with
+// each wait that was too long, and every step begins with all of it.
+constexpr long kMostPatience = 50'000, kLeastPatience = 2'000;
+// Between two steps lie the sampler and the scheduler. Ends for good when there is no next step.
+constexpr long kSpinIdle = 200'000;
+constexpr int kPausesPerLook = 32;  // at the clock
+
+inline void relax() {
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
 #endif
 }
 
-constexpr int kSpinBarrier = 400;    // pauses before a waiting member offers its core to others: a few microseconds
-constexpr int kSpinIdle = 2000;      // pauses before an idle member goes to sleep
+}  // namespace
 
-Team::Team(int size) : size_(size < 1 ? 1 : size), owner_pid_(getpid()) {
+void Signal::raise() {
+  value_.fetch_add(1, std::memory_order_seq_cst);
+#if defined(__linux__)
+  if (sleepers_.load(std::memory_order_seq_cst) > 0) syscall(SYS_futex, reinterpret_cast<unsigned*>(&value_), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+#endif
+}
+
+bool Signal::wait(unsigned old, long spin) {
+  using Clock = std::chrono::steady_clock;
+  const auto end = Clock::now() + std::chrono::nanoseconds(spin);
+  do {
+    for (int i = 0; i < kPausesPerLook; i++) {
+      if (value() != old) return false;
+      relax();
+    }
+  } while (Clock::now() < end);
+#if defined(__linux__)
+  sleepers_.fetch_add(1, std::memory_order_seq_cst);
+  while (value_.load(std::memory_order_seq_cst) == old)  // the kernel looks again before it lets us sleep
+    syscall(SYS_futex, reinterpret_cast<unsigned*>(&value_), FUTEX_WAIT_PRIVATE, old, nullptr, nullptr, 0);
+  sleepers_.fetch_sub(1, std::memory_order_relaxed);
+#else
+  while (value() == old) sched_yield();
+#endif
+  return true;
+}
+
+Team::Team(int size) : size_(size < 1 ? 1 : size), owner_pid_(getpid()), patience_(kMostPatience) {
+  static_assert(sizeof(std::atomic<unsigned>) == sizeof(unsigned), "a futex is a plain 32-bit number");
   threads_.reserve(size_t(size_ - 1));
   try {
     for (int i = 1; i < size_; i++) threads_.emplace_back([this, i] { member(i); });
@@ -38,11 +86,8 @@ Team::~Team() {
 }
 
 void Team::end() {
-  {
-    std::lock_guard<std::mutex> hold(sleep_lock_);
-    stop_ = true;
-  }
-  wake_.notify_all();
+  stop_ = true;
+  start_.raise();
   for (auto& t : threads_) t.join();
 }
 
@@ -54,46 +99,29 @@ void Team::run(const std::function<void(int)>& job) {
     return;
   }
   job_ = &job;
-  generation_.fetch_add(1, std::memory_order_seq_cst);
-  if (sleepers_.load(std::memory_order_seq_cst) > 0) {
-    std::lock_guard<std::mutex> hold(sleep_lock_);
-    wake_.notify_all();
-  }
+  patience_.store(kMostPatience, std::memory_order_relaxed);
+  start_.raise();
   job(0);
   barrier();
 }
 
 void Team::barrier() {
   if (size_ == 1) return;
-  const unsigned phase = phase_.load(std::memory_order_relaxed);
+  const unsigned before = met_.value();
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
     arrived_.store(0, std::memory_order_relaxed);
-    phase_.store(phase + 1, std::memory_order_release);
+    met_.raise();
     return;
   }
-  int spins = 0;
-  while (phase_.load(std::memory_order_acquire) == phase) {
-    if (++spins < kSpinBarrier) relax();
-    else sched_yield();
-  }
+  const long patience = patience_.load(std::memory_order_relaxed);
+  const bool slept = met_.wait(before, patience);
+  patience_.store(std::clamp(slept ? patience / 2 : patience + patience / 16, kLeastPatience, kMostPatience), std::memory_order_relaxed);
 }
 
 void Team::member(int id) {
-  unsigned seen = 0;
-  for (;;) {
-    int spins = 0;
-    while (generation_.load(std::memory_order_acquire) == seen && !stop_.load(std::memory_order_relaxed)) {
-      if (++spins < kSpinIdle) {
-        relax();
-        continue;
-      }
-      std::unique_lock<std::mutex> hold(sleep_lock_);
-      sleepers_.fetch_add(1, std::memory_order_seq_cst);
-      wake_.wait(hold, [&] { return generation_.load(std::memory_order_seq_cst) != seen || stop_.load(); });
-      sleepers_.fetch_sub(1, std::memory_order_seq_cst);
-    }
+  for (unsigned seen = 0;; seen++) {
+    start_.wait(seen, kSpinIdle);
     if (stop_) return;
-    seen++;
     (*job_)(id);
     barrier();
   }

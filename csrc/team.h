@@ -1,13 +1,27 @@
-// A persistent team of threads: member 0 is the caller. Members sleep between runs; inside a run barriers spin briefly, then yield.
+// A persistent team of threads: member 0 is the caller. Who waits spins for a moment, then sleeps until it is woken: a team that has nothing to
+// do, or whose next member was sent off its core by somebody else's work, costs no time.
 #pragma once
 #include <atomic>
-#include <condition_variable>
 #include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
 
 namespace octavo {
+
+// A number that threads wait for to change.
+class Signal {
+ public:
+  unsigned value() const { return value_.load(std::memory_order_acquire); }
+  // Adds one and wakes all who sleep here.
+  void raise();
+  // Returns once the value is not `old`: spins for up to `spin` nanoseconds, then sleeps. Whether it had to sleep.
+  bool wait(unsigned old, long spin);
+
+ private:
+  alignas(64) std::atomic<unsigned> value_{0};
+  alignas(64) std::atomic<int> sleepers_{0};
+};
 
 class Team {
  public:
@@ -27,14 +41,12 @@ class Team {
   int size_;
   int owner_pid_;
   std::vector<std::thread> threads_;
-  std::mutex run_lock_, sleep_lock_;
-  std::condition_variable wake_;
+  std::mutex run_lock_;
   const std::function<void(int)>* job_ = nullptr;
   std::atomic<bool> stop_{false};
-  alignas(64) std::atomic<unsigned> generation_{0};
-  alignas(64) std::atomic<int> sleepers_{0};
+  Signal start_, met_;
   alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<unsigned> phase_{0};
+  alignas(64) std::atomic<long> patience_;  // nanoseconds that a barrier spins
 };
 
 }  // namespace octavo

@@ -33,7 +33,7 @@ class ModelOptions(ModelName):
     """What computes: native, or reference (slow, exact)."""
 
     threads: int | None = None
-    """Threads of the kernels; default: OCTAVO_THREADS, or as many as there are cores."""
+    """Threads of the kernels; default and at most: as many as this process may use cores (or OCTAVO_THREADS)."""
 
     isa: str | None = None
     """Instruction set: portable, avx2, avx512vnni, amx; default: OCTAVO_ISA, or the best there is."""

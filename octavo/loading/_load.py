@@ -49,7 +49,8 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
     folder = Path(cache_dir).expanduser() if cache_dir is not None else settings.cache_dir
     isa = isa or settings.isa
     machine = detect(isa)
-    ops = make_backend(backend, threads or settings.threads, isa)
+    asked = threads or settings.threads
+    ops = make_backend(backend, asked if asked is None or asked < 1 else min(asked, machine.cores), isa)
     dispatch = Dispatch({ops.name: ops})
     origin = Search(source, quantization, max_model_len, revision, folder if use_cache else None, machine, dispatch, ops.name).origin()
     checkpoint, model, declared, jobs, plan = origin.checkpoint, origin.model, origin.declared, origin.jobs, origin.choice.plan
@@ -62,7 +63,7 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
         backend=ops.name, cache_format=cache_spec.format, stored_bytes=origin.stored_bytes, weight_bytes=sum(job.nbytes for job in jobs),
         predicted=predict(checkpoint, jobs, declared.wanted, declared.tables), cache_hit=origin.copied,
         kv_bytes_per_token=KVPool.bytes_per_page(model.kv_heads, model.head_dims, cache_spec) // PAGE,
-        notes=[note for note in (*origin.notes, cache_note, origin.damage) if note],
+        notes=[note for note in (*origin.notes, cache_note, _spare(asked, machine.cores), origin.damage) if note],
     )
     if origin.copied:
         report.predicted["temporaries"] = 0
@@ -125,6 +126,12 @@ def _steps(report: LoadReport, jobs: list[Job], on_progress: OnProgress | None) 
         done += job.nbytes if job else 0
 
     return step
+
+
+def _spare(asked: int | None, cores: int) -> str:
+    """More threads than cores would only take the cores from each other; fewer change no bit of the results."""
+    running = f"{cores} thread{'s run' if cores > 1 else ' runs'}"
+    return f"{running} instead of {asked}: that is how many cores this process may use" if asked and asked > cores else ""
 
 
 def _name(source: str) -> str:
