@@ -30,6 +30,8 @@ BARS: dict[tuple[str, str], tuple[float, float | None]] = {
 }
 WHATS = tuple(dict.fromkeys(what for what, _ in BARS))
 
+DISTURBED = 0.1  # share of the machine that other programs took during a run that counts: such a row is marked
+
 
 def check(row: Row) -> None:
     """ValueError when a row lacks a field or its ratio lies outside its own spread."""
@@ -91,7 +93,8 @@ def sections(rows: list[Row]) -> list[str]:
 
 Measured {', '.join(days)} at commit {', '.join(commits)} on: {'; '.join(machines)}. {threads} threads each, the
 same prompts, in turn. Medians over pairs of runs; a ratio is Octavo's number over the peer's (of rates more is better, of seconds and bytes
-less). The bar is the ratio that the project set itself. How: `benchmarks/peers.py`; how each engine was set: below.
+less). The bar is the ratio that the project set itself; "disturbed" means that other programs took more than a tenth of the machine in one of
+the runs that count. How: `benchmarks/peers.py`; how each engine was set: below.
 """]
     for model in dict.fromkeys(row["model"] for row in sorted(rows, key=order)):
         parts.append(f"### {model}\n")
@@ -103,10 +106,11 @@ less). The bar is the ratio that the project set itself. How: `benchmarks/peers.
         for (scheme, what, _), group in groups.items():
             top = best(group)
             wanted, aim = bar(top)
+            met = verdict(top) + (" (disturbed)" if any(row.get("others", 0) > DISTURBED for row in group) else "")
             sign = "<= " if top.get("better") == "lower" else ""
             lines.append([what, scheme, f"{number(top['ours'])} {top.get('unit', '')}".strip(), f"{top['peer_name']} {number(top['peer'])}",
                           f"**{top['ratio']:.2f}** ({top['ratio_min']:.2f} to {top['ratio_max']:.2f})",
-                          "" if wanted is None else f"{sign}{wanted:g}", "" if aim is None else f"{sign}{aim:g}", verdict(top),
+                          "" if wanted is None else f"{sign}{wanted:g}", "" if aim is None else f"{sign}{aim:g}", met,
                           ", ".join(f"{row['peer_name']} {row['ratio']:.2f}" for row in group)])
         parts.append(table(["what", "weights", "Octavo", "best peer", "ratio to it", "bar", "aim", "met", "ratio to each peer"], lines))
     settings = {}
