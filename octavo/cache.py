@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -41,11 +44,11 @@ class KVPool:
         dtype = {"fp32": np.float32, "bf16": np.uint16, "int8": np.int8}[spec.format]
         self.k, self.v, self.k_scale, self.v_scale = [], [], [], []
         for heads, dim in zip(kv_heads, head_dims, strict=True):
-            self.k.append(np.zeros((pages, heads, dim, PAGE), dtype))
-            self.v.append(np.zeros((pages, heads, PAGE, dim), dtype))
+            self.k.append(_zeros((pages, heads, dim, PAGE), dtype))
+            self.v.append(_zeros((pages, heads, PAGE, dim), dtype))
             if spec.format == "int8":
-                self.k_scale.append(np.zeros((pages, heads, PAGE), np.float32))
-                self.v_scale.append(np.zeros((pages, heads, PAGE), np.float32))
+                self.k_scale.append(_zeros((pages, heads, PAGE), np.float32))
+                self.v_scale.append(_zeros((pages, heads, PAGE), np.float32))
 
     def copy_page(self, source: int, target: int) -> None:
         """Make page `target` equal to page `source` in every layer."""
@@ -61,3 +64,17 @@ class KVPool:
     def bytes_per_page(kv_heads: list[int], head_dims: list[int], spec: TensorSpec) -> int:
         size = {"fp32": 4, "bf16": 2, "int8": 1}[spec.format]
         return sum(2 * PAGE * h * (d * size + (4 if spec.format == "int8" else 0)) for h, d in zip(kv_heads, head_dims, strict=True))
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array of zeros that takes memory page by page as it is written, and starts at the beginning of one.
+
+    NumPy asks for huge pages: the first token of a conversation then costs 2 MB in each of a model's many arrays, zeroed while everybody waits.
+    """
+    count = math.prod(shape)
+    if not count:
+        return np.zeros(shape, dtype)
+    memory = mmap.mmap(-1, count * np.dtype(dtype).itemsize)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype, count).reshape(shape)
