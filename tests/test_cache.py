@@ -37,7 +37,7 @@ def test_a_copied_page_is_equal_in_every_layer(spec: TensorSpec) -> None:
     for array, old in zip(arrays, held, strict=True):
         np.testing.assert_array_equal(array[1], old[3])
         np.testing.assert_array_equal(array[[0, 2, 3, 4]], old[[0, 2, 3, 4]])
-    assert PAGE == pool.v[0].shape[2]
+    assert pool.v[0].shape[2] == PAGE
 
 
 def anonymous() -> int:
