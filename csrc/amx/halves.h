@@ -36,5 +36,8 @@ template <class T> static inline void pair_lanes(const T* first, const T* second
   const __m512i a = first ? upper_of(first, count) : _mm512_setzero_si512(), b = second ? upper_of(second, count) : _mm512_setzero_si512();
   _mm512_storeu_si512(out, _mm512_or_si512(_mm512_srli_epi32(a, 16), b));
 }
+template <class T> static inline void pair_lanes(const T* first, const T* second, void* out) {
+  _mm512_storeu_si512(out, _mm512_or_si512(_mm512_srli_epi32(upper_of(first, 16), 16), upper_of(second, 16)));
+}
 
 }  // namespace octavo::amx

@@ -45,5 +45,6 @@ template <class T> static inline void pair_lanes(const T* first, const T* second
   for (int i = 0; i < (count < 16 ? count : 16); i++) pairs[i] = (first ? bfloat16_of(first[i]) : 0) | (second ? bfloat16_of(second[i]) << 16 : 0);
   std::memcpy(out, pairs, 64);
 }
+template <class T> static inline void pair_lanes(const T* first, const T* second, void* out) { pair_lanes(first, second, 16, out); }  // all sixteen, of both
 
 }  // namespace octavo::amx_emulated

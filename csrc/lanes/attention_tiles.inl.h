@@ -93,19 +93,23 @@ static void split_query(const TileWalk& w, const float* q, int row) {
 }
 
 template <class T> static void pair_keys(const TileWalk& w, const T* k, uint16_t* tiles) {  // k: [dim][kPage]
-  for (int b = 0; b < w.dim_blocks; b++, tiles += 2 * kTileSize)
-    for (int i = 0; i < 16; i++) {
-      const int d = 32 * b + i;
-      const T *first = d < w.dim ? k + d * kPage : nullptr, *second = d + 16 < w.dim ? first + 16 * kPage : nullptr;
-      pair_lanes(first, second, 16, tiles + 32 * i);
-      pair_lanes(first ? first + 16 : nullptr, second ? second + 16 : nullptr, 16, tiles + kTileSize + 32 * i);
-    }
+  for (int b = 0; b < w.dim_blocks; b++, k += 32 * kPage, tiles += 2 * kTileSize) {
+    const int left = w.dim - 32 * b;
+    for (int i = 0; i < 16 && left >= 32; i++)
+      for (int h = 0; h < 2; h++) pair_lanes(k + i * kPage + 16 * h, k + (i + 16) * kPage + 16 * h, tiles + h * kTileSize + 32 * i);
+    for (int i = 0; i < 16 && left < 32; i++)
+      for (int h = 0; h < 2; h++)
+        pair_lanes(i < left ? k + i * kPage + 16 * h : nullptr, i + 16 < left ? k + (i + 16) * kPage + 16 * h : nullptr, 16, tiles + h * kTileSize + 32 * i);
+  }
 }
 template <class T> static void pair_values(const TileWalk& w, const T* v, int written, uint16_t* tiles) {  // v: [kPage][dim], stale from `written` on
+  const bool whole = written >= kPage && w.dim % 16 == 0;
   for (int i = 0; i < 16; i++) {
-    const T *first = i < written ? v + i * w.dim : nullptr, *second = i + 16 < written ? v + (i + 16) * w.dim : nullptr;
-    for (int n = 0; n < w.dim_tiles; n++)
-      pair_lanes(first ? first + 16 * n : nullptr, second ? second + 16 * n : nullptr, w.dim - 16 * n, tiles + n * kTileSize + 32 * i);
+    const T *first = v + i * w.dim, *second = v + (i + 16) * w.dim;
+    uint16_t* to = tiles + 32 * i;
+    for (int n = 0; n < w.dim_tiles && whole; n++) pair_lanes(first + 16 * n, second + 16 * n, to + n * kTileSize);
+    for (int n = 0; n < w.dim_tiles && !whole; n++)
+      pair_lanes(i < written ? first + 16 * n : nullptr, i + 16 < written ? second + 16 * n : nullptr, w.dim - 16 * n, to + n * kTileSize);
   }
 }
 // Keys of page `page` of the span, and the scales of its `written` tokens
@@ -115,9 +119,9 @@ static void lay_out_keys(const TileWalk& w, int page, int64_t cell, int written)
   uint16_t* tiles = w.keys + int64_t(page) * w.dim_blocks * 2 * kTileSize;
   if (cache.k_type == CacheType::BF16) pair_keys(w, static_cast<const uint16_t*>(cache.k) + at, tiles);
   else pair_keys(w, static_cast<const int8_t*>(cache.k) + at, tiles);
-  for (int t = 0; t < kPage; t++) {
-    if (cache.k_type == CacheType::I8) w.key_scale[page * kPage + t] = t < written ? cache.k_scale[cell * kPage + t] : 0.f;
-    if (cache.v_type == CacheType::I8) w.value_scale[page * kPage + t] = t < written ? cache.v_scale[cell * kPage + t] : 0.f;
+  for (int t = 0; t < kPage; t += 16) {
+    if (cache.k_type == CacheType::I8) store(w.key_scale + page * kPage + t, load_n(cache.k_scale + cell * kPage + t, written - t));
+    if (cache.v_type == CacheType::I8) store(w.value_scale + page * kPage + t, load_n(cache.v_scale + cell * kPage + t, written - t));
   }
 }
 static void lay_out_values(const TileWalk& w, int page, int64_t cell, int written) {
@@ -148,86 +152,123 @@ static inline void load_pairs(const uint16_t* tiles) {
   tile_load<kPair1>(tiles + kTileSize, 64);
 }
 
-// Scores of rows [row, row + height of the tiles) against Pages pages
-template <int Pages> static void tile_scores(const TileWalk& w, int row, int page) {
-  const int64_t stride = int64_t(w.dim_blocks) * 128, next = int64_t(w.dim_blocks) * 2 * kTileSize;
-  const uint16_t *q = w.q + int64_t(row) * w.dim_blocks * 64, *k = w.keys + page * next;
-  tile_zero<kSum0>();
-  tile_zero<kSum1>();
-  if (Pages > 1) {
-    tile_zero<kSum2>();
-    tile_zero<kSum3>();
-  }
-  for (int b = 0; b < w.dim_blocks; b++, q += 64, k += 2 * kTileSize) {
-    load_rows(q, stride);
-    load_pairs(k);
-    two_products<kSum0, kSum1>();
-    if (Pages > 1) {
-      load_pairs(k + next);
-      two_products<kSum2, kSum3>();
-    }
-  }
-  float* s = w.s + int64_t(row) * kTileTokens + page * kPage;
-  tile_store<kSum0>(s, kTileTokens * 4);
-  tile_store<kSum1>(s + 16, kTileTokens * 4);
-  if (Pages > 1) {
-    tile_store<kSum2>(s + 32, kTileTokens * 4);
-    tile_store<kSum3>(s + 48, kTileTokens * 4);
-  }
-}
+// Sixteen rows, or as many as tiles have now, and the pages [page0, page1) of the span that some of them see
+struct TileRows {
+  int row = 0, page0 = 0, page1 = 0;
+  int pages() const { return page1 > page0 ? page1 - page0 : 0; }
+};
 
-// Adds the weighted values of pages [page0, page1) to Tiles times sixteen dimensions
-template <int Tiles> static void tile_mix(const TileWalk& w, int row, int tile, int page0, int page1) {
-  const int64_t stride = int64_t(w.wide) * 4;
-  float* o = w.o + int64_t(row) * w.wide + tile * 16;
-  tile_load<kSum0>(o, stride);
-  if (Tiles > 1) tile_load<kSum1>(o + 16, stride);
-  if (Tiles > 2) {
-    tile_load<kSum2>(o + 32, stride);
-    tile_load<kSum3>(o + 48, stride);
+// The products that some rows' scores and other rows' values need, in steps of four instructions: what a core multiplies while it softens a row.
+// Scores are summed for two pages at a time, values for four tiles of dimensions. Sums wait in their registers for the next step before they are
+// stored, so that the vector registers' work is not held up behind them.
+class AttentionStream {
+ public:
+  AttentionStream(const TileWalk& w, const TileRows& scored, const TileRows& mixed) : w_(w), scored_(scored), mixed_(mixed), page_(scored.page0) {
+    if (!scored_.pages()) begin_mix();
   }
-  for (int page = page0; page < page1; page++) {
-    const uint16_t* v = w.values + (int64_t(page) * w.dim_tiles + tile) * kTileSize;
-    load_rows(w.s + int64_t(row) * kTileTokens + page * kPage, kTileTokens * 4);
-    if (Tiles == 1) {
-      tile_load<kPair0>(v, 64);
-      one_product<kSum0>();
-    } else {
-      load_pairs(v);
-      two_products<kSum0, kSum1>();
+  int steps() const { return scored_.pages() * w_.dim_blocks + mixed_.pages() * ((w_.dim_tiles + 1) / 2); }
+  void step() {
+    store();
+    if (mixing_) mix_step();
+    else score_step();
+  }
+  void finish() {
+    while (!mixing_ || tile_ < w_.dim_tiles) step();
+    store();
+  }
+
+ private:
+  void store() {
+    if (!stored_) return;
+    tile_store<kSum0>(to_, stride_);
+    if (stored_ > 1) tile_store<kSum1>(to_ + 16, stride_);
+    if (stored_ > 2) {
+      tile_store<kSum2>(to_ + 32, stride_);
+      tile_store<kSum3>(to_ + 48, stride_);
     }
-    if (Tiles > 2) {
+    stored_ = 0;
+  }
+  void score_step() {
+    const int64_t page_size = int64_t(w_.dim_blocks) * 2 * kTileSize;
+    const uint16_t* k = w_.keys + page_ * page_size + int64_t(block_) * 2 * kTileSize;
+    const int pages = scored_.page1 - page_ > 1 ? 2 : 1;
+    if (!second_) {
+      if (block_ == 0) {
+        tile_zero<kSum0>();
+        tile_zero<kSum1>();
+        if (pages == 2) {
+          tile_zero<kSum2>();
+          tile_zero<kSum3>();
+        }
+      }
+      load_rows(w_.q + (int64_t(scored_.row) * w_.dim_blocks + block_) * 64, int64_t(w_.dim_blocks) * 128);
+      load_pairs(k);
+      two_products<kSum0, kSum1>();
+      second_ = pages == 2;
+      if (second_) return;
+    } else {
+      load_pairs(k + page_size);
+      two_products<kSum2, kSum3>();
+      second_ = false;
+    }
+    if (++block_ < w_.dim_blocks) return;
+    block_ = 0;
+    to_ = w_.s + int64_t(scored_.row) * kTileTokens + page_ * kPage;
+    stride_ = kTileTokens * 4;
+    stored_ = 2 * pages;
+    page_ += pages;
+    if (page_ >= scored_.page1) begin_mix();
+  }
+  void begin_mix() {
+    mixing_ = true;
+    page_ = mixed_.page0;
+    tile_ = mixed_.pages() ? 0 : w_.dim_tiles;
+  }
+  void mix_step() {
+    const int left = w_.dim_tiles - tile_, tiles = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    const uint16_t* v = w_.values + (int64_t(page_) * w_.dim_tiles + tile_) * kTileSize;
+    if (!second_) {
+      to_ = w_.o + int64_t(mixed_.row) * w_.wide + tile_ * 16;
+      stride_ = int64_t(w_.wide) * 4;
+      if (page_ == mixed_.page0) {
+        tile_load<kSum0>(to_, stride_);
+        if (tiles > 1) tile_load<kSum1>(to_ + 16, stride_);
+        if (tiles > 2) {
+          tile_load<kSum2>(to_ + 32, stride_);
+          tile_load<kSum3>(to_ + 48, stride_);
+        }
+      }
+      load_rows(w_.s + int64_t(mixed_.row) * kTileTokens + page_ * kPage, kTileTokens * 4);
+      if (tiles == 1) {
+        tile_load<kPair0>(v, 64);
+        one_product<kSum0>();
+      } else {
+        load_pairs(v);
+        two_products<kSum0, kSum1>();
+      }
+      second_ = tiles == 4;
+      if (second_) return;
+    } else {
       load_pairs(v + 2 * kTileSize);
       two_products<kSum2, kSum3>();
+      second_ = false;
     }
+    if (++page_ < mixed_.page1) return;
+    page_ = mixed_.page0;
+    stored_ = tiles;
+    tile_ += tiles;
   }
-  tile_store<kSum0>(o, stride);
-  if (Tiles > 1) tile_store<kSum1>(o + 16, stride);
-  if (Tiles > 2) {
-    tile_store<kSum2>(o + 32, stride);
-    tile_store<kSum3>(o + 48, stride);
-  }
-}
 
-// The products of a tile of rows as steps of about the same size: sixteen instructions or fewer, for a head of 64
-struct TileRows {
-  int row = 0, page0 = 0, page1 = 0;  // pages [page0, page1) of the span are seen by some row
+  const TileWalk& w_;
+  const TileRows scored_, mixed_;
+  bool mixing_ = false, second_ = false;  // second_: of two pages, or of two pairs of tiles
+  int page_, block_ = 0, tile_ = 0;
+  int stored_ = 0;                        // sums to store
+  float* to_ = nullptr;
+  int64_t stride_ = 0;
 };
-static inline int score_steps(const TileRows& t) { return (t.page1 - t.page0 + 1) / 2; }
-static inline void score_step(const TileWalk& w, const TileRows& t, int step) {
-  const int page = t.page0 + 2 * step;
-  if (page + 1 < t.page1) tile_scores<2>(w, t.row, page);
-  else tile_scores<1>(w, t.row, page);
-}
-static inline int mix_steps(const TileWalk& w, const TileRows& t) { return t.page0 < t.page1 ? w.dim_tiles / 4 + w.dim_tiles % 4 / 2 + w.dim_tiles % 2 : 0; }
-static inline void mix_step(const TileWalk& w, const TileRows& t, int step) {
-  const int fours = w.dim_tiles / 4, left = w.dim_tiles - 4 * fours;
-  if (step < fours) tile_mix<4>(w, t.row, 4 * step, t.page0, t.page1);
-  else if (step == fours && left >= 2) tile_mix<2>(w, t.row, 4 * fours, t.page0, t.page1);
-  else tile_mix<1>(w, t.row, w.dim_tiles - 1, t.page0, t.page1);
-}
-static void score_rows(const TileWalk& w, const TileRows& t) { for (int i = 0; i < score_steps(t); i++) score_step(w, t, i); }
-static void mix_rows(const TileWalk& w, const TileRows& t) { for (int i = 0; i < mix_steps(w, t); i++) mix_step(w, t, i); }
+static void score_rows(const TileWalk& w, const TileRows& t) { AttentionStream(w, t, {}).finish(); }
+static void mix_rows(const TileWalk& w, const TileRows& t) { AttentionStream(w, {}, t).finish(); }
 
 // 2^x for x <= 0, within 2^-22 down to 2^-100, where it stays: no product of it becomes a denormal. NaN stays NaN. The polynomial is the one of degree 5
 // whose largest relative error on [-1/2, 1/2] is least, 2^-23.4.
@@ -241,56 +282,13 @@ static inline f32x16 exp2_below_zero(f32x16 x) {
   return add_exponent(fmadd(p, r, set1(1.f)), t);
 }
 
-// Turns a row's scores of pages [page0, page1) into weights, in halves, and updates its maximum and sum, and scales what it has gathered
-template <bool ScaledKeys, bool ScaledValues>
-static inline __attribute__((always_inline)) void soften_tokens(const TileWalk& w, int row, int page0, int page1) {
-  const AttentionCall& c = w.call;
-  float* s = w.s + int64_t(row) * kTileTokens;
-  const int from = page0 * kPage, to = page1 * kPage, position = w.position[row] - w.span;
-  int low = c.window > 0 ? position - c.window + 1 : from, high = position + 1;  // visible: [low, high)
-  if (low < from) low = from;
-  if (high > to) high = to;
-  if (low >= high) {  // nothing of this span
-    std::memset(s + from, 0, sizeof(float) * size_t(to - from));
-    return;
-  }
-  const auto partial = [&](int i) { return i < low || i + 16 > high; };
-  f32x16 largest = set1(-INFINITY);
-  for (int i = low / 16 * 16; i < high; i += 16) {
-    f32x16 a = load(s + i);
-    if (ScaledKeys) a = mul(a, load(w.key_scale + i));
-    if (__builtin_expect(c.softcap > 0.f, 0)) a = mul(set1(c.softcap * kLog2e), tanh(a));
-    if (partial(i)) a = keep_lanes(a, low - i, high - i, -INFINITY);
-    store(s + i, a);
-    largest = max(largest, a);
-  }
-  float top = reduce_max(largest);
-  if (w.best[row] > top) top = w.best[row];
-  const f32x16 shift = set1(top);
-  f32x16 total = zero();
-  for (int page = page0; page < page1; page++) {
-    f32x16 e[2];
-    const int i = page * kPage;
-    if (i >= low && i + kPage <= high) {
-      for (int h = 0; h < 2; h++) {
-        e[h] = exp2_below_zero(sub(load(s + i + 16 * h), shift));
-        total = add(total, e[h]);
-      }
-    } else {
-      for (int h = 0; h < 2; h++) {
-        const int j = i + 16 * h;
-        e[h] = j + 16 <= low || j >= high ? zero() : exp2_below_zero(sub(load(s + j), shift));
-        if (partial(j)) e[h] = keep_lanes(e[h], low - j, high - j, 0.f);
-        total = add(total, e[h]);
-      }
-    }
-    if (ScaledValues)
-      for (int h = 0; h < 2; h++) e[h] = mul(e[h], load(w.value_scale + i + 16 * h));
-    split_lanes(e[0], e[1], s + i, s + i + 16);
-  }
-  if (w.best[row] != top) {
+// A row's largest score is now `top` or what it was; with what it has gathered made to match. Returns the largest.
+static inline f32x16 raise_best(const TileWalk& w, int row, float top) {
+  const float before = w.best[row];
+  if (before > top) top = before;
+  if (before != top) {
     if (w.sum[row] > 0.f) {
-      const f32x16 alpha = exp2_below_zero(set1(w.best[row] - top));
+      const f32x16 alpha = exp2_below_zero(set1(before - top));
       float lanes[16];
       store(lanes, alpha);
       w.sum[row] *= lanes[0];
@@ -299,7 +297,79 @@ static inline __attribute__((always_inline)) void soften_tokens(const TileWalk& 
     }
     w.best[row] = top;
   }
-  w.sum[row] += reduce_add(total);
+  return set1(top);
+}
+
+// A row that sees all of a span, which nearly all do: its scores stay in registers
+template <bool ScaledKeys, bool ScaledValues> static __attribute__((noinline)) void soften_span(const TileWalk& w, int row) {
+  constexpr int kVectors = kTileTokens / 16;
+  float* s = w.s + int64_t(row) * kTileTokens;
+  f32x16 e[kVectors], largest[2], total[2] = {zero(), zero()};
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; i++) {
+    e[i] = load(s + 16 * i);
+    if (ScaledKeys) e[i] = mul(e[i], load(w.key_scale + 16 * i));
+    largest[i % 2] = i < 2 ? e[i] : max(largest[i % 2], e[i]);
+  }
+  const f32x16 top = raise_best(w, row, reduce_max(max(largest[0], largest[1])));
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; i++) {
+    e[i] = exp2_below_zero(sub(e[i], top));
+    total[i % 2] = add(total[i % 2], e[i]);
+    if (ScaledValues) e[i] = mul(e[i], load(w.value_scale + 16 * i));
+    if (i % 2) split_lanes(e[i - 1], e[i], s + 16 * (i - 1), s + 16 * i);
+  }
+  w.sum[row] += reduce_add(add(total[0], total[1]));
+}
+
+static __attribute__((noinline)) void cap_scores(const TileWalk& w, float* s, int from, int to) {
+  const f32x16 cap = set1(w.call.softcap * kLog2e);
+  for (int i = from; i < to; i += 16) {
+    f32x16 a = load(s + i);
+    if (w.call.cache->k_type == CacheType::I8) a = mul(a, load(w.key_scale + i));
+    store(s + i, mul(cap, tanh(a)));
+  }
+}
+
+// Turns a row's scores of pages [page0, page1) into weights, in halves, and updates its maximum and sum, and scales what it has gathered
+template <bool ScaledKeys, bool ScaledValues>
+static inline __attribute__((always_inline)) void soften_tokens(const TileWalk& w, int row, int page0, int page1) {
+  const AttentionCall& c = w.call;
+  float* s = w.s + int64_t(row) * kTileTokens;
+  const int from = page0 * kPage, to = page1 * kPage, position = w.position[row] - w.span;
+  const bool capped = c.softcap > 0.f;
+  int low = c.window > 0 ? position - c.window + 1 : from, high = position + 1;  // visible: [low, high)
+  if (low < from) low = from;
+  if (high > to) high = to;
+  if (low == 0 && high == kTileTokens && !capped) return soften_span<ScaledKeys, ScaledValues>(w, row);
+  if (low >= high) {  // nothing of this span
+    std::memset(s + from, 0, sizeof(float) * size_t(to - from));
+    return;
+  }
+  if (capped) cap_scores(w, s, low / 16 * 16, high);
+  const auto partial = [&](int i) { return i < low || i + 16 > high; };
+  f32x16 largest = set1(-INFINITY);
+  for (int i = low / 16 * 16; i < high; i += 16) {
+    f32x16 a = load(s + i);
+    if (ScaledKeys && !capped) a = mul(a, load(w.key_scale + i));
+    if (partial(i)) a = keep_lanes(a, low - i, high - i, -INFINITY);
+    store(s + i, a);
+    largest = max(largest, a);
+  }
+  const f32x16 top = raise_best(w, row, reduce_max(largest));
+  f32x16 total[2] = {zero(), zero()};
+  for (int page = page0; page < page1; page++) {
+    f32x16 e[2];
+    for (int h = 0; h < 2; h++) {
+      const int i = page * kPage + 16 * h;
+      e[h] = i + 16 <= low || i >= high ? zero() : exp2_below_zero(sub(load(s + i), top));
+      if (partial(i)) e[h] = keep_lanes(e[h], low - i, high - i, 0.f);
+      total[h] = add(total[h], e[h]);
+      if (ScaledValues) e[h] = mul(e[h], load(w.value_scale + i));
+    }
+    split_lanes(e[0], e[1], s + page * kPage, s + page * kPage + 16);
+  }
+  w.sum[row] += reduce_add(add(total[0], total[1]));
 }
 static void soften_row(const TileWalk& w, int row, int page0, int page1) {
   const bool k = w.call.cache->k_type == CacheType::I8, v = w.call.cache->v_type == CacheType::I8;
@@ -311,17 +381,15 @@ static void soften_row(const TileWalk& w, int row, int page0, int page1) {
 
 // Tiles of rows whose keys and values are laid out, one behind the other: while the rows of one are softened, the next is scored and the last mixed.
 static void attend_in_turn(const TileWalk& w, const TileRows* tiles, int count, int height, int rows) {
-  const auto steps = [&](int i) { return (i + 1 < count ? score_steps(tiles[i + 1]) : 0) + (i > 0 ? mix_steps(w, tiles[i - 1]) : 0); };
   score_rows(w, tiles[0]);
   for (int i = 0; i < count; i++) {
-    const int scored = i + 1 < count ? score_steps(tiles[i + 1]) : 0, all = steps(i), last = rows - tiles[i].row < height ? rows - tiles[i].row : height;
-    for (int r = 0, step = 0; r < height; r++) {
-      if (r < last && tiles[i].page0 < tiles[i].page1) soften_row(w, tiles[i].row + r, tiles[i].page0, tiles[i].page1);
-      for (; step * height < (r + 1) * all; step++) {
-        if (step < scored) score_step(w, tiles[i + 1], step);
-        else mix_step(w, tiles[i - 1], step - scored);
-      }
+    AttentionStream stream(w, i + 1 < count ? tiles[i + 1] : TileRows{}, i > 0 ? tiles[i - 1] : TileRows{});
+    const int last = rows - tiles[i].row < height ? rows - tiles[i].row : height, steps = stream.steps();
+    for (int r = 0, done = 0; r < last; r++) {
+      for (; done * last < (r + 1) * steps; done++) stream.step();
+      if (tiles[i].pages()) soften_row(w, tiles[i].row + r, tiles[i].page0, tiles[i].page1);
     }
+    stream.finish();
   }
   mix_rows(w, tiles[count - 1]);
 }
