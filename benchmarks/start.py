@@ -4,8 +4,8 @@
 
 First token: from just before the process is created until the first byte of its answer is read from its standard output, with everything on disk in the
 page cache and Octavo's own cache filled, for the same prompt without a chat template. Octavo: `octavo generate --raw` (4bit, cached). llama.cpp: the
-fastest of llama-completion and llama-simple, each without warm-up and without showing the prompt. OpenVINO GenAI: benchmarks/openvino_start.py, its own
-cache filled. Processes run in turn, backwards every second time; a ratio is that of one turn.
+fastest of llama-completion and llama-simple, each without warm-up and without showing the prompt. OpenVINO GenAI: benchmarks/openvino_start.py.
+Processes run in turn, backwards every second time; a ratio is that of one turn.
 
 Memory: `octavo serve` and llama-server with one model and one context length (--context), after one answer to a prompt of about --prompt tokens, by
 /proc/PID/smaps_rollup: Rss is what the row compares; Pss (shared pages in part) and Anonymous (no file behind it) are kept beside it.
