@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import report
+from peers import machine_ticks
 
 HERE = Path(__file__).resolve().parent
 BARS = {"server 100 users tokens/s": 4.0, "server 100 users p95 latency": 0.3}
@@ -69,14 +70,24 @@ class Side:
         except (urllib.error.URLError, OSError):
             return False
 
+    def ticks(self) -> int:
+        """Processor time of the server so far, in ticks of the system's clock."""
+        assert self.process is not None
+        text = Path(f"/proc/{self.process.pid}/stat").read_text()
+        return sum(int(word) for word in text[text.rindex(")") :].split()[12:14])
+
     def load(self, users: int, requests: int, seed: int) -> dict[str, Any]:
+        """What chat_load.py found, and `others`: the share of the machine that neither this server nor the client had."""
         command = [sys.executable, str(HERE / "chat_load.py"), "--port", str(self.port), "--users", str(users), "--requests", str(requests),
                    "--seed", str(seed)]
+        (total, used), own = machine_ticks(), self.ticks()
         done = subprocess.run(command, capture_output=True, text=True)
+        (after, used_after), own = machine_ticks(), self.ticks() - own
         if done.returncode:
             raise SystemExit(f"the load on {self.name} failed:\n{done.stderr[-2000:]}")
         result: dict[str, Any] = json.loads(done.stdout)
-        return result
+        client = result["client_cpu_seconds"] * os.sysconf("SC_CLK_TCK")
+        return {**result, "others": max(used_after - used - own - client, 0) / max(after - total, 1)}
 
     def measure_memory(self) -> None:
         """Bytes of the process: Rss, and Pss, which counts pages that are shared with others in part."""
@@ -124,7 +135,8 @@ def compare(ours: Side, peer: Side, scheme: str, model: str, users: int) -> list
         mine, theirs = [run[key] for run in ours.runs], [run[key] for run in peer.runs]
         ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
         rows.append({"what": what, "ours": statistics.median(mine), "peer": statistics.median(theirs), "ratio": statistics.median(ratios),
-                     "ratio_min": min(ratios), "ratio_max": max(ratios), "unit": unit, "better": better, "pairs": len(ratios)})
+                     "ratio_min": min(ratios), "ratio_max": max(ratios), "unit": unit, "better": better, "pairs": len(ratios),
+                     "ours_all": mine, "peer_all": theirs, "others": max(run["others"] for run in ours.runs + peer.runs)})
     a, b = ours.memory["rss"] / 1e6, peer.memory["rss"] / 1e6
     rows.append({"what": f"resident memory after {users} users", "ours": a, "peer": b, "ratio": a / b, "ratio_min": a / b, "ratio_max": a / b, "unit": "MB",
                  "better": "lower", "pairs": 1, "ours_pss": ours.memory["pss"] / 1e6, "peer_pss": peer.memory["pss"] / 1e6})
@@ -147,6 +159,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=100)
     parser.add_argument("--requests", type=int, default=2, help="of each user in a run")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no new round begins after so long")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--context", type=int, default=768, help="tokens that a user's sequence may have")
     parser.add_argument("--parallel", type=int, help="slots of llama-server; default: one for each user")
@@ -165,12 +178,16 @@ def main() -> None:
         for number, side in enumerate(chosen):
             side.start(logs / f"{number}.log")
             side.load(min(args.users, 8), 1, seed=-1)
+        end = time.monotonic() + args.seconds
         for run in range(args.runs):
+            if run and time.monotonic() > end:
+                break
             for side in chosen if run % 2 == 0 else chosen[::-1]:
                 side.runs.append(got := side.load(args.users, args.requests, seed=run))
                 print(f"run {run}  {side.name:24} {got['tokens_per_s']:7.1f} tokens/s  latency p50 {got['latency_p50']:6.2f} p95 {got['latency_p95']:6.2f} s  "
                       f"first p50 {got['first_p50']:5.2f} p95 {got['first_p95']:5.2f} s  cached {got['cached_tokens'] / got['prompt_tokens']:.0%}  "
-                      f"client {got['client_cpu_seconds'] / got['seconds']:.1%} of a core  not as asked {got['not_as_asked']}", flush=True)
+                      f"client {got['client_cpu_seconds'] / got['seconds']:.1%} of a core  others {got['others']:.0%}  "
+                      f"not as asked {got['not_as_asked']}", flush=True)
         for side in chosen:
             side.measure_memory()
             print(f"memory {side.name:24} " + "  ".join(f"{k} {v / 1e6:.0f} MB" for k, v in side.memory.items()), flush=True)

@@ -43,8 +43,8 @@ def test_questions_depend_on_seed_user_and_turn_alone() -> None:
 
 def test_rows_are_ratios_of_neighbouring_runs() -> None:
     ours, peer = (servers.Side(name, [], "a setting") for name in ("octavo 4bit", "llama-server Q4_0"))
-    ours.runs = [{"tokens_per_s": rate, "latency_p95": 2.0, "first_p95": 1.0} for rate in (400.0, 500.0, 450.0)]
-    peer.runs = [{"tokens_per_s": 100.0, "latency_p95": 10.0, "first_p95": 5.0} for _ in range(3)]
+    ours.runs = [{"tokens_per_s": rate, "latency_p95": 2.0, "first_p95": 1.0, "others": 0.01} for rate in (400.0, 500.0, 450.0)]
+    peer.runs = [{"tokens_per_s": 100.0, "latency_p95": 10.0, "first_p95": 5.0, "others": 0.02} for _ in range(3)]
     ours.memory, peer.memory = {"rss": 240_000_000, "pss": 200_000_000}, {"rss": 300_000_000, "pss": 250_000_000}
     rows = servers.compare(ours, peer, "4bit", "SmolLM2-135M", 100)
     for row in rows:
