@@ -14,6 +14,7 @@
 #include "ceilings.h"
 #include "pages.h"
 #include "program.h"
+#include "sampling.h"
 #include "table.h"
 
 namespace nb = nanobind;
@@ -203,6 +204,33 @@ struct PyProgram {
   }
 };
 
+// Draws tokens; keeps the room that takes.
+struct Drawer {
+  std::shared_ptr<Team> team;
+  const Kernels& kernels;
+  std::vector<DrawSpace> space;
+
+  Drawer(std::shared_ptr<Team> t, const std::string& isa) : team(std::move(t)), kernels(kernels_for(isa)) {}
+
+  std::vector<int32_t> draw(Matrix<float> logits, const std::vector<int>& rows, const std::vector<float>& temperature, const std::vector<int>& top_k,
+                            const std::vector<double>& top_p, const std::vector<float>& min_p, const std::vector<double>& u) {
+    const size_t n = rows.size();
+    if (temperature.size() != n || top_k.size() != n || top_p.size() != n || min_p.size() != n || u.size() != n) bad("draw: as many settings as rows expected");
+    if (logits.shape(1) < 1 || logits.shape(1) > size_t(INT32_MAX)) bad("draw: rows of at least one logit expected");
+    std::vector<Draw> draws(n);
+    for (size_t i = 0; i < n; i++) {
+      if (rows[i] < 0 || size_t(rows[i]) >= logits.shape(0)) bad("draw: there is no row " + std::to_string(rows[i]));
+      if (!(temperature[i] > 0.f) || !(u[i] >= 0 && u[i] < 1)) bad("draw: a temperature above 0 and u in [0, 1) expected");
+      draws[i] = {logits.data() + size_t(rows[i]) * logits.shape(1), temperature[i], top_k[i], top_p[i], min_p[i], u[i]};
+    }
+    std::vector<int32_t> tokens(n);
+    const int width = int(logits.shape(1));
+    nb::gil_scoped_release released;
+    if (n) draw_all(kernels, *team, draws, width, space, tokens.data());
+    return tokens;
+  }
+};
+
 // ---- single kernels, for tests and benchmarks: one thread, chosen instruction set ----
 
 void linear_once(const PackedWeight& w, Rows2 x, Rows2 y, const std::string& isa, int group, int repeat, const std::string& kernel) {
@@ -280,6 +308,10 @@ NB_MODULE(_native, m) {
   m.attr("PANEL") = kPanel;
 
   nb::class_<Team>(m, "Team").def(nb::init<int>(), nb::arg("size")).def_prop_ro("size", &Team::size);
+  nb::class_<Drawer>(m, "Drawer")
+      .def(nb::init<std::shared_ptr<Team>, const std::string&>(), nb::arg("team"), nb::arg("isa") = "")
+      .def("draw", &Drawer::draw, nb::arg("logits"), nb::arg("rows"), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"), nb::arg("u"),
+           "A token of each row of logits; see csrc/sampling.h. One call at a time.");
   nb::class_<PackedWeight>(m, "PackedWeight")
       .def(nb::init<Vector<uint8_t>, int, int, int, int, int, int, int, int, bool, const std::vector<float>&, nb::object>(), nb::arg("blob"),
            nb::arg("store"), nb::arg("meaning"), nb::arg("scale_type"), nb::arg("n"), nb::arg("k"), nb::arg("kpad"), nb::arg("group"),

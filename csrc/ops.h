@@ -130,6 +130,8 @@ enum class Gate : int32_t { Silu = 0, GeluTanh = 1, Gelu = 2 };
 // Every function is called by each thread with its own share; none of them synchronises.
 // Results do not depend on how rows or panels are shared out, nor on what other rows are in the call: for each output
 // element the order of operations is fixed (k ascending, one accumulator per group).
+constexpr int kWeightBlock = 256;  // values whose weights are summed together
+
 struct Kernels {
   const char* isa;
   // float32 [rows, k] -> int8 [rows, kpad], scales [rows, ceil(kpad/group)], block sums (see Activations); rows [row0, row1).
@@ -157,6 +159,10 @@ struct Kernels {
   size_t (*attention_scratch_bytes)(const AttentionCall& call);
   // The largest value of each row and its first place; a NaN counts as the largest of all. Rows [row0, row1), width > 0.
   void (*best)(const float* x, int64_t stride, int width, int row0, int row1, int32_t* place, float* value);
+  // w = exp((x - top) * scale), not kept where w is null; sums[b]: of the b-th kWeightBlock of them. w may be x.
+  void (*weights)(const float* x, int n, float top, float scale, float* w, float* sums);
+  // Places, ascending, of the values >= limit; returns how many. Room for one more than n.
+  int (*at_least)(const float* x, int n, float limit, int32_t* ids);
 };
 
 const Kernels* portable_kernels();

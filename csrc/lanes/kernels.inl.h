@@ -20,6 +20,7 @@ namespace octavo::OCTAVO_ISA {
 #endif
 #include "elementwise.inl.h"
 #include "attention.inl.h"
+#include "sampling.inl.h"
 
 }  // namespace octavo::OCTAVO_ISA
 
@@ -33,7 +34,7 @@ namespace octavo {
 const Kernels* OCTAVO_JOIN(OCTAVO_ISA, _kernels)() {
   using namespace OCTAVO_ISA;
   static const Kernels table = {OCTAVO_TEXT(OCTAVO_ISA), quantize_rows, kLinears, int(sizeof(kLinears) / sizeof(LinearKernel)), usual_linear, OCTAVO_LINEAR_SCRATCH, embed, rms_norm, rope, gate, add_rows,
-                                softcap, cache_write, attention_items, attention, attention_scratch_bytes, best};
+                                softcap, cache_write, attention_items, attention, attention_scratch_bytes, best, weights, at_least};
   return &table;
 }
 

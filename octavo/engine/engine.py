@@ -23,7 +23,7 @@ from .output import Output
 from .pages import PagePool
 from .request import Delta, Finish, Request, TokenLogprob
 from .runner import Runner
-from .sampler import Sampler, Workspace, token_logprob
+from .sampler import Sampler, Workspace, draw, make_drawer, token_logprob
 from .scheduler import Chunk, Scheduler
 from .sequence import Sequence
 from .ticket import Ticket, wake
@@ -53,6 +53,7 @@ class Engine:
         self._end_ids = tuple(sorted(set(loaded.eos_token_ids)))
         self._grammars = GrammarCompiler(loaded.text, loaded.vocab_size, self._end_ids)
         self._work = Workspace(loaded.vocab_size)
+        self._drawer = make_drawer(getattr(loaded, "backend", None))
         self._lock = threading.Lock()
         self._inbox: deque[Sequence] = deque()
         self._queued = 0                                  # choices between submission and first admission
@@ -229,6 +230,7 @@ class Engine:
         all_sound, tokens = bool(sound.all()), best.tolist()
         self._gaps.clear()
         self._made = 0
+        ready: list[tuple[Sequence, int]] = []                # whose next token is due, and from which row
         for chunk, rows in zip(chunks, owned, strict=True):
             sequence = chunk.sequence
             if not all_sound and not sound[rows].all():
@@ -244,18 +246,24 @@ class Engine:
                 if sequence.limit <= sequence.prompt_length:
                     self._finish(sequence, Finish.LENGTH)     # max_tokens = 0: only the prompt was wanted
                 else:
-                    self._sample(sequence, logits[rows.stop - 1], tokens[rows.stop - 1], now)
+                    ready.append((sequence, rows.stop - 1))
+        raw = [s.grammar is None and s.sampler.raw(s.generated) for s, _ in ready]
+        draws = [(s.sampler, row, s.generated) for (s, row), plain in zip(ready, raw, strict=True) if plain and not s.sampler.greedy]
+        drawn = iter(draw(self._drawer, logits, draws) if draws else ())
+        for (sequence, row), plain in zip(ready, raw, strict=True):
+            token = None if not plain else tokens[row] if sequence.sampler.greedy else next(drawn)
+            self._sample(sequence, logits[row], token, now)
         self.telemetry.generated_tokens.add(self._made)
         for before, times in self._gaps.items():
             self.telemetry.token_gap_seconds.observe(now - before, times)
 
-    def _sample(self, sequence: Sequence, row: np.ndarray, best: int, now: float) -> None:
-        """Draw the next token, append it, and hand out what it makes certain."""
+    def _sample(self, sequence: Sequence, row: np.ndarray, token: int | None, now: float) -> None:
+        """Draw the next token where it is not known, append it, and hand out what it makes certain."""
         index, sampler, output, grammar = sequence.generated, sequence.sampler, sequence.output, sequence.grammar
         done = False
         try:
             if grammar is None:
-                token = best if sampler.plain(index) else sampler.draw(row, index)
+                token = sampler.draw(row, index) if token is None else token
             else:
                 token = sampler.draw(row, index, grammar.allowed())
                 done = grammar.accept(token)

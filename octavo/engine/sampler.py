@@ -1,8 +1,7 @@
 """From logits to the next token of one choice.
 
-The order of operations is that of `Sampling`. Cost matters: 64 users and a vocabulary of 50,000 must cost little beside the forward
-pass, so nothing sorts a whole row unless it has to. Probabilities that can matter sit in a short head of the row; the head is sorted,
-and the whole row only when the head turns out not to hold all that top_k or top_p asks for: the result is exact either way.
+The order of operations is that of `Sampling`. Penalties, bias and masks are NumPy on one row; drawing is native (csrc/sampling.h), for all
+plain rows of a step at once by the thread team: 64 users and a vocabulary of 50,000 must cost little beside the forward pass.
 
 The draw is counter based: token i of choice c under seed s gets the number `uniform(s, c, i)` and looks at nothing but its own logits.
 So the same seed gives the same text in any batch, after a preemption and after a restart.
@@ -10,16 +9,16 @@ So the same seed gives the same text in any batch, after a preemption and after 
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from .. import _native
 from .request import Sampling, TokenLogprob
 
 _MASK = (1 << 64) - 1
 _NEVER = np.float32(-np.inf)
-# What goes into the head, as the logarithm of the weight relative to the likeliest token's: tried in turn, the last is the whole row.
-_HEADS = (np.float32(math.log(1e-3)), np.float32(math.log(1e-6)), _NEVER)
 
 
 def _splitmix(x: int) -> int:
@@ -41,6 +40,7 @@ class Workspace:
     def __init__(self, vocabulary: int) -> None:
         self.row = np.empty(vocabulary, np.float32)
         self.weight = np.empty(vocabulary, np.float32)
+        self.drawer = _native.Drawer(_native.Team(1))
 
 
 def token_logprob(row: np.ndarray, token: int, top: int, work: Workspace | None = None) -> TokenLogprob:
@@ -90,9 +90,9 @@ class Sampler:
             self._counts = np.zeros(vocabulary, np.float32)
             self._given = np.zeros(vocabulary, bool)   # _counts > 0: a scan of it is 20 times as fast
 
-    def plain(self, index: int) -> bool:
-        """True when token `index` is the argmax of the raw logits."""
-        return self.greedy and self.bias is None and not self._penal and not self._repeats and index >= self.sampling.min_tokens
+    def raw(self, index: int) -> bool:
+        """True when token `index` depends on nothing but the raw logits (and is their argmax when `greedy`), unless there is a grammar."""
+        return self.bias is None and not self._penal and not self._repeats and index >= self.sampling.min_tokens
 
     def accept(self, token: int) -> None:
         """The token was drawn."""
@@ -108,10 +108,9 @@ class Sampler:
         `allowed` [vocabulary] bool: the grammar's mask.
         """
         row = self._adjusted(logits, index, allowed)
-        best = int(row.argmax())
-        if self.greedy or row[best] == -np.inf:
-            return best
-        return _draw(row, row[best], self.sampling, uniform(self.seed, self.choice, index), self.work.weight)
+        if self.greedy:
+            return int(row.argmax())
+        return draw(self.work.drawer, row[None], [(self, 0, index)])[0]
 
     def _adjusted(self, logits: np.ndarray, index: int, allowed: np.ndarray | None) -> np.ndarray:
         s, row = self.sampling, logits
@@ -134,58 +133,14 @@ class Sampler:
         return row
 
 
-def _draw(row: np.ndarray, top: np.float32, s: Sampling, u: float, work: np.ndarray) -> int:
-    """Draw from softmax(row / temperature) cut by top_k, top_p and min_p. `top` is the largest value of row, u in [0, 1); `work` is
-    written. Weights are relative to the likeliest token's."""
-    scale = np.float32(1 / s.temperature)
-    cut_k = 0 < s.top_k < row.size
-    if not cut_k and s.top_p >= 1:
-        if not s.min_p:
-            return _pick(_weights(row, top, scale, work), u)
-        ids = np.flatnonzero(row >= top + np.float32(math.log(s.min_p)) / scale)
-        return int(ids[_pick(_weights(row[ids], top, scale), u)])
-    total = 0.0 if cut_k else float(_weights(row, top, scale, work).sum())
-    for least in _HEADS:
-        ids = np.flatnonzero(row >= top + least / scale)
-        if ids.size < s.top_k and cut_k and least > _NEVER:
-            continue
-        head = _weights(row[ids], top, scale)
-        order = np.argsort(-head, kind="stable")
-        ids, head = ids[order], head[order]
-        sums = np.cumsum(head, dtype=np.float64)
-        if cut_k:
-            ids, head, sums = ids[: s.top_k], head[: s.top_k], sums[: s.top_k]
-            total = float(sums[-1])
-        keep = ids.size
-        if s.top_p < 1:
-            wanted = s.top_p * total
-            if sums[-1] < wanted and least > _NEVER:
-                continue                            # the nucleus reaches beyond the head
-            keep = min(int(np.searchsorted(sums, wanted)) + 1, keep)
-        if s.min_p > 0:
-            keep = min(keep, int(np.searchsorted(-head, -np.float32(s.min_p), side="right")))
-        return int(ids[min(int(np.searchsorted(sums[:keep], u * sums[keep - 1], side="right")), keep - 1)])
-    raise AssertionError("unreachable: the last head is the whole row")
+def draw(drawer: _native.Drawer, logits: np.ndarray, wanted: Sequence[tuple[Sampler, int, int]]) -> list[int]:
+    """The tokens of (sampler, row of the logits, place in the answer), none greedy, by softmax(row / temperature) cut by top_k, top_p and min_p."""
+    settings = [sampler.sampling for sampler, _, _ in wanted]
+    return drawer.draw(logits, [row for _, row, _ in wanted], [s.temperature for s in settings], [s.top_k for s in settings], [s.top_p for s in settings],
+                       [s.min_p for s in settings], [uniform(sampler.seed, sampler.choice, index) for sampler, _, index in wanted])
 
 
-def _weights(values: np.ndarray, top: np.float32, scale: np.float32, out: np.ndarray | None = None) -> np.ndarray:
-    weight = np.subtract(values, top, out=out)
-    if scale != 1:
-        weight *= scale
-    return np.exp(weight, out=weight)
-
-
-_BLOCK = 256
-
-
-def _pick(weight: np.ndarray, u: float) -> int:
-    """The index that u in [0, 1) picks from weights >= 0: by blocks, because a cumulative sum of the whole row is slow."""
-    whole = weight.size // _BLOCK * _BLOCK
-    blocks = np.append(np.einsum("ij->i", weight[:whole].reshape(-1, _BLOCK)), weight[whole:].sum())
-    sums = np.cumsum(blocks, dtype=np.float64)
-    target = u * sums[-1]
-    block = min(int(np.searchsorted(sums, target, side="right")), sums.size - 1)
-    inside = np.cumsum(weight[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.float64)
-    # Rounding may put the target a hair past the block's own sum: then its last token with a weight.
-    rest = min(target - (sums[block - 1] if block else 0.0), np.nextafter(inside[-1], 0))
-    return block * _BLOCK + int(np.searchsorted(inside, rest, side="right"))
+def make_drawer(backend: Any) -> _native.Drawer:
+    """A drawer that uses the backend's thread team, where it has one."""
+    team = getattr(backend, "team", None)
+    return _native.Drawer(team, backend.isa) if team is not None else _native.Drawer(_native.Team(1))

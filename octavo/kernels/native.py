@@ -188,7 +188,7 @@ class NativeOps:
         if threads is not None and not 1 <= threads <= MOST_THREADS:
             raise UsageError(f"{threads} threads cannot be", where="--threads", remedy=f"1 to {MOST_THREADS}, or leave it out for all {machine.cores} cores")
         self.isa, self.threads = machine.isa, threads or machine.cores
-        self._team = _native.Team(self.threads)
+        self.team = _native.Team(self.threads)
         self._recording: _Recording | None = None
 
     def supports(self, problem: Problem) -> str | None:
@@ -220,7 +220,7 @@ class NativeOps:
 
     def capture(self, describe: Callable[[Ops], Any]) -> NativeProgram:
         """Records what `describe` does; the value it returns is the result of every run."""
-        recording = self._recording = _Recording(_native.Program(self._team, self.isa))
+        recording = self._recording = _Recording(_native.Program(self.team, self.isa))
         try:
             result = describe(self)
             if not result.logits:

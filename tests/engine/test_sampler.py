@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from octavo import _native
 from octavo.engine.request import Sampling
-from octavo.engine.sampler import Sampler, token_logprob, uniform
+from octavo.engine.sampler import Sampler, draw, token_logprob, uniform
 
 
 def make(sampling: Sampling, *, seed: int = 0, choice: int = 0, prompt: tuple[int, ...] = (), ends: tuple[int, ...] = (), size: int = 50) -> Sampler:
@@ -93,7 +94,7 @@ def test_penalties_and_bias_as_written() -> None:
     row = sampler._adjusted(logits, 0, None)
     assert row == pytest.approx([1.0, -2.0, 0.95 - 0.5 - 0.5, 0.7, -99.6])
     assert logits[0] == 2.0                                   # the model's own logits stay as they are
-    assert not sampler.plain(0)
+    assert not sampler.raw(0)
 
 
 def test_min_tokens_and_grammar_mask() -> None:
@@ -125,3 +126,46 @@ def test_logprobs_against_log_softmax(seed: int, spread: float, top: int) -> Non
     scored = token_logprob(row, 17, top)
     assert scored.logprob == pytest.approx(exact[17], abs=1e-4)
     assert [t for t, _ in scored.top] == np.argsort(-row, kind="stable")[:top].tolist()
+
+
+@pytest.mark.parametrize("isa", _native.available_isas())
+def test_draws_in_company_are_the_draws_alone(isa: str) -> None:
+    """Whatever the team, the other rows and their order; every kind of cut, odd widths, ties, masked tokens."""
+    rng = np.random.default_rng(2)
+    for width in (1, 15, 255, 1000, 4097):
+        logits = (rng.normal(size=(9, width)) * 3).round(1).astype(np.float32)
+        logits[:, rng.integers(0, width, width // 3)] = -np.inf
+        samplers = [make(Sampling(**options), seed=seed, size=width) for seed, options in enumerate(CASES.values())]
+        wanted = [(sampler, row, index) for index, sampler in enumerate(samplers) for row in range(9)]
+        together = draw(_native.Drawer(_native.Team(3), isa), logits, wanted)
+        one = _native.Drawer(_native.Team(1), isa)
+        backwards = [draw(one, logits, [each])[0] for each in reversed(wanted)]
+        assert together == backwards[::-1]
+        for token, (_, row, _) in zip(together, wanted, strict=True):
+            assert logits[row, token] > -np.inf or not np.isfinite(logits[row]).any()
+
+
+@pytest.mark.parametrize("isa", _native.available_isas())
+@pytest.mark.parametrize("name", CASES)
+def test_every_instruction_set_inverts_the_distribution(isa: str, name: str) -> None:
+    sampling, rng, drawer = Sampling(**CASES[name]), np.random.default_rng(7), _native.Drawer(_native.Team(1), isa)
+    for size in (3, 300, 5000):
+        logits = (rng.normal(size=(1, size)) * rng.choice([0.01, 1, 6])).astype(np.float32)
+        p = plain_probabilities(logits[0], sampling)
+        order = np.argsort(-logits[0], kind="stable") if 0 < sampling.top_k < size or sampling.top_p < 1 else np.arange(size)
+        for u in (0.0, 1e-9, 0.3, 0.77, 0.9999):
+            token = drawer.draw(logits, [0], [sampling.temperature], [sampling.top_k], [sampling.top_p], [sampling.min_p], [u])[0]
+            assert token in pick(p, order, u)
+
+
+def test_rows_without_a_finite_largest_value_give_its_place() -> None:
+    drawer = _native.Drawer(_native.Team(1))
+    for row, place in (([0, np.nan, 9], 1), ([-np.inf] * 3, 0), ([1, np.inf, np.inf], 1)):
+        assert drawer.draw(np.array([row], np.float32), [0], [1.0], [0], [1.0], [0.0], [0.5]) == [place]
+
+
+@pytest.mark.parametrize("change", [{"rows": [1]}, {"rows": [-1]}, {"temperature": [0.0]}, {"u": [1.0]}, {"top_k": []}, {"temperature": [float("nan")]}])
+def test_settings_that_cannot_be_are_refused(change: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {"rows": [0], "temperature": [1.0], "top_k": [0], "top_p": [1.0], "min_p": [0.0], "u": [0.5], **change}
+    with pytest.raises(ValueError, match="draw"):
+        _native.Drawer(_native.Team(1)).draw(np.zeros((1, 4), np.float32), **settings)
