@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,8 @@ from .kernels import Site
 FLOAT = TensorSpec("fp32")
 INPUTS = 64              # rows of the embedding that probes start with
 COLUMNS = 256            # outputs compared with the reference, from either end
-LONGEST_PASS = 0.012     # seconds; enough layers for this are in a probe
-PASSES = 3               # the median of so many is one measurement
+LONGEST_PASS = 0.004     # seconds; as many layers as this allows are in a probe. Short, so that some passes escape the other programs
+PASSES = 5               # the fastest of so many is one measurement
 
 
 class NativeKernels:
@@ -79,7 +78,7 @@ class NativeKernels:
             cold[::64].max(initial=0)
             self._wake.run(1)
             passes.append(probe.run(rows))
-        return median(passes)
+        return min(passes)
 
     def release(self) -> None:
         self._probe = None

@@ -17,12 +17,14 @@ LEAST = 5   # pairs below which nothing can be said
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean log-ratio and the interval that holds it, from `pairs` pairs. Infinite where there are too few."""
+    """A mean log-ratio and the interval that holds it, from `pairs` pairs. Infinite where there are too few. chance: the probability of a mean this
+    high where there is no gain."""
 
     mean: float
     low: float
     high: float
     pairs: int
+    chance: float = 1.0
 
     @property
     def gain(self) -> float:
@@ -49,7 +51,17 @@ def interval(ratios: Sequence[float], level: float = 0.95) -> Interval:
     variance = sum((v - centre) ** 2 for v in pulled) / (n - 1)
     error = math.sqrt(variance / n) * n / len(kept)
     reach = student(1 - (1 - level) / 2, len(kept) - 1) * error
-    return Interval(mean, mean - reach, mean + reach, n)
+    freedom = len(kept) - 1
+    below = _below(abs(mean) / error, freedom) if error > 0 else 1.0
+    return Interval(mean, mean - reach, mean + reach, n, 1 - below if mean > 0 else below)
+
+
+def discoveries(chances: Sequence[float], false: float = 0.05) -> list[bool]:
+    """Which of several gains count, so that of those that do at most a fraction `false` is expected to be chance; where none is real, any counts
+    with that probability (Benjamini and Hochberg 1995)."""
+    ordered = sorted(chances)
+    limit = max((p for rank, p in enumerate(ordered, 1) if p <= false * rank / len(ordered)), default=-1.0)
+    return [p <= limit for p in chances]
 
 
 def student(probability: float, freedom: int) -> float:

@@ -54,7 +54,7 @@ class Rules:
     """When a race ends and what counts.
 
     least_gain      log-ratio below which a gain is not worth a change
-    false_changes   probability that a stage changes anything where nothing is to be gained
+    false_changes   fraction of the changes of a stage that may be chance; the probability of any where nothing is to be gained
     race, confirm   least and most rounds
     """
 
@@ -119,7 +119,7 @@ def still_in(arms: list[str], samples: Samples, rules: Rules) -> list[str]:
 
 
 def rounds_to_confirm(found: Interval, rules: Rules) -> int:
-    """Fresh rounds after which the interval should be half as wide as the gain that the race saw; fixed before they are played."""
+    """Fresh rounds after which the interval should reach half as far as the gain that the race saw; fixed before they are played."""
     least, most = rules.confirm
     if found.mean <= 0 or not math.isfinite(found.low):
         return most

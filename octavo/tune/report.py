@@ -72,8 +72,8 @@ def table(tuned: Tuned) -> Table:
         best = max((a.interval for a in answers if a.interval is not None), key=lambda one: one.mean, default=None)
         rows = sorted((a.rows for a in answers), key=lambda text: int(text.partition("-")[0] or 0))
         shown.add_row(what, ", ".join(filter(None, rows)), chosen if own or answers[0].changed else f"{chosen} (default)", spread(best), why)
-    for what, one, floor in tuned.whole:
-        shown.add_row(f"end to end: {what}", "", "", spread(one), f"noise {100 * floor:.1f}%")
+    for verdict in tuned.whole:
+        shown.add_row(f"end to end: {verdict.what}", "", "", spread(verdict.interval), f"noise {100 * verdict.floor:.1f}%")
     return shown
 
 

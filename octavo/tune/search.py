@@ -1,17 +1,18 @@
 """Search: asks questions in stages under a budget. A stage races all its questions, then confirms the winners on fresh samples.
 
-A candidate is chosen when it does the work right, its gain on samples that played no part in finding it is significant (with the error shared
-out over all winners of the stage), and is larger than what the default gains over itself.
+A candidate is chosen when it does the work right, its gain on samples that played no part in finding it is significant (the winners of a stage
+are judged together, see paired.discoveries), and is larger than what the default gains over itself.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from .journal import Journal, Record
-from .paired import LEAST, Interval
+from .paired import LEAST, Interval, discoveries
 from .question import Answer, Question
 from .race import AGAIN, Clock, Rules, Samples, play, race, rounds_to_confirm, warm_up
 
@@ -25,6 +26,17 @@ class Watch(Protocol):
     def asking(self, question: Question, stage: str, number: int, of: int) -> None: ...
 
     def played(self, question: Question, samples: Samples) -> None: ...
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verification found: the candidate surely gains, surely loses, or neither. floor: the noise, as a log-ratio."""
+
+    what: str
+    interval: Interval
+    floor: float
+    gains: bool
+    loses: bool
 
 
 class Search:
@@ -50,14 +62,14 @@ class Search:
                 question.close()
         finally:
             self.journal.write()
-        floor = _pooled_floor([s for r in records for s in (r.race, r.confirm)])
-        return [self._answer(q, r, floor, len(winners)) for q, r in zip(questions, records, strict=True)]
+        sure = dict(zip((id(r) for _, r in winners), discoveries([r.confirm.interval(r.leader).chance for _, r in winners], self.rules.false_changes),
+                        strict=True))
+        return [self._answer(q, r, sure.get(id(r), False)) for q, r in zip(questions, records, strict=True)]
 
-    def verify(self, questions: Sequence[Question], until: Clock, stage: str = "", rounds: tuple[int, int] = (6, 16)) -> list[tuple[Interval, float]]:
-        """For questions of one candidate each: the interval of its log-ratio (the error shared out over all) and the noise floor. The questions
-        take turns, so that all have the same number of rounds: at most `rounds[1]`, and `rounds[0]` even if that takes a little longer than `until`."""
+    def verify(self, questions: Sequence[Question], until: Clock, stage: str = "", rounds: tuple[int, int] = (6, 16)) -> list[Verdict]:
+        """Whether the one candidate of each question gains or loses. The questions take turns, so that all have the same number of rounds: at most
+        `rounds[1]`, and `rounds[0]` even if that takes a little longer than `until`."""
         records = [self.journal.record(q.key, list(q.candidates)) for q in questions]
-        level = 1 - self.rules.false_changes / max(len(questions), 1)
         done = min((r.confirm.rounds for r in records), default=0)
         try:
             for question in questions if done < rounds[1] else ():
@@ -73,8 +85,12 @@ class Search:
             self.journal.write()
             for question in questions:
                 question.close()
-        pooled = _pooled_floor([r.confirm for r in records])
-        return [(r.confirm.interval(r.arms[0], level), self._floor(r.confirm, pooled)) for r in records]
+        found = [r.confirm.interval(r.arms[0]) for r in records]
+        floors = [self._floor(r.confirm) for r in records]
+        up = discoveries([one.chance for one in found], self.rules.false_changes)
+        down = discoveries([1 - one.chance if one.pairs >= LEAST else 1.0 for one in found], self.rules.false_changes)
+        return [Verdict(q.what, one, floor, gains=gain and one.mean > floor, loses=loss and -one.mean > floor)
+                for q, one, floor, gain, loss in zip(questions, found, floors, up, down, strict=True)]
 
     def _race(self, question: Question, record: Record, clock: Clock) -> None:
         if clock.left <= 0 and not record.race.rounds:
@@ -104,11 +120,11 @@ class Search:
             self.watch.played(question, record.confirm)
         self.journal.write()
 
-    def _floor(self, samples: Samples, pooled: float) -> float:
+    def _floor(self, samples: Samples) -> float:
         own = samples.interval(AGAIN)
-        return max(self.rules.least_gain, pooled, own.furthest if own.pairs >= LEAST else 0.0)
+        return max(self.rules.least_gain, own.furthest if own.pairs >= LEAST else 0.0)
 
-    def _answer(self, question: Question, record: Record, pooled: float, winners: int) -> Answer:
+    def _answer(self, question: Question, record: Record, sure: bool) -> Answer:
         rejected = tuple(record.rejected.items())
         ranking = sorted(((name, record.race.interval(name)) for name in record.arms if name in record.race.ratios), key=lambda pair: -pair[1].mean)
         shown = tuple((name, one.mean) for name, one in ranking)
@@ -126,11 +142,11 @@ class Search:
                 return kept(f"{best} is slower", best, found)
             return kept(f"{best} gains nothing that is sure", best, found)
         best = record.leader
-        fresh = record.confirm.interval(best, 1 - self.rules.false_changes / max(winners, 1))
+        fresh = record.confirm.interval(best)
         if fresh.pairs < LEAST:
             return kept(f"{best} looked faster; not confirmed: the time was up", best, record.race.interval(best))
-        floor = self._floor(record.confirm, pooled)
-        if fresh.low <= 0:
+        floor = self._floor(record.confirm)
+        if not sure or fresh.low <= 0:
             return kept(f"{best} looked faster; fresh samples did not confirm it", best, fresh)
         if fresh.mean <= floor:
             return kept(f"{best}: within the noise, the default differs from itself by up to {100 * floor:.1f}%", best, fresh)
@@ -145,9 +161,3 @@ def _find_leader(record: Record, rules: Rules) -> bool:
     if leader != record.leader:
         record.leader, record.confirm = leader, Samples()
     return bool(leader)
-
-
-def _pooled_floor(samples: Sequence[Samples]) -> float:
-    """What nineteen in twenty comparisons of the default with itself stay below."""
-    found = sorted(abs(s.interval(AGAIN).mean) for s in samples if s.interval(AGAIN).pairs >= LEAST)
-    return found[min(len(found) - 1, int(0.95 * len(found)))] if found else 0.0

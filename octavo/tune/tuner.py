@@ -9,6 +9,7 @@ no sure gain, or any sure loss, nothing changes.
 from __future__ import annotations
 
 import copy
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -26,22 +27,23 @@ from .options import TuneOptions
 from .paired import LEAST, Interval
 from .question import Answer, Question
 from .race import Clock
-from .search import Search, Watch
+from .report import spread
+from .search import Search, Verdict, Watch
 from .stages import Itself, bucket_questions, by_bytes, kernel_questions, setting_questions, thread_question, whole_questions, with_kernels
 
 BUSY = 1.0  # load average; loading the model itself is part of it
 # Where each stage ends, as a share of the budget; what one does not need is left to the next.
-THREADS, KERNELS, STEPS, SETTINGS = 0.1, 0.6, 0.7, 0.82
+THREADS, KERNELS, STEPS, SETTINGS = 0.1, 0.55, 0.7, 0.82
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """policy: what was written, empty for "no change"; path: where, if it was. whole: the end-to-end runs, (what, interval, noise floor). why: the
+    """policy: what was written, empty for "no change"; path: where, if it was. whole: the end-to-end runs. why: the
     verdict in a sentence. notes: what became of an interrupted search before; whether the machine was busy."""
 
     policy: Policy
     answers: tuple[Answer, ...]
-    whole: tuple[tuple[str, Interval, float], ...]
+    whole: tuple[Verdict, ...]
     why: str
     seconds: float
     path: Path | None = None
@@ -79,7 +81,7 @@ class Tuner:
             self.answers = [replace(a, chosen=a.default, why=f"{a.why}; not kept: {why}") if a.changed else a for a in self.answers]
         self.policy = replace(
             self.policy, made=datetime.now(UTC).isoformat(timespec="seconds"), measured=tuple(answer.to_json() for answer in self.answers),
-            confirmed={what: _gain(one) for what, one, _ in whole} if not self.policy.empty else {})
+            confirmed={verdict.what: _gain(verdict.interval) for verdict in whole} if not self.policy.empty else {})
         if self.path is not None:
             save(self.path, self.policy.to_json())
             self.journal.remove()
@@ -116,9 +118,10 @@ class Tuner:
         steps = list(bucket_questions(self.base, choices))
         found = self.search.verify([question for _, question in steps], self._until(STEPS), "kernels in whole steps")
         lost = {}
-        for (bucket, step), (one, floor) in zip(steps, found, strict=True):
-            if not _gains(one, floor):
-                lost[bucket] = f"faster alone, but {step.what} gains nothing that is sure ({_shown(one)}; noise {100 * floor:.1f}%)"
+        for (bucket, step), verdict in zip(steps, found, strict=True):
+            if not verdict.gains:
+                known = f" ({spread(verdict.interval)}; noise {100 * verdict.floor:.1f}%)" if verdict.interval.pairs >= LEAST else ": the time was up"
+                lost[bucket] = f"faster alone, but {step.what} gains nothing that is sure{known}"
         dropped = [q for q, a in zip(questions, answers, strict=True) if a.changed and q.bucket in lost]
         for question in dropped:
             at = next(i for i, a in enumerate(self.answers) if (a.what, a.rows) == (question.what, question.rows))
@@ -135,22 +138,20 @@ class Tuner:
                 chosen: dict[str, Any] = {name: answer.chosen if name == "kv_cache" else int(answer.chosen)}
                 self.policy = replace(self.policy, **chosen)
 
-    def _whole(self) -> tuple[list[tuple[str, Interval, float]], str]:
+    def _whole(self) -> tuple[list[Verdict], str]:
         """Confirm or drop the policy. With nothing changed there is nothing to confirm, except against itself."""
         if self.policy.empty and not self.options.against_itself:
             return [], "no candidate is surely faster than the default"
         tuned = with_kernels(self.base, ())
         apply_policy(tuned, self.policy)
         questions = whole_questions(self.loaded, tuned, self.policy, self.options, self.search.clock.left)
-        found = self.search.verify(questions, self.search.clock, "end to end")
-        whole = [(question.what, one, floor) for question, (one, floor) in zip(questions, found, strict=True)]
-        losses = [what for what, one, floor in whole if one.high < 0 and -one.mean > floor]
-        gains = [what for what, one, floor in whole if _gains(one, floor)]
+        whole = self.search.verify(questions, self.search.clock, "end to end")
+        losses, gains = [v.what for v in whole if v.loses], [v.what for v in whole if v.gains]
         if self.policy.empty:
             return whole, "against itself: " + ("no change" if not losses and not gains else f"differs in {', '.join(losses + gains)}")
         if losses or not gains:
             self.policy = Policy(self.facts)
-            if min(one.pairs for _, one, _ in whole) < LEAST:
+            if min(v.interval.pairs for v in whole) < LEAST:
                 return whole, "the time was up before the policy was confirmed end to end"
             return whole, f"end to end it is slower in {', '.join(losses)}" if losses else "end to end no gain is sure"
         return whole, f"confirmed end to end: faster in {', '.join(gains)}"
@@ -162,16 +163,5 @@ def _busy() -> str:
     return f"other programs kept {load:.1f} cores busy when the search began: what it found may not hold on a quiet machine" if load > BUSY else ""
 
 
-def _gains(one: Interval, floor: float) -> bool:
-    return one.low > 0 and one.mean > floor
-
-
 def _gain(one: Interval) -> Gain:
-    from math import expm1
-
-    return Gain(round(one.gain, 4), round(expm1(one.low), 4), round(expm1(one.high), 4), one.pairs)
-
-
-def _shown(one: Interval) -> str:
-    gain = _gain(one)
-    return f"{100 * gain.gain:+.1f}%, {100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
+    return Gain(round(one.gain, 4), round(math.expm1(one.low), 4), round(math.expm1(one.high), 4), one.pairs)

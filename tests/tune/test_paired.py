@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from octavo.tune.paired import interval, student
+from octavo.tune.paired import discoveries, interval, student
 
 
 @pytest.mark.parametrize("probability,freedom,value", [
@@ -37,3 +37,14 @@ def test_few_pairs_say_nothing() -> None:
     assert few.low == -math.inf and few.high == math.inf and few.pairs == 3
     assert interval([]).pairs == 0
     assert interval([math.log(1.1)] * 6).gain == pytest.approx(0.1)
+
+
+def test_chances_and_discoveries() -> None:
+    rng = np.random.default_rng(3)
+    chances = [interval(list(row)).chance for row in rng.standard_normal((2000, 8))]
+    assert np.mean([p < 0.05 for p in chances]) == pytest.approx(0.05, abs=0.02) and 0.4 < np.mean(chances) < 0.6
+    assert interval([0.1, 0.1, 0.1]).chance == 1.0 and interval([0.1] * 6).chance == 0.0 and interval([-0.1] * 6).chance == 1.0
+    # The example of Benjamini and Hochberg 1995, section 3: four of fifteen
+    published = [.0001, .0004, .0019, .0095, .0201, .0278, .0298, .0344, .0459, .3240, .4262, .5719, .6528, .7590, 1.0]
+    assert discoveries(published) == [True] * 4 + [False] * 11
+    assert discoveries([]) == [] and discoveries([0.2, 0.06]) == [False, False]

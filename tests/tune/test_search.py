@@ -104,13 +104,13 @@ def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
 def test_verifying_tells_gains_from_losses(timeline: Timeline) -> None:
     questions = [Planted(timeline, {"policy": speed}, name=name, seed=i) for i, (name, speed) in enumerate([("up", 1.2), ("same", 1.0), ("down", 0.8)])]
     one = search(timeline)
-    (up, _), (same, floor), (down, _) = one.verify(questions, one.clock, rounds=(8, 16))
-    assert up.low > 0 and same.low <= 0.02 and down.high < 0
-    assert floor >= Rules().least_gain and up.pairs == same.pairs == down.pairs == 16
+    up, same, down = one.verify(questions, one.clock, rounds=(8, 16))
+    assert (up.gains, up.loses) == (True, False) and (same.gains, same.loses) == (False, False) and (down.gains, down.loses) == (False, True)
+    assert same.floor >= Rules().least_gain and {v.interval.pairs for v in (up, same, down)} == {16}
 
 
 def test_a_confirmation_that_takes_too_long_is_cut(timeline: Timeline) -> None:
     question = Planted(timeline, {"policy": 2.0}, base=3.0)
     one = search(timeline, 10.0)
-    ((found, _),) = one.verify([question], one.clock)
-    assert timeline.now < 25.0 and found.pairs < 5 and found.low < 0
+    (found,) = one.verify([question], one.clock)
+    assert timeline.now < 25.0 and found.interval.pairs < 5 and not found.gains and not found.loses
