@@ -70,7 +70,7 @@ def main() -> int:
         alone += together(1, "decode", [*arguments, str(options.seconds)])
         shares += [rate / alone[-1] for rate in together(2, "decode", [*arguments, str(options.seconds)])]
         time.sleep(0.2)
-    idle = together(1, "idle", [*arguments, "4"])[0]
+    idle = together(1, "idle", [*arguments, "10"])[0]
     result = {"alone_tokens_per_s": statistics.median(alone), "share_median": statistics.median(shares), "share_min": min(shares), "idle_cpu_s_in_10_s": idle}
     print(json.dumps(result) if options.json else "\n".join(f"{name:22}{value:10.3f}" for name, value in result.items()))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
@@ -121,6 +122,7 @@ def run(options: Options) -> int:
 
     def ready(loaded: LoadedModel, engine: Engine) -> None:
         print(greeting(loaded, engine, server_options.names, f"http://{host}:{port}", api_key is not None, time.perf_counter() - began), flush=True)
+        threading.Thread(target=loaded.text.prepare, daemon=True).start()  # many texts will come; the first need not wait for it
 
     Server(server_options, load, ready).run(listener)
     return 0
