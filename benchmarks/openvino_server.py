@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import threading
+import time
 from functools import lru_cache
 from typing import Any
 
@@ -76,6 +77,7 @@ class Pipeline:
                     news.append((queue, []))
             open_requests = left
             self.loop.call_soon_threadsafe(self._hand_out, news)
+            time.sleep(0)          # a step keeps the interpreter's lock: without this the loop would write nothing until all is done
 
     @staticmethod
     def _hand_out(news: list[tuple[asyncio.Queue[list[int]], list[int]]]) -> None:

@@ -177,7 +177,7 @@ def main() -> None:
     try:
         for number, side in enumerate(chosen):
             side.start(logs / f"{number}.log")
-            side.load(min(args.users, 8), 1, seed=-1)
+            side.load(args.users, 1, seed=-1)             # every slot of a server that has slots knows the system prompt now
         end = time.monotonic() + args.seconds
         for run in range(args.runs):
             if run and time.monotonic() > end:
