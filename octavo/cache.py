@@ -74,7 +74,7 @@ def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     count = math.prod(shape)
     if not count:
         return np.zeros(shape, dtype)
-    memory = mmap.mmap(-1, count * np.dtype(dtype).itemsize)
+    memory = mmap.mmap(-1, count * np.dtype(dtype).itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         memory.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(memory, dtype, count).reshape(shape)
