@@ -168,7 +168,7 @@ def timed(worker: Worker, form: str, case: Case, prompts: list[list[int]]) -> Ru
 def rounds(case: Case, sides: dict[str, tuple[Worker, str]], words: range, pairs: int, most_others: float, patience: float) -> list[dict[str, Run]]:
     """`pairs` rounds of all sides, by side, after one to warm up.
 
-    A run that others disturbed more than `most_others` is run again at once, up to four times and for `patience` seconds in all; the least
+    A run that others disturbed more than `most_others` is run again at once, up to twice and for `patience` seconds in all; the least
     disturbed one counts. What is left of the disturbance stands in the row.
     """
     draw = random.Random(case.what)
@@ -181,9 +181,9 @@ def rounds(case: Case, sides: dict[str, tuple[Worker, str]], words: range, pairs
         start = turn % len(names)
         for name in names[start:] + names[:start]:
             attempts: list[Run] = []
-            while not attempts or (turn and len(attempts) < 5 and attempts[-1].others > most_others and time.monotonic() < end):
+            while not attempts or (turn and len(attempts) < 3 and attempts[-1].others > most_others and time.monotonic() < end):
                 if turn and time.monotonic() < end:
-                    await_quiet(most_others, 12.0)
+                    await_quiet(most_others, 1.5)
                 attempts.append(timed(*sides[name], case, prompts))
                 print(f"    round {turn} {name or 'octavo':20} {attempts[-1].rate:8.1f} tokens/s, others {attempts[-1].others:.0%}", file=sys.stderr,
                       flush=True)
