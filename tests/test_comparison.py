@@ -50,6 +50,12 @@ def test_verdicts() -> None:
     assert comparison.verdict(row(what="unheard of")) == "" == comparison.verdict(row(scheme="16bit"))
 
 
+def test_a_disturbed_row_proves_no_bar(folder: Path) -> None:
+    report.merge_rows([row(others=0.2), row(what="prefill 512", others=0.2)])
+    text = (folder / "docs" / "performance.md").read_text()
+    assert "| 1.8 | 2.3 | unproven (disturbed) |" in text and "| 2.5 | 3.5 | no (disturbed) |" in text
+
+
 def test_rows_that_lack_something_are_refused(folder: Path) -> None:
     wrong = row()
     del wrong["ratio_min"]
