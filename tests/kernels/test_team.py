@@ -42,7 +42,7 @@ def busy(ops: NativeOps, steps: int) -> np.ndarray:
 def test_an_idle_team_sleeps() -> None:
     """In a process of its own: threads of other tests would count."""
     code = """
-from pathlib import Path
+import time
 from kernels.test_team import busy
 from octavo.kernels.native import NativeOps
 ops = NativeOps(threads=3)
