@@ -71,15 +71,7 @@ static inline void fetch(const char* p, size_t bytes) {
 static inline f32x16 exp_below_zero(f32x16 x) {
   x = max(set1(-86.f), x);
   const f32x16 magic = set1(12582912.f), t = add(mul(x, set1(1.44269504088896341f)), magic), n = sub(t, magic);
-  f32x16 r = fmadd(n, set1(-0.693359375f), x);
-  r = fmadd(n, set1(2.12194440e-4f), r);
-  f32x16 p = set1(1.9875691500e-4f);
-  p = fmadd(p, r, set1(1.3981999507e-3f));
-  p = fmadd(p, r, set1(8.3334519073e-3f));
-  p = fmadd(p, r, set1(4.1665795894e-2f));
-  p = fmadd(p, r, set1(1.6666665459e-1f));
-  p = fmadd(p, r, set1(5.0000001201e-1f));
-  return add_exponent(fmadd(p, mul(r, r), add(r, set1(1.f))), t);
+  return add_exponent(exp_of_rest(x, n), t);
 }
 
 #include "attention_items.inl.h"

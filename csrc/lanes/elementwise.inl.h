@@ -1,9 +1,7 @@
 // Norms, rotary embedding, gates and sums over sixteen float lanes. Included inside a namespace that has vec.h's names.
 
-// e^x: Cody-Waite reduction and a degree-6 polynomial, within 2 ulp; 0 below -104, infinite above 88.8, NaN stays NaN.
-static inline f32x16 exp(f32x16 x) {
-  x = min(set1(89.f), max(set1(-104.f), x));
-  const f32x16 n = round(mul(x, set1(1.44269504088896341f)));
+// e^x / 2^n for n = round(x log2 e): Cody-Waite reduction and a degree-6 polynomial
+static inline f32x16 exp_of_rest(f32x16 x, f32x16 n) {
   f32x16 r = fmadd(n, set1(-0.693359375f), x);
   r = fmadd(n, set1(2.12194440e-4f), r);
   f32x16 p = set1(1.9875691500e-4f);
@@ -12,7 +10,13 @@ static inline f32x16 exp(f32x16 x) {
   p = fmadd(p, r, set1(4.1665795894e-2f));
   p = fmadd(p, r, set1(1.6666665459e-1f));
   p = fmadd(p, r, set1(5.0000001201e-1f));
-  p = fmadd(p, mul(r, r), add(r, set1(1.f)));
+  return fmadd(p, mul(r, r), add(r, set1(1.f)));
+}
+// e^x within 2 ulp; 0 below -104, infinite above 88.8, NaN stays NaN.
+static inline f32x16 exp(f32x16 x) {
+  x = min(set1(89.f), max(set1(-104.f), x));
+  const f32x16 n = round(mul(x, set1(1.44269504088896341f)));
+  const f32x16 p = exp_of_rest(x, n);
   // 2^n in two factors, so that n = 128 does not overflow the exponent
   const f32x16 half = round(mul(n, set1(0.5f)));
   return scale2(scale2(p, half), sub(n, half));
