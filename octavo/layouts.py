@@ -128,6 +128,8 @@ def pack(q: QTensor) -> Packed:
     if len(q.shape) != 2:
         raise KernelError(f"panel16 holds matrices, not a tensor of shape {q.shape}")
     n, k = q.shape
+    if q.order is not None or q.factors is not None:
+        raise KernelError("panel16 holds no permuted or scaled inputs yet", remedy="dequantize this tensor to 16 bits")
     meta = describe(q.spec, n, k)
     packed = Packed(aligned(meta.nbytes), meta)
     for row in range(0, meta.panels * PANEL, ROWS_AT_ONCE):

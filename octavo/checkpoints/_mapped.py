@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..qtensor import QTensor
+from ..schemes import TensorSpec
 from ._digest import digest_of_files
 from ._json import shown
 from .base import TensorInfo
@@ -22,6 +23,9 @@ _EXPONENTS: dict[str, tuple[type, int, int]] = {
     "fp16": (np.uint16, 0x7FFF, 0x7C00),
     "bf16": (np.uint16, 0x7FFF, 0x7F80),
 }
+
+# Small floats that have NaN or infinity: the least code, sign aside, that is one.
+NAN_CODES = {"fp8e4m3": 0x7F, "fp8e5m2": 0x7C, "mxfp8": 0x7F}
 
 
 class MappedFile:
@@ -60,6 +64,8 @@ class MappedCheckpoint:
     """Base of the codecs' checkpoints: looking tensors up, places in mapped files, content key."""
 
     codec = ""
+    cache: TensorSpec | None = None
+    notes: Sequence[str] = ()
 
     def __init__(self, path: Path, config: dict[str, Any], tensors: dict[str, TensorInfo],
                  places: dict[str, tuple[MappedFile, int]]) -> None:
@@ -93,12 +99,22 @@ class MappedCheckpoint:
 
     def checked(self, tensor: QTensor, info: TensorInfo) -> QTensor:
         """The tensor, or CheckpointError where its numbers or scales are not finite."""
-        bad = not_finite(tensor.codes, tensor.spec.format) if tensor.scales is None else (
-            not_finite(tensor.scales, "fp32") or (tensor.offsets is not None and not_finite(tensor.offsets, "fp32")))
+        bad = not_finite(tensor.codes, tensor.spec.format) if tensor.scales is None else _bad_parts(tensor)
         if bad:
             raise CheckpointError(f"tensor {shown(info.name)} holds NaN or infinity", where=str(info.file),
                                   remedy="the weights are damaged: fetch them again")
         return tensor
+
+
+def _bad_parts(tensor: QTensor) -> bool:
+    """Whether a scale, an offset, or a code of a small float that has such codes is NaN or infinite."""
+    floats = (tensor.scales, tensor.offsets, tensor.outer, tensor.zeros)
+    if any(part is not None and not_finite(np.asarray(part, np.float32), "fp32") for part in floats):
+        return True
+    if tensor.spec.format not in NAN_CODES:
+        return False
+    least, flat = NAN_CODES[tensor.spec.format], tensor.codes.reshape(-1)
+    return any(int((flat[a : a + CHUNK] & np.uint8(0x7F)).max()) >= least for a in range(0, flat.size, CHUNK))
 
 
 def not_finite(array: np.ndarray, token: str) -> bool:

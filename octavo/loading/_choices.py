@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from ..checkpoints import Checkpoint
@@ -10,12 +12,13 @@ from ..errors import KernelError
 from ..kernels.op import Backend, Problem
 from ..policy import Dispatch
 from ..registry import find
-from ..schemes import Choice, Plan, TensorSpec, choose, parse_tensor
+from ..schemes import Choice, Plan, Scheme, TensorSpec, choose, parse_tensor
 
 if TYPE_CHECKING:
     from ..machine import Machine
 
 BACKENDS = "octavo.kernels"
+BF16 = TensorSpec("bf16")
 
 
 def make_backend(name: str, threads: int | None, isa: str | None) -> Backend:
@@ -26,21 +29,40 @@ def make_backend(name: str, threads: int | None, isa: str | None) -> Backend:
 
 
 def choose_plan(quantization: str | None, checkpoint: Checkpoint, machine: Machine) -> Choice:
-    """The plan for a name, or for none: what is stored unquantized stays as it is, anything else gets 16 bits."""
+    """The plan for a name, or for none: as stored. (For weights that are quantized, `plan_as_stored` says more once the model is known.)"""
     if quantization is not None:
         return choose(quantization, machine)
     if isinstance(checkpoint, OctavoCheckpoint):
         return Choice(Plan.from_json(checkpoint.plan), "as the checkpoint was quantized")
-    sizes: dict[tuple[str, TensorSpec], int] = {}
+    sizes: Counter[tuple[str, TensorSpec]] = Counter()
     for info in checkpoint.tensors.values():
         if len(info.shape) == 2 and info.spec is not None:
-            sizes[info.stored, info.spec] = sizes.get((info.stored, info.spec), 0) + info.nbytes
-    stored = max(sizes, key=lambda kind: sizes[kind], default=None)
-    if stored is not None and stored[1] == TensorSpec("fp32"):
+            sizes[info.stored, info.spec] += info.nbytes
+    if not sizes:
+        return Choice(Plan.parse("W16A16C16"), "as stored (nothing)")
+    name, spec = sizes.most_common(1)[0][0]
+    if spec.format == "fp32":
         return Choice(Plan.parse("W32A32C32"), "as stored (float32)")
-    name = stored[0] if stored else "nothing"
-    plain = stored is not None and not stored[1].quantized
-    return Choice(Plan.parse("W16A16C16"), f"as stored ({name})" if plain else f"stored as {name} and no precision was named: 16 bits")
+    return Choice(Plan.parse("W16A16C16"), f"as stored ({name})")
+
+
+def plan_as_stored(checkpoint: Checkpoint, found: Mapping[str, str], weights: Iterable[str]) -> Plan | None:
+    """The plan that keeps every weight in the precision in which it is stored, activations and cache as the files say; None where nothing is quantized.
+
+    found: name here -> name in the checkpoint; weights: the names here of what linears and embeddings use.
+    """
+    cache = checkpoint.cache or BF16
+    schemes: dict[str, Scheme | None] = {}
+    sizes: Counter[Scheme] = Counter()
+    for name in weights:
+        info = checkpoint.tensors[found[name]]
+        scheme = schemes[name] = Scheme(info.spec, info.activation or BF16, cache) if info.spec is not None and info.spec.quantized else None
+        if scheme is not None:
+            sizes[scheme] += info.nbytes
+    if not sizes:
+        return None
+    default = sizes.most_common(1)[0][0]
+    return Plan(default, tuple((name, scheme) for name, scheme in schemes.items() if scheme != default))
 
 
 def choose_cache(kv_cache: str | None, plan: Plan, head_dims: list[int], dispatch: Dispatch) -> tuple[TensorSpec, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..models import Decoder, Rounding, read_model
 from ..policy import Dispatch
 from ..schemes import Choice, Plan
 from ._assign import Job, assign, find
-from ._choices import choose_plan
+from ._choices import choose_plan, plan_as_stored
 from ._kept import Kept, check_copy
 from ._starts import Start, Starts
 from ._stream import row_chunks
@@ -99,7 +99,11 @@ class Search:
         checkpoint = open_checkpoint(self.source, revision=self.revision)
         choice = choose_plan(self.quantization, checkpoint, self.machine)
         model, declared, found = self._fit(checkpoint, choice.plan)
+        if self.quantization is None and not isinstance(checkpoint, OctavoCheckpoint):
+            plan = plan_as_stored(checkpoint, found, [want.name for want in declared.wanted.values() if want.uses])
+            choice = choice if plan is None else replace(choice, plan=plan)
         jobs, notes = assign(found, declared.wanted, checkpoint.tensors, choice.plan, self.dispatch)
+        notes = [*checkpoint.notes, *notes]
         stored = sum(info.nbytes for info in checkpoint.tensors.values())
         origin = Origin(checkpoint, checkpoint.config, checkpoint.codec, stored, choice, model, declared, found, jobs, notes)
         packable = all(layouts.why_not(job.kept) is None for job in jobs)

@@ -28,6 +28,9 @@ class QTensor:
     offsets  like scales (float32, added after scaling: GGUF's minimums), or None; never together with zeros
     outer    float32 scalar array of a two-level format (NVFP4), or None
     shape    (out, in) or (n,)
+    order    int32 [in] or None: column j of the codes (and so of the groups) is input order[j] of the weight (GPTQ's act-order)
+    factors  float32 [in] or None, by input (not by column of the codes): inputs are multiplied by them before the codes meet them (AWQ's and
+             SmoothQuant's scales where they were not folded into the layer before); so each column of the weight is
     """
 
     codes: Array
@@ -37,6 +40,8 @@ class QTensor:
     zeros: Array | None = None
     offsets: Array | None = None
     outer: Array | None = None
+    order: Array | None = None
+    factors: Array | None = None
 
     def dequantize(self) -> Array:
         """float32 array of `shape`: the numbers that this tensor stands for."""
@@ -56,7 +61,10 @@ class QTensor:
             chunk = chunk * per_row(scales, self.spec, part)
             if self.offsets is not None:
                 chunk = chunk + per_row(self.offsets, self.spec, part)
-            values[part] = flattened(chunk, width)
+            chunk = flattened(chunk, width)
+            if self.order is not None:
+                chunk = xp.take(chunk, xp.argsort(self.order), axis=1)
+            values[part] = chunk if self.factors is None else chunk * self.factors
         return xp.reshape(values, self.shape)
 
     @property
@@ -75,6 +83,8 @@ def join(parts: Sequence[QTensor]) -> QTensor:
         return first
     xp = array_namespace(first.codes)
     specs = {part.spec for part in parts}
+    if any(part.order is not None or part.factors is not None for part in parts):
+        raise SchemeError("cannot join tensors whose inputs are permuted or scaled")
     if len({(s.format, s.granularity, s.size, s.symmetric) for s in specs}) > 1 or first.spec.granularity in ("tensor", "block"):
         raise SchemeError(f"cannot join tensors of {len(specs)} different precisions, or with scales that cross rows")
 
