@@ -110,7 +110,7 @@ def test_template_files_win(folder: Path) -> None:
     assert open_checkpoint(folder).tokenizer_files()["config"]["chat_template"] == {"default": "jinja", "tool_use": "tools"}
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8"])
+@pytest.mark.parametrize("method", ["aqlm", "spqr", "vptq", "quip", "eetq"])
 def test_foreign_quantization_is_named(method: str, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": method}}))
