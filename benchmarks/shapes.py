@@ -51,8 +51,10 @@ def prepare(name: str, work: Path) -> tuple[Path, Path]:
         source = demo_model()
         if not (folder / "hf" / "config.json").exists():
             _from_gguf(source, folder / "hf")
-        if not (folder / "source.gguf").exists():
-            (folder / "source.gguf").symlink_to(source.resolve())
+        link = folder / "source.gguf"
+        if not link.exists():
+            link.unlink(missing_ok=True)  # a link to a file that has moved
+            link.symlink_to(source.resolve())
         return source, folder
     shape = SHAPES[name]
     if not (folder / "hf" / "config.json").exists():
