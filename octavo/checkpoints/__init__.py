@@ -6,15 +6,17 @@ file ends in `CODEC`. Weights that were quantized by another tool are claimed by
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import CheckpointError, UsageError
 from ..registry import discover
 from ._folder import quant_method
 from ._hub import fetch, looks_like_id
-from .base import Checkpoint, Codec, TensorInfo
+from .base import Checkpoint, Codec, FileWriter, InexactError, Layout, Part, TensorInfo, Writer, WriterOptions
 
-__all__ = ["Checkpoint", "Codec", "TensorInfo", "codecs", "open_checkpoint"]
+__all__ = ["Checkpoint", "Codec", "FileWriter", "InexactError", "Layout", "Part", "TensorInfo", "Writer", "WriterOptions", "codecs", "open_checkpoint",
+           "writers"]
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -22,6 +24,11 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 def codecs() -> dict[str, Codec]:
     """Every codec by name."""
     return discover(__name__, "CODEC")
+
+
+def writers() -> dict[str, Callable[[WriterOptions], Writer]]:
+    """What makes the Writer of each format that can be written, by the codec's name."""
+    return {name: codec.writer for name, codec in codecs().items() if hasattr(codec, "writer")}
 
 
 def open_checkpoint(path_or_id: str | Path, *, revision: str | None = None) -> Checkpoint:

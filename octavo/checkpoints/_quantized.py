@@ -6,6 +6,7 @@ layer claims stays a tensor of its own. Everything a layer says is checked by th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,7 @@ class Layer:
     parts         every stored tensor that belongs to it, scales of its inputs included; no other layer may claim them
     read          rows [first, last) of the weight; called with whole cells where scales cross rows (blocks, one scale per tensor: all rows)
     activation    what the files say its inputs are quantized to
+    inputs        the stored tensor (one of `parts`) with the scale of its inputs, where activations are static
     """
 
     name: str
@@ -93,6 +95,7 @@ class Layer:
     parts: tuple[str, ...]
     read: Callable[[int, int], QTensor]
     activation: TensorSpec | None = None
+    inputs: str | None = None
 
 
 class QuantizedCheckpoint(SafetensorsCheckpoint):
@@ -121,7 +124,18 @@ class QuantizedCheckpoint(SafetensorsCheckpoint):
         for part in self.tensors[name].parts or (name,):
             self._raw.homes[part].release(self._raw.entries[part].start, self._raw.entries[part].nbytes)
 
+    def input_scales(self) -> dict[str, np.ndarray]:
+        """Weight -> the stored scale of its inputs, float32, as the file shapes it."""
+        return {name: self._raw.floats(layer.inputs) for name, layer in self._layers.items() if layer.inputs is not None}
 
+    def cache_scales(self) -> dict[str, np.ndarray]:
+        """"model.layers.0.self_attn.k" (and ".v") -> the stored scale of the cache, float32, as the file shapes it."""
+        found = {name: _CACHE_SCALE.match(name) for name in self._raw.entries}
+        return {f"{match[1]}.{match[2]}": self._raw.floats(name) for name, match in found.items() if match is not None}
+
+
+# compressed-tensors keeps the scales of the cache at the attention, ModelOpt at the projections.
+_CACHE_SCALE = re.compile(r"(.*\.self_attn)\.(?:[kv]_proj\.|attn\.)?([kv])_scale$")
 Describe = Callable[[dict[str, Any], dict[str, Any], Raw], Iterable[Layer]]
 
 

@@ -7,12 +7,13 @@ halves): a codec whose format differs (GGUF) translates. Reading one tensor neve
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ..errors import OctavoError
 from ..qtensor import QTensor
 from ..schemes import TensorSpec
 
@@ -60,33 +61,106 @@ class Codec(Protocol):
     def open(self, path: Path) -> Checkpoint: ...
 
 
+class InexactError(OctavoError):
+    """Numbers that a format cannot hold as they are; the message says why. The converter adds which tensor."""
+
+    exit_code = 2
+
+
 @dataclass(frozen=True)
 class Part:
-    """A tensor to be written: the file's name of its type ("I32", "F8_E4M3"; a block type in GGUF), its shape."""
+    """A tensor to be written: the file's name of its type ("I32", "F8_E4M3"; a block type in GGUF), its shape.
+
+    held   (NumPy type, shape) of the array that `fill` gets, where they do not follow from a safetensors type and the shape: blocks of bytes
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    held: tuple[str, tuple[int, ...]] | None = None
+
+
+@dataclass(frozen=True)
+class WriterOptions:
+    """What a Writer knows before the first tensor.
+
+    variant        what stands after the colon of `--to` (GGUF's type), or ""
+    config         config.json of the model, without a quantization_config
+    specs          weight -> its precision as it comes: what is stored, or what `--quantization` asked for; unquantized where nothing says more
+    activations    weight -> what its inputs are quantized to; a weight that is missing has 16-bit inputs
+    input_scales   weight -> the stored scale of its inputs (static activations), float32 [1] or []; only where the source has one
+    cache          what the KV cache is quantized to
+    cache_scales   "model.layers.0.self_attn.k" (and ".v") -> its scale, float32
+    """
+
+    variant: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    specs: Mapping[str, TensorSpec] = field(default_factory=dict)
+    activations: Mapping[str, TensorSpec] = field(default_factory=dict)
+    input_scales: Mapping[str, np.ndarray] = field(default_factory=dict)
+    cache: TensorSpec | None = None
+    cache_scales: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Writer(Protocol):
-    """The writing half of a codec: how a target format holds quantized weights [out, in]. A codec that can write has `writer(options)`.
+    """The writing half of a codec: how a target format holds quantized weights [out, in]. Inherit from it; a codec that can write has
+    `writer(options: WriterOptions) -> Writer`, which raises UsageError for a variant that it does not know.
 
     All shapes are known before the first number is (`parts`), so a file is laid out first and filled afterwards, a few rows at a time; filling
-    the same rows twice gives the same bytes.
+    the same rows twice gives the same bytes. Several threads call one Writer at once, each with another weight: it keeps no state.
+
+    Unquantized tensors, and weights that stay unquantized (lm_head, embeddings, norms), are the converter's business, except for a FileWriter's.
     """
 
-    def why_not(self, spec: TensorSpec, shape: tuple[int, int]) -> str | None:
-        """None when the format holds the numbers of such a tensor exactly, else the reason why not."""
+    def why_not(self, name: str, spec: TensorSpec, shape: tuple[int, ...]) -> str | None:
+        """None when the format holds the numbers of such a tensor exactly, as far as spec and shape tell; else the reason why not."""
 
-    def nearest(self, spec: TensorSpec, shape: tuple[int, int]) -> TensorSpec:
-        """The precision that numbers are rounded to where `spec` cannot be held and the user agreed to that."""
+    def nearest(self, name: str, spec: TensorSpec, shape: tuple[int, ...]) -> TensorSpec:
+        """The precision that numbers are rounded to where `spec` cannot be held and the user agreed to that; of an unquantized spec, the format's
+        natural choice. An unquantized answer (fp32) means that `fill` takes such numbers and rounds them itself."""
 
-    def parts(self, name: str, spec: TensorSpec, shape: tuple[int, int]) -> dict[str, Part]:
+    def parts(self, name: str, spec: TensorSpec, shape: tuple[int, ...]) -> dict[str, Part]:
         """The stored tensors of the weight `name` ("....weight"), by their full names."""
 
     def fill(self, name: str, tensor: QTensor, first: int, out: Mapping[str, np.ndarray]) -> None:
-        """Puts `tensor`, the rows from `first` on, into `out`: an array of each part's whole shape, of its type's codes (bfloat16 and small
-        floats as unsigned integers). `first` is a multiple of 512 (rows of a block, of a word); only the last piece has other than a multiple of 512 rows."""
+        """Puts `tensor`, the rows from `first` on, into `out`: an array of each part's whole shape, zeros at first, of its type's codes (bfloat16
+        and small floats as unsigned integers). Pieces begin at multiples of 512 rows (and of a block's rows); all but the last have as many.
+
+        Raises InexactError for numbers that the format cannot hold as they are and whose spec did not tell: a scale that is no float16, zero
+        points that are not whole, offsets, an order, factors. The first piece is also tried before anything is written, on arrays of its own.
+        """
 
     def config(self, weights: Mapping[str, TensorSpec], kept: Sequence[str]) -> dict[str, Any]:
-        """What goes into config.json, by key (`quantization_config` and the like): `weights` are quantized, `kept` (2-D) are not."""
+        """What goes into config.json, by key (`quantization_config` and the like): `weights` are quantized, `kept` (2-D, named "....weight") are not."""
+
+    def files(self, weights: Mapping[str, TensorSpec], kept: Sequence[str]) -> dict[str, Any]:
+        """Further JSON files beside config.json, by name (ModelOpt's hf_quant_config.json)."""
+        return {}
+
+    def extras(self, weights: Mapping[str, TensorSpec], kept: Sequence[str]) -> dict[str, tuple[Part, np.ndarray]]:
+        """Small tensors of no weight, by name (scales of the cache; GGUF's rope_freqs.weight)."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A file to be written.
+
+    name     of the file
+    head     the bytes that it begins with
+    places   part -> (its first byte in the file, the part)
+    size     bytes of the whole file
+    """
+
+    name: str
+    head: bytes
+    places: Mapping[str, tuple[int, Part]]
+    size: int
+
+
+@runtime_checkable
+class FileWriter(Writer, Protocol):
+    """The Writer of a format that is one file with everything in it (GGUF). Every tensor of the model goes through `why_not`, `nearest`, `parts` and
+    `fill`, unquantized ones and vectors too: names, order of rows and precision of each are its own choice. `config` is not asked."""
+
+    def layout(self, file_name: str, parts: Mapping[str, Part], tokenizer: Mapping[str, Any]) -> Layout:
+        """The file that holds `parts`; `tokenizer` is what Checkpoint.tokenizer_files gave. Made before anything is filled."""
