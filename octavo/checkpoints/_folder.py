@@ -15,13 +15,29 @@ SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "token
 LARGEST_TEMPLATE = 4 << 20
 
 
-def quant_method(path: Path) -> str | None:
-    """The method that config.json says the weights are quantized with; None for unquantized ones."""
+# Configs of tools that did not yet write into config.json: file, method, and what their keys are called now.
+OLDER: tuple[tuple[str, str, dict[str, str]], ...] = (("quantize_config.json", "gptq", {}), ("quant_config.json", "awq", {"w_bit": "bits", "q_group_size": "group_size"}))
+
+
+def find_quantization(path: Path) -> dict[str, Any] | None:
+    """The quantization_config of a folder, with its quant_method, wherever it stands; None for unquantized weights."""
     config = read_object(path / "config.json", required=False)
     for part in (config, config.get("text_config"), config.get("llm_config")):
-        if isinstance(part, dict) and isinstance(part.get("quantization_config"), dict):
-            return str(part["quantization_config"].get("quant_method") or "unnamed")
+        if isinstance(part, dict) and isinstance(found := part.get("quantization_config"), dict):
+            # FastDeploy's configs have no method, but a scheme under this key.
+            unnamed = "fastdeploy" if "quantization" in found else "unnamed"
+            return {**found, "quant_method": str(found.get("quant_method") or unnamed)}
+    for name, method, keys in OLDER:
+        if (path / name).is_file():
+            found = read_object(path / name)
+            return {**{keys.get(key, key): value for key, value in found.items()}, "quant_method": str(found.get("quant_method") or method)}
     return None
+
+
+def quant_method(path: Path) -> str | None:
+    """The method that the folder's config says the weights are quantized with ("intel/" before AutoRound's left out); None for unquantized ones."""
+    found = find_quantization(path)
+    return None if found is None else found["quant_method"].rpartition("/")[2]
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import CheckpointError
 from ..qtensor import QTensor
 from ..schemes import TensorSpec
+from ._folder import find_quantization
 from ._json import read_object, shown
 from ._mapped import MappedFile, row_range
 from ._safetensors_header import Entry
@@ -151,7 +152,7 @@ def open_quantized(path: Path, codec: str, describe: Describe, *, used: Callable
     raw = Raw(path, entries, homes)
     layers: dict[str, Layer] = {}
     claimed: dict[str, str] = {}
-    for layer in describe(config, quantization_config(config, path), raw):
+    for layer in describe(config, quantization_config(path), raw):
         for part in layer.parts:
             if part not in raw:
                 raise raw.error(part, f"is missing: it belongs to {shown(layer.name)}", "the checkpoint is incomplete: fetch it again")
@@ -167,12 +168,12 @@ def open_quantized(path: Path, codec: str, describe: Describe, *, used: Callable
     return QuantizedCheckpoint(raw, config, tensors, layers, codec, cache, notes)
 
 
-def quantization_config(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The quantization_config of a config.json, wherever it stands. Raises CheckpointError where there is none."""
-    for part in (config, config.get("text_config"), config.get("llm_config")):
-        if isinstance(part, dict) and isinstance(found := part.get("quantization_config"), dict):
-            return found
-    raise CheckpointError("has no quantization_config", where=str(path / "config.json"), remedy="fetch the model again")
+def quantization_config(path: Path) -> dict[str, Any]:
+    """The quantization_config of a folder. Raises CheckpointError where there is none."""
+    found = find_quantization(path)
+    if found is None:
+        raise CheckpointError("has no quantization_config", where=str(path / "config.json"), remedy="fetch the model again")
+    return found
 
 
 def _info(layer: Layer, raw: Raw) -> TensorInfo:

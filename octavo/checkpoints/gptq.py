@@ -1,0 +1,115 @@
+"""gptq: weights of 2, 3, 4 or 8 bits as AutoGPTQ, GPTQModel and Optimum write them.
+
+What it is: per linear layer `qweight` (packed along the inputs), `qzeros`, `scales` and `g_idx`, the group of each input. In `gptq` (v1) files qzeros
+hold the zero point minus one, in `gptq_v2` the zero point. With act-order (desc_act) a group's inputs are spread over the row.
+When to choose it: 4-bit weights that vLLM, SGLang, transformers and GPTQModel load; v1 for symmetric weights (every reader knows it), v2 for zero points.
+Limits: no Marlin, BitBLAS, planar (gptq_p) or other repacked layouts. Zero points that are all the midpoint of the other convention than the config's
+are refused: such a file decodes off by one. Zero points of 0 in v1 (stored as -1) are undone as their maker made them: GPTQModel takes one off whole
+words, with borrows; others off each field. `sym` and `desc_act` are claims: what zero points and g_idx say is what counts, and `notes` tells.
+Source: GPTQModel's documentation and tensors; arXiv 2210.17323.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from ._folder import quant_method
+from ._int_layers import WORDS, Findings, Setting, gptq_layer, group_size, prefixes, truth, whole
+from ._json import shown
+from ._patterns import Pattern, PatternError, compiled
+from ._quantized import Layer, QuantizedCheckpoint, Raw, open_quantized
+
+METHOD = "gptq"
+FORMATS = {"gptq": "minus_one", "gptq_v2": "plain"}
+BITS = (2, 3, 4, 8)
+MOST_PATTERNS = 200
+
+
+def _layers(quantization: dict[str, Any], raw: Raw, findings: Findings) -> Iterator[Layer]:
+    where = f"{raw.path / 'config.json'}: quantization_config"
+    base, dynamic = _setting(quantization, where), _dynamic(quantization, where)
+    for prefix in prefixes(raw, "qweight", ("qzeros", "g_idx")):
+        try:
+            setting = _of_module(prefix[:-1], base, dynamic, where)
+        except PatternError as error:
+            raise raw.error(f"{prefix}qweight", f"cannot be looked up in `dynamic`: {error}") from None
+        if setting is None:
+            raise raw.error(f"{prefix}qweight", "is quantized, but `dynamic` in the config says that its layer is not")
+        if setting.bits == 3 and setting.words != "int32":
+            raise CheckpointError(f"3 bits in words of {setting.words} are not read", where=where)
+        yield gptq_layer(raw, prefix, setting, METHOD if setting.zeros != "plain" else "gptq_v2", findings)
+
+
+def _setting(quantization: dict[str, Any], where: str) -> Setting:
+    named = {str(quantization[key]).lower() for key in ("checkpoint_format", "format") if quantization.get(key) is not None}
+    if quantization.get("is_marlin_format"):
+        named.add("marlin")
+    if len(named) > 1:
+        raise CheckpointError(f"names two formats, {' and '.join(shown(n) for n in sorted(named))}", where=where)
+    found = named.pop() if named else METHOD
+    if found not in FORMATS:
+        raise CheckpointError(f"checkpoint_format is {shown(found)}, a layout for one kind of GPU that is not read", where=where,
+                              remedy="take the model in checkpoint_format gptq or gptq_v2, or save it again in one of them with GPTQModel")
+    kept_in = str(quantization.get("pack_dtype") or "int32").removeprefix("torch.")
+    if kept_in not in WORDS:
+        raise CheckpointError(f"pack_dtype is {shown(kept_in)}, known: {', '.join(WORDS)}", where=where)
+    zeros = FORMATS[found]
+    if zeros == "minus_one" and _maker(quantization).startswith("gptqmodel"):
+        zeros = "minus_one_carried"
+    return _changed(Setting(0, -1, zeros=zeros, words=kept_in), quantization, where)
+
+
+def _changed(setting: Setting, values: dict[str, Any], where: str) -> Setting:
+    """`setting` with what `values` (the config, or an entry of `dynamic`) say."""
+    return replace(setting, bits=whole(values, ("bits",), setting.bits or None, "2, 3, 4 or 8", lambda v: v in BITS, where),
+                   group_size=group_size(values, ("group_size",), setting.group_size if setting.bits else 128, where),
+                   sym=truth(values, "sym", setting.sym, where), desc_act=truth(values, "desc_act", setting.desc_act, where))
+
+
+def _maker(quantization: dict[str, Any]) -> str:
+    meta = quantization.get("meta")
+    maker = meta.get("quantizer", "") if isinstance(meta, dict) else ""
+    return str(maker[0] if isinstance(maker, list) and maker else maker).lower()
+
+
+def _dynamic(quantization: dict[str, Any], where: str) -> list[tuple[Pattern, dict[str, Any] | None]]:
+    """The entries of `dynamic`: (modules that begin so, what is changed for them or None where they are not quantized ("-:"))."""
+    dynamic = quantization.get("dynamic") or {}
+    if not isinstance(dynamic, dict) or len(dynamic) > MOST_PATTERNS or not all(isinstance(v, dict) for v in dynamic.values()):
+        raise CheckpointError(f"dynamic is no object of at most {MOST_PATTERNS} objects", where=where)
+    found: list[tuple[Pattern, dict[str, Any] | None]] = []
+    for text, values in dynamic.items():
+        try:
+            found.append((compiled(text[2:] if text[:2] in ("+:", "-:") else text), None if text.startswith("-:") else values))
+        except PatternError as error:
+            raise CheckpointError(f"dynamic {shown(text)}: {error}", where=where) from None
+    return found
+
+
+def _of_module(name: str, base: Setting, dynamic: list[tuple[Pattern, dict[str, Any] | None]], where: str) -> Setting | None:
+    """The setting of a module after the first entry that names it; None where that says "not quantized"."""
+    for pattern, values in dynamic:
+        if pattern.begins(name):
+            return None if values is None else _changed(base, values, where)
+    return base
+
+
+class GptqCodec:
+    def claims(self, path: Path) -> bool:
+        return path.is_dir() and quant_method(path) == METHOD
+
+    def open(self, path: Path) -> QuantizedCheckpoint:
+        findings, notes = Findings(), list[str]()
+
+        def layers(config: dict[str, Any], quantization: dict[str, Any], raw: Raw) -> Iterator[Layer]:
+            yield from _layers(quantization, raw, findings)
+            notes.extend(findings.notes())
+
+        return open_quantized(path, METHOD, layers, notes=notes)
+
+
+CODEC = GptqCodec()
