@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,7 +91,7 @@ def decode(loaded: LoadedModel, batch: int, context: int, new: int, *, traced: b
     found = [t for t in steps if _decodes(t, batch)]
     if len(found) < new:
         raise OctavoError(f"only {len(found)} of {new} steps went through", where=loaded.name, remedy="the model's output may not be a number")
-    return found
+    return found[:new]
 
 
 def _decodes(step: Timed, batch: int) -> bool:
@@ -121,6 +122,9 @@ def _steps(engine: Engine, watched: _Watched, note: Callable[[], None], enough: 
             break
         if len(watched.steps) == before or engine.telemetry.step_failures.total:
             raise OctavoError("a step failed", where=watched.loaded.name, remedy="the log says why")
+        for step, following in pairwise(watched.steps[before:]):  # steps of a burst: each ends where the next one begins
+            step.began, step.ended = began, following.forward_began
+            began = step.ended
         watched.steps[-1].began, watched.steps[-1].ended = began, time.perf_counter_ns()
         note()
     return watched.steps

@@ -17,6 +17,7 @@ import numpy as np
 from ..cache import PAGE, KVPool
 from ..errors import CapacityError, PromptTooLongError, QueueFullError, RequestError, StoppingError
 from ..telemetry import EngineTelemetry
+from .burst import Chooser, Pace, takes_raw
 from .grammar import GrammarCompiler
 from .options import EngineOptions
 from .output import Output
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ..loading import LoadedModel
 
 log = logging.getLogger(__name__)
+NO_ROW = np.empty(0, np.float32)
 
 
 class Engine:
@@ -69,6 +71,7 @@ class Engine:
         self._pace = 0.1                                  # seconds between two finished choices, smoothed
         self._last_finish = time.monotonic()
         self._deadlines = False
+        self._burst_pace = Pace(o.burst_seconds)
         self.telemetry.pages_total.set(pages)
         self._measure()
 
@@ -185,10 +188,15 @@ class Engine:
         began = time.perf_counter()
         self._take_inbox()
         chunks: list[Chunk] = []
+        steps = 1
         try:
             chunks = self._scheduler.plan()
             if chunks:
-                self._compute(chunks)
+                steps = self._steps(chunks)
+                if steps > 1:
+                    self._compute_burst(chunks, steps)
+                else:
+                    self._compute(chunks)
         except Exception as error:  # whatever a kernel raises must not end the server; those it hit are told
             log.exception("a step failed")
             self.telemetry.step_failures.add()
@@ -196,9 +204,9 @@ class Engine:
                 self._finish(sequence, Finish.ERROR, error=f"the step failed: {type(error).__name__}: {error}", doubtful=True)
         self._deliver()
         if chunks:
-            self.telemetry.steps.add()
-            self.telemetry.batch_size.observe(len(chunks))
-            self.telemetry.step_seconds.observe(time.perf_counter() - began)
+            self.telemetry.steps.add(steps)
+            self.telemetry.batch_size.observe(len(chunks), steps)
+            self.telemetry.step_seconds.observe((time.perf_counter() - began) / steps, steps)
         self._measure()
         return bool(chunks)
 
@@ -224,7 +232,9 @@ class Engine:
         began = time.perf_counter()
         logits, owned = self._runner.forward(chunks)
         best, top = self.loaded.best(logits)
-        self.telemetry.forward_seconds.observe(time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        self.telemetry.forward_seconds.observe(seconds)
+        self._burst_pace.saw(len(chunks) if len(logits) == len(chunks) else 0, 1, seconds)
         now = time.monotonic()
         sound = np.isfinite(top)                              # a NaN counts as the largest, so this tells whether the whole row is sound
         all_sound, tokens = bool(sound.all()), best.tolist()
@@ -253,12 +263,46 @@ class Engine:
         for (sequence, row), plain in zip(ready, raw, strict=True):
             token = None if not plain else tokens[row] if sequence.sampler.greedy else next(drawn)
             self._sample(sequence, logits[row], token, now)
+        self._hand_in_counts(now)
+
+    def _steps(self, chunks: list[Chunk]) -> int:
+        """How many steps to compute before anything else is done."""
+        most = self._burst_pace.steps(len(chunks))
+        if most < 2 or self._inbox or not all(chunk.sequence.counted and chunk.sequence.prefilled and takes_raw(chunk) for chunk in chunks):
+            return 1
+        return self._scheduler.ahead(chunks, most)
+
+    def _compute_burst(self, chunks: list[Chunk], steps: int) -> None:
+        began = time.perf_counter()
+        chooser = Chooser(self.loaded, self._drawer, chunks)
+        self._runner.burst(chunks, steps, chooser)
+        seconds = time.perf_counter() - began
+        self.telemetry.forward_seconds.observe(seconds / steps, steps)
+        self._burst_pace.saw(len(chunks), steps, seconds)
+        now = time.monotonic()
+        self._gaps.clear()
+        self._made = 0
+        for tokens, sound in zip(chooser.tokens, chooser.sound, strict=True):
+            for chunk, token, good in zip(chunks, tokens.tolist(), sound.tolist(), strict=True):
+                sequence = chunk.sequence
+                if sequence.finished:
+                    continue                                  # computed in vain: it ended before
+                if not good:
+                    self.telemetry.nan_failures.add()
+                    self._finish(sequence, Finish.ERROR, error="the model's output is not a number", doubtful=True)
+                    continue
+                self._scheduler.advance(chunk)
+                self._sample(sequence, NO_ROW, token, now)
+        self._hand_in_counts(now)
+
+    def _hand_in_counts(self, now: float) -> None:
         self.telemetry.generated_tokens.add(self._made)
         for before, times in self._gaps.items():
             self.telemetry.token_gap_seconds.observe(now - before, times)
 
     def _sample(self, sequence: Sequence, row: np.ndarray, token: int | None, now: float) -> None:
-        """Draw the next token where it is not known, append it, and hand out what it makes certain."""
+        """Draw the next token where it is not known, append it, and hand out what it makes certain. `row`: its logits, or NO_ROW
+        where the token is known and nothing else is wanted."""
         index, sampler, output, grammar = sequence.generated, sequence.sampler, sequence.output, sequence.grammar
         done = False
         try:

@@ -24,6 +24,7 @@ class EngineOptions:
                       idle cache holds
     request_timeout   seconds from submission to the last token for requests that name no timeout; None: no limit
     max_choices       largest `n` of a request
+    burst_seconds     steps that only decode may be computed in bursts that take about as long as this; their tokens are handed out together. 0: one by one
     """
 
     max_batch: int = 64
@@ -36,11 +37,14 @@ class EngineOptions:
     cached_pages: int | None = None
     request_timeout: float | None = None
     max_choices: int = 16
+    burst_seconds: float = 0.012
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_batch_tokens", "max_queue", "max_model_len", "kv_memory", "kv_pages", "request_timeout", "max_choices"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UsageError(f"must be above 0, not {value}", where=name)
+        if not 0 <= self.burst_seconds <= 1:
+            raise UsageError(f"must be 0 to 1 second, not {self.burst_seconds}", where="burst_seconds")
         if self.cached_pages is not None and self.cached_pages < 0:
             raise UsageError(f"must not be negative, not {self.cached_pages}", where="cached_pages")

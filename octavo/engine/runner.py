@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,22 @@ class Runner:
         step, owned = self.step(chunks)
         return self.loaded.forward(step, self.pool), owned
 
+    def burst(self, chunks: list[Chunk], steps: int, choose: Callable[[np.ndarray, int], np.ndarray]) -> None:
+        """`steps` forwards of sequences that decode, each taking the tokens that `choose(logits [sequences, vocabulary], step)` gave (int32
+        [sequences]) after the one before. The sequences must have pages for as many tokens."""
+        found = self._decoding(chunks, steps)
+        assert found is not None
+        step = found[0]
+        for turn in range(steps):
+            tokens = choose(self.loaded.forward(step, self.pool), turn)
+            if turn + 1 == steps:
+                return
+            step.tokens[:] = tokens
+            for array in (step.positions, step.lengths):
+                np.add(array, 1, out=array)
+            page, place = np.divmod(step.positions, PAGE)
+            step.slots[:] = step.tables[step.select, page] * PAGE + place
+
     def copy(self, source: int, target: int) -> None:
         """Copy a page of the key-value cache."""
         self.loaded.copy_page(self.pool, source, target)
@@ -35,8 +52,9 @@ class Runner:
         """The arrays of a step, and for each chunk which rows of its logits are its own."""
         return self._decoding(chunks) or self._any(chunks)
 
-    def _decoding(self, chunks: list[Chunk]) -> tuple[Step, list[slice]] | None:
-        """The same for a step in which every sequence computes its newest token, as most do; None for any other."""
+    def _decoding(self, chunks: list[Chunk], steps: int = 1) -> tuple[Step, list[slice]] | None:
+        """The same for a step in which every sequence computes its newest token, as most do; None for any other. Its tables
+        reach as far as `steps` of them do."""
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -52,9 +70,9 @@ class Runner:
         if len(self._count) <= size:
             self._count = np.arange(2 * size, dtype=np.int32)
         numbers = np.array((tokens, positions, slots), np.int32)
-        tables = np.zeros((size, max(positions) // PAGE + 1), np.int32)
+        tables = np.zeros((size, (max(positions) + steps - 1) // PAGE + 1), np.int32)
         for index, chunk in enumerate(chunks):
-            used = positions[index] // PAGE + 1
+            used = (positions[index] + steps - 1) // PAGE + 1
             tables[index, :used] = _table(chunk.sequence, used)[:used]
         return Step(tokens=numbers[0], positions=numbers[1], slots=numbers[2], starts=self._count[: size + 1], lengths=numbers[1] + np.int32(1), tables=tables,
                     select=self._count[:size]), [slice(i, i + 1) for i in range(size)]

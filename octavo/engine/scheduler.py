@@ -51,6 +51,20 @@ class Scheduler:
         prompts += self._admit(left, prompts)
         return chunks + self._share(left, prompts)
 
+    def ahead(self, chunks: list[Chunk], most: int) -> int:
+        """How many steps these chunks, one decoded token each, may run without another look at the queue: 1 to `most`. Takes the pages for them."""
+        if self.waiting or len(chunks) != len(self.running) or not all(chunk.count == chunk.sequence.remaining == 1 for chunk in chunks):
+            return 1
+        steps = min(most, *(chunk.sequence.limit - len(chunk.sequence.tokens) for chunk in chunks))
+        if steps < 2:
+            return 1
+        missing = [max(0, -(-(len(chunk.sequence.tokens) + steps - 1) // PAGE) - len(chunk.sequence.pages)) for chunk in chunks]
+        if sum(missing) > self.pool.free:
+            return 1
+        for chunk, count in zip(chunks, missing, strict=True):
+            chunk.sequence.pages += self.pool.take(count) or []
+        return steps
+
     def _share(self, left: int, prompts: list[Sequence]) -> list[Chunk]:
         """Chunks of prompts in order of admission, `left` rows in all."""
         chunks: list[Chunk] = []
