@@ -11,12 +11,14 @@ from ._json import read_object
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
+SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json",
+               "hf_quant_config.json")
+MODELOPT_FILE = "hf_quant_config.json"
 LARGEST_TEMPLATE = 4 << 20
-
-
 # Configs of tools that did not yet write into config.json: file, method, and what their keys are called now.
-OLDER: tuple[tuple[str, str, dict[str, str]], ...] = (("quantize_config.json", "gptq", {}), ("quant_config.json", "awq", {"w_bit": "bits", "q_group_size": "group_size"}))
+OLDER: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("quantize_config.json", "gptq", {}), ("quant_config.json", "awq", {"w_bit": "bits", "q_group_size": "group_size"}),
+    (MODELOPT_FILE, "modelopt", {}))
 
 
 def find_quantization(path: Path) -> dict[str, Any] | None:
@@ -24,14 +26,22 @@ def find_quantization(path: Path) -> dict[str, Any] | None:
     config = read_object(path / "config.json", required=False)
     for part in (config, config.get("text_config"), config.get("llm_config")):
         if isinstance(part, dict) and isinstance(found := part.get("quantization_config"), dict):
-            # FastDeploy's configs have no method, but a scheme under this key.
-            unnamed = "fastdeploy" if "quantization" in found else "unnamed"
-            return {**found, "quant_method": str(found.get("quant_method") or unnamed)}
+            return {**found, "quant_method": str(found.get("quant_method") or _unnamed(found))}
     for name, method, keys in OLDER:
         if (path / name).is_file():
             found = read_object(path / name)
             return {**{keys.get(key, key): value for key, value in found.items()}, "quant_method": str(found.get("quant_method") or method)}
     return None
+
+
+def _unnamed(quantization: dict[str, Any]) -> str:
+    """Configs without a method: bitsandbytes' older ones have its switches, ModelOpt's its algorithm, FastDeploy's a scheme under this key."""
+    if quantization.get("load_in_4bit") or quantization.get("load_in_8bit"):
+        return "bitsandbytes"
+    scheme = quantization.get("quantization")
+    if "quant_algo" in quantization or (isinstance(scheme, dict) and "quant_algo" in scheme):
+        return "modelopt"
+    return "fastdeploy" if "quantization" in quantization else "unnamed"
 
 
 def quant_method(path: Path) -> str | None:

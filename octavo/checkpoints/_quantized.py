@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import formats
 from ..errors import CheckpointError
 from ..qtensor import QTensor
 from ..schemes import TensorSpec
@@ -68,6 +69,10 @@ class Raw:
             array = array.copy()
         return array.reshape(entry.shape if entry.dtype != "F4" else (*entry.shape[:-1], -1))
 
+    def exponents(self, name: str, shape: Sequence[int | None] | None = None) -> np.ndarray:
+        """Scales that are powers of two, stored as exponents in bytes (E8M0), as float32; checked as `entry` does. 255 is NaN."""
+        return np.asarray(formats.get("e8m0").decode(self.array(name, ("U8", "F8_E8M0"), shape)), np.float32)
+
     def floats(self, name: str, shape: Sequence[int | None] | None = None) -> np.ndarray:
         """Scales and the like as float32: a tensor of F32, F16 or BF16, checked as `entry` does."""
         array = self.array(name, ("F32", "F16", "BF16"), shape)
@@ -87,6 +92,8 @@ class Layer:
     read          rows [first, last) of the weight; called with whole cells where scales cross rows (blocks, one scale per tensor: all rows)
     activation    what the files say its inputs are quantized to
     inputs        the stored tensor (one of `parts`) with the scale of its inputs, where activations are static
+    stack         (position, number): the parts hold this many weights along their first dimension, of which this is one (experts); a layer for
+                  each may claim them
     """
 
     name: str
@@ -97,6 +104,7 @@ class Layer:
     read: Callable[[int, int], QTensor]
     activation: TensorSpec | None = None
     inputs: str | None = None
+    stack: tuple[int, int] = (0, 1)
 
 
 class QuantizedCheckpoint(SafetensorsCheckpoint):
@@ -122,8 +130,11 @@ class QuantizedCheckpoint(SafetensorsCheckpoint):
 
     def release(self, name: str) -> None:
         """See Checkpoint.release: all parts of the weight."""
+        layer = self._layers.get(name)
+        position, number = layer.stack if layer is not None else (0, 1)
         for part in self.tensors[name].parts or (name,):
-            self._raw.homes[part].release(self._raw.entries[part].start, self._raw.entries[part].nbytes)
+            size = self._raw.entries[part].nbytes // number
+            self._raw.homes[part].release(self._raw.entries[part].start + position * size, size)
 
     def input_scales(self) -> dict[str, np.ndarray]:
         """Weight -> the stored scale of its inputs, float32, as the file shapes it."""
@@ -151,21 +162,34 @@ def open_quantized(path: Path, codec: str, describe: Describe, *, used: Callable
     entries, homes = map_tensors(path)
     raw = Raw(path, entries, homes)
     layers: dict[str, Layer] = {}
-    claimed: dict[str, str] = {}
+    claimed: dict[str, Layer] = {}
     for layer in describe(config, quantization_config(path), raw):
         for part in layer.parts:
             if part not in raw:
                 raise raw.error(part, f"is missing: it belongs to {shown(layer.name)}", "the checkpoint is incomplete: fetch it again")
-            if claimed.setdefault(part, layer.name) != layer.name:
-                raise raw.error(part, f"belongs to {shown(claimed[part])} and to {shown(layer.name)}")
+            owner = claimed.setdefault(part, layer)
+            if owner.name != layer.name and not (owner.stack[1] == layer.stack[1] > 1 and owner.parts == layer.parts):
+                raise raw.error(part, f"belongs to {shown(owner.name)} and to {shown(layer.name)}")
         if layer.name in layers or (layer.name in raw and layer.name not in layer.parts):
             raise raw.error(layer.name, "is there twice: as it is and quantized")
         layers[layer.name] = layer
+    _refuse_unscaled(raw, [name for name in entries if name not in claimed and not used(name)])
     tensors = {name: _info(layer, raw) for name, layer in layers.items()}
     tensors |= {name: TensorInfo(name, e.shape, SPECS[e.dtype][0] if e.dtype in SPECS else None, e.nbytes, homes[name].path, e.dtype)
                 for name, e in entries.items() if name not in claimed and not used(name)}
     check_shapes(config, tensors, path)
     return QuantizedCheckpoint(raw, config, tensors, layers, codec, cache, notes)
+
+
+# Types that a matrix has only when it was quantized: without a layer that knows its scales, its codes would be taken for its values.
+_CODES = ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4")
+
+
+def _refuse_unscaled(raw: Raw, names: Iterable[str]) -> None:
+    for name in names:
+        if raw.entries[name].dtype in _CODES and len(raw.entries[name].shape) > 1:
+            raise raw.error(name, f"of type {raw.entries[name].dtype} is quantized, but no scales that quantization_config speaks of belong to it",
+                            "the checkpoint is incomplete or of a variant that is not read: fetch it again, or take the unquantized model")
 
 
 def quantization_config(path: Path) -> dict[str, Any]:
@@ -177,5 +201,5 @@ def quantization_config(path: Path) -> dict[str, Any]:
 
 
 def _info(layer: Layer, raw: Raw) -> TensorInfo:
-    nbytes = sum(raw.entries[part].nbytes for part in layer.parts)
+    nbytes = sum(raw.entries[part].nbytes for part in layer.parts) // layer.stack[1]
     return TensorInfo(layer.name, layer.shape, layer.spec, nbytes, raw.homes[layer.parts[0]].path, layer.stored, layer.activation, layer.parts)

@@ -1,0 +1,137 @@
+"""Writes weights as bitsandbytes keeps them: NF4 and FP4 without double quantization (whose scales are rounded), INT8 per row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import formats
+from ..errors import UsageError
+from ..qtensor import QTensor, quantize
+from ..schemes import TensorSpec
+from .base import InexactError, Part, Writer, WriterOptions
+
+METHOD = "bitsandbytes"
+STATE = "quant_state.bitsandbytes__"
+FORMATS = ("nf4", "fp4")
+VARIANTS = (*FORMATS, "int8")
+BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # block sizes that the library takes
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+class BitsandbytesWriter(Writer):
+    """The variant is nf4, fp4 or int8; "" means the one that most weights come in, else nf4. A model has 4-bit weights or INT8 ones, not both."""
+
+    def __init__(self, options: WriterOptions) -> None:
+        if options.variant not in ("", *VARIANTS):
+            raise UsageError(f"unknown type {options.variant!r} of bitsandbytes", remedy=f"known: {', '.join(VARIANTS)}")
+        coming = [spec.format for spec in options.specs.values() if spec.format in VARIANTS and spec.symmetric]
+        self.variant = options.variant or (max(VARIANTS, key=coming.count) if coming else "nf4")
+        dtype = str(options.config.get("dtype") or options.config.get("torch_dtype") or "")
+        self.dtype = dtype if dtype in DTYPES else "bfloat16"
+        self._shapes: dict[str, tuple[int, ...]] = {}  # of the weights that `parts` was asked for
+
+    def why_not(self, name: str, spec: TensorSpec, shape: tuple[int, ...]) -> str | None:
+        if self.variant == "int8":
+            fits = spec.format == "int8" and spec.granularity == "channel" and spec.symmetric
+            return None if fits else "bitsandbytes' int8 has one scale per row and no zero points"
+        if spec.format not in FORMATS:
+            return f"bitsandbytes' 4-bit weights are {' or '.join(FORMATS)}"
+        if spec.granularity not in ("group", "channel") or _block(spec, shape) is None:
+            return f"bitsandbytes' blocks have {BLOCKS[0]} to {BLOCKS[-1]} values, powers of two, and the scales of this weight do not follow such blocks"
+        return None
+
+    def nearest(self, name: str, spec: TensorSpec, shape: tuple[int, ...]) -> TensorSpec:
+        if self.variant == "int8":
+            return TensorSpec("int8", "channel")
+        wanted = TensorSpec(self.variant, "group", 64)
+        # Numbers that do not divide into blocks are rounded by `fill`, in one run.
+        return wanted if _block(wanted, shape) is not None else TensorSpec("fp32")
+
+    def parts(self, name: str, spec: TensorSpec, shape: tuple[int, ...]) -> dict[str, Part]:
+        if self.variant == "int8":
+            stem = name.removesuffix("weight")
+            return {name: Part("I8", shape), f"{stem}SCB": Part("F32", shape[:1]), f"{stem}weight_format": Part("U8", ())}
+        kind, block, count = self._form(spec, shape)
+        self._shapes[name] = shape
+        return {name: Part("U8", (-(-count // 2), 1)), f"{name}.absmax": Part("F32", (-(-count // block),)), f"{name}.quant_map": Part("F32", (16,)),
+                f"{name}.{STATE}{kind}": Part("U8", (len(self._state(spec, shape)),))}
+
+    def fill(self, name: str, tensor: QTensor, first: int, out: Mapping[str, np.ndarray]) -> None:
+        if tensor.order is not None or tensor.factors is not None:
+            raise InexactError("its inputs are permuted or scaled")
+        if self.variant == "int8":
+            self._fill_rows(name, tensor, first, out)
+            return
+        shape = self._shapes[name]
+        kind, block, _ = self._form(tensor.spec, shape)
+        begin = first * shape[1]  # of a block too: pieces begin at multiples of 512 rows, or blocks divide rows
+        if tensor.scales is None:
+            codes, scales = _rounded(np.asarray(tensor.codes, np.float32).reshape(-1), kind, block)
+        else:
+            codes = np.asarray(tensor.codes).reshape(-1)
+            scales = np.repeat(tensor.scales, _group(tensor.spec, shape) // block, axis=1)[:, : shape[1] // block].reshape(-1)
+        pairs = np.append(codes, np.zeros(codes.size % 2, np.uint8)).reshape(-1, 2)
+        out[name].reshape(-1)[begin // 2 : begin // 2 + len(pairs)] = pairs[:, 0] << 4 | pairs[:, 1]
+        out[f"{name}.absmax"][begin // block : begin // block + scales.size] = scales
+        out[f"{name}.quant_map"][...] = np.array(formats.get(kind).table, np.float32)
+        out[f"{name}.{STATE}{kind}"][...] = np.frombuffer(self._state(tensor.spec, shape), np.uint8)
+
+    def _fill_rows(self, name: str, tensor: QTensor, first: int, out: Mapping[str, np.ndarray]) -> None:
+        assert tensor.scales is not None
+        rows = slice(first, first + tensor.shape[0])
+        out[name][rows] = tensor.codes
+        out[name.removesuffix("weight") + "SCB"][rows] = largest_magnitudes(np.asarray(tensor.scales)[:, 0])
+
+    def _form(self, spec: TensorSpec, shape: tuple[int, ...]) -> tuple[str, int, int]:
+        """(format, block, number of values)."""
+        block = _block(spec, shape) if spec.quantized else 64
+        assert block is not None
+        return (spec.format if spec.quantized else self.variant), block, shape[0] * shape[1]
+
+    def _state(self, spec: TensorSpec, shape: tuple[int, ...]) -> bytes:
+        kind, block, _ = self._form(spec, shape)
+        return json.dumps({"quant_type": kind, "blocksize": block, "dtype": self.dtype, "shape": list(shape)}).encode()
+
+    def config(self, weights: Mapping[str, TensorSpec], kept: Sequence[str]) -> dict[str, Any]:
+        # A head that shares the embedding's weight is no tensor of its own, and is not quantized.
+        skipped = list(dict.fromkeys([*(name.removesuffix(".weight") for name in kept), *([] if "lm_head.weight" in weights else ["lm_head"])]))
+        small = self.variant != "int8"
+        quantization: dict[str, Any] = {"quant_method": METHOD, "load_in_4bit": small, "load_in_8bit": not small, "llm_int8_skip_modules": skipped,
+                                        "llm_int8_threshold": 6.0, "llm_int8_enable_fp32_cpu_offload": False, "llm_int8_has_fp16_weight": False}
+        if small:
+            kinds = [spec.format for spec in weights.values() if spec.format in FORMATS] or [self.variant]
+            quantization |= {"bnb_4bit_quant_type": max(FORMATS, key=kinds.count), "bnb_4bit_compute_dtype": self.dtype,
+                             "bnb_4bit_use_double_quant": False, "bnb_4bit_quant_storage": "uint8"}
+        return {"quantization_config": quantization}
+
+
+def largest_magnitudes(scales: np.ndarray) -> np.ndarray:
+    """The magnitude of each row that bitsandbytes divides by 127: of the float32 neighbours of 127 scales the one that gives the scale back, where
+    one does (one scale in a hundred has none: then it is the scale's neighbour, one unit in the last place away)."""
+    wanted = (scales.astype(np.float64) * 127).astype(np.float32)
+    best = wanted
+    for candidate in (np.nextafter(wanted, np.float32(-np.inf)), np.nextafter(wanted, np.float32(np.inf))):
+        best = np.where((best / np.float32(127) != scales) & (candidate / np.float32(127) == scales), candidate, best)
+    return best
+
+
+def _rounded(values: np.ndarray, kind: str, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """(codes, scales) of a run of numbers in blocks that know no rows."""
+    padded = np.append(values, np.zeros(-values.size % block, np.float32)).reshape(-1, block)
+    tensor = quantize(padded, TensorSpec(kind, "channel"))
+    assert tensor.scales is not None
+    return np.asarray(tensor.codes).reshape(-1)[: values.size], np.asarray(tensor.scales).reshape(-1)
+
+
+def _group(spec: TensorSpec, shape: tuple[int, ...]) -> int:
+    return spec.size if spec.granularity == "group" else shape[1]
+
+
+def _block(spec: TensorSpec, shape: tuple[int, ...]) -> int | None:
+    """The largest block that lies in one group and one row; None where there is none."""
+    group = _group(spec, shape)
+    return max((block for block in BLOCKS if group % block == 0 and shape[1] % block == 0), default=None)
