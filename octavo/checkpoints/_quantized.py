@@ -136,6 +136,10 @@ class QuantizedCheckpoint(SafetensorsCheckpoint):
             size = self._raw.entries[part].nbytes // number
             self._raw.homes[part].release(self._raw.entries[part].start + position * size, size)
 
+    def stored_names(self) -> Iterable[str]:
+        """Every tensor in the files, parts of weights and scales of the cache included."""
+        return self._raw.entries
+
     def input_scales(self) -> dict[str, np.ndarray]:
         """Weight -> the stored scale of its inputs, float32, as the file shapes it."""
         return {name: self._raw.floats(layer.inputs) for name, layer in self._layers.items() if layer.inputs is not None}

@@ -1,16 +1,18 @@
-"""fp8: fine-grained FP8, as DeepSeek-V3 and Qwen3 publish it and as transformers' FineGrainedFP8Config writes it.
+"""fp8: E4M3 weights, as DeepSeek-V3 and Qwen3 publish them (fine-grained), as transformers' FineGrainedFP8Config and as AutoFP8 write them.
 
-What it is: `X.weight` in E4M3 beside `X.weight_scale_inv`, one float32 scale for each block (128 x 128 by default) of the weight; blocks at the
-edges are ragged. Despite its name the scale multiplies.
+What it is: `X.weight` in E4M3 beside `X.weight_scale_inv`, one scale for each block (128 x 128 by default) of the weight; blocks at the edges are
+ragged. Despite its name the scale multiplies. Without `weight_block_size` there is one scale for the whole weight (`weight_scale_inv`, or AutoFP8's
+`weight_scale`). Scales are float32, bfloat16 or powers of two ("ue8m0"); DeepSeek-V4 calls them `X.scale` and has experts in MXFP4.
 When to choose it: GPUs that multiply FP8 (Ada, Hopper, Blackwell).
-Limits: E4M3 weights; activations are quantized at run time, per token and 128 values ("dynamic"), or with one stored scale per weight ("static").
-Source: DeepSeek-V3's README_WEIGHTS.md; transformers' fine-grained FP8 integration.
+Limits: E4M3 matrices; stacks of experts in one tensor are refused. Activations are quantized at run time, per token and 128 values ("dynamic"), or
+with one stored scale per weight ("static"). What is written has float32 scales of blocks.
+Source: DeepSeek-V3's README_WEIGHTS.md; transformers' fine-grained FP8 integration; vLLM's reader of AutoFP8's checkpoints.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,93 +21,102 @@ import numpy as np
 from ..errors import CheckpointError
 from ..qtensor import QTensor
 from ..schemes import TensorSpec
+from ._cache_scales import is_cache_scale, with_cache
 from ._folder import quant_method
+from ._fp8_writer import METHOD, SCALE, Fp8Writer
 from ._json import shown
-from ._quantized import Layer, QuantizedCheckpoint, Raw, open_quantized
-from .base import InexactError, Part, Writer, WriterOptions
+from ._nibbles import low_first
+from ._quantized import Layer, QuantizedCheckpoint, Raw, open_quantized, quantization_config
+from .base import WriterOptions
 
-METHOD = "fp8"
-SCALE = "weight_scale_inv"
+SCALES = (SCALE, "weight_scale", "scale", "qscale_weight")
+INPUTS = ("activation_scale", "input_scale", "qscale_act")
+FLOATS = ("F32", "BF16", "F16")
+EXPONENTS = ("F8_E8M0", "U8")
+MXFP4 = TensorSpec("mxfp4", "group", 32, scale_format="e8m0")
+MXFP8 = TensorSpec("mxfp8", "group", 32, scale_format="e8m0")
+NAMES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "F8_E8M0": "e8m0", "U8": "e8m0"}
 
 
 def _layers(config: dict[str, Any], quantization: dict[str, Any], raw: Raw) -> Iterator[Layer]:
-    where = f"{raw.path / 'config.json'}: quantization_config"
+    block, static = _block(quantization, raw.path), quantization.get("activation_scheme", "dynamic") == "static"
+    for name in raw.entries:
+        stem, _, kind = name.rpartition(".")
+        if kind in SCALES and stem and f"{stem}.weight" in raw and raw.entries[f"{stem}.weight"].dtype in ("F8_E4M3", "I8", "F4"):
+            yield fp8_layer(f"{stem}.", kind, block, static, raw)
+
+
+def _block(quantization: dict[str, Any], path: Path) -> tuple[int, int] | None:
+    """Rows and columns that share a scale; None for one scale per weight."""
+    where = f"{path / 'config.json'}: quantization_config"
     if (fmt := quantization.get("fmt", "e4m3")) not in ("e4m3", "float8_e4m3fn"):
         raise CheckpointError(f"fmt is {shown(fmt)}, only e4m3 is read", where=where)
+    if (scheme := quantization.get("activation_scheme", "dynamic")) not in ("dynamic", "static"):
+        raise CheckpointError(f"activation_scheme is {shown(scheme)}, known are dynamic and static", where=where)
     size = quantization.get("weight_block_size")
+    if size is None:
+        return None
     if not (isinstance(size, list) and len(size) == 2 and all(type(s) is int and 0 < s <= 1 << 20 for s in size)):
         raise CheckpointError(f"weight_block_size is {shown(size)}, not two whole numbers above 0", where=where)
-    spec = TensorSpec("fp8e4m3", "block", size[0], size[1])
-    static = quantization.get("activation_scheme", "dynamic") == "static"
-    activation = TensorSpec("fp8e4m3", "tensor") if static else TensorSpec("fp8e4m3", "group", size[1], dynamic=True)
-    for name in raw.entries:
-        if name.endswith(f".{SCALE}"):
-            yield _layer(name.removesuffix(SCALE), spec, activation, raw)
+    return size[0], size[1]
 
 
-def _layer(prefix: str, spec: TensorSpec, activation: TensorSpec, raw: Raw) -> Layer:
-    weight, scale = f"{prefix}weight", f"{prefix}{SCALE}"
-    shape = raw.entry(weight, ("F8_E4M3",), (None, None)).shape
-    raw.entry(scale, ("F32", "BF16", "F16"), spec.scale_shape(shape))
-    inputs = f"{prefix}activation_scale"
+def fp8_layer(prefix: str, kind: str, block: tuple[int, int] | None, static: bool, raw: Raw) -> Layer:
+    """The weight `prefix`weight with its scales `prefix``kind`, of blocks or as their shape says: one, or one per row."""
+    weight, scale = f"{prefix}weight", f"{prefix}{kind}"
+    entry = raw.entry(weight, ("F8_E4M3", "I8", "F4"), (None, None))
+    packed = entry.dtype != "F8_E4M3"  # two E2M1 values to a byte; F4 counts values, I8 bytes
+    rows, columns = entry.shape[0], entry.shape[1] * (2 if entry.dtype == "I8" else 1)
+    if columns % 2 and packed:
+        raise raw.error(weight, "has rows that end within a byte")
+    spec = MXFP4 if packed else _spec(block, (rows, columns), scale, raw)
+    stored = raw.entry(scale, EXPONENTS if packed or spec == MXFP8 else (*FLOATS, *EXPONENTS))
+    wanted = spec.scale_shape((rows, columns))
+    if stored.shape != wanted and not (spec.granularity in ("tensor", "channel") and math.prod(stored.shape) == math.prod(wanted)):
+        raise raw.error(scale, f"has shape {list(stored.shape)}, expected {list(wanted)}")
+    inputs = next((prefix + name for name in INPUTS if prefix + name in raw), None)
+    if static and inputs is None:
+        raise raw.error(prefix + INPUTS[0], "is missing, though activation_scheme is static", "the checkpoint is incomplete: fetch it again")
+    if inputs is not None and math.prod(raw.entry(inputs, FLOATS).shape) != 1:
+        raise raw.error(inputs, "holds more than one scale")
 
     def read(first: int, last: int) -> QTensor:
-        codes = raw.array(weight, ("F8_E4M3",))[first:last]
-        scales = raw.floats(scale)[first // spec.size : -(-last // spec.size)]
-        return QTensor(codes, scales, spec, (last - first, shape[1]))
+        codes = raw.array(weight, (entry.dtype,)).reshape(rows, -1)[first:last]
+        scales = (raw.exponents(scale) if stored.dtype in EXPONENTS else raw.floats(scale)).reshape(wanted)
+        if spec.granularity != "tensor":
+            cell = spec.size if spec.granularity == "block" else 1
+            scales = scales[first // cell : -(-last // cell)]
+        codes = low_first(codes.view(np.uint8), columns) if packed else codes
+        return QTensor(codes, scales, spec, (last - first, columns))
 
-    static = inputs if inputs in raw else None
-    return Layer(weight, (shape[0], shape[1]), spec, f"fp8 e4m3, blocks of {spec.size} x {spec.columns}",
-                 (weight, scale, *((inputs,) if static else ())), read, activation, static)
-
-
-class Fp8Writer(Writer):
-    """E4M3 codes and float32 scales of blocks, which are of one size in the whole model: the most frequent one that comes, else 128 x 128."""
-
-    def __init__(self, options: WriterOptions) -> None:
-        self.options = options
-        blocks = Counter((s.size, s.columns) for s in options.specs.values() if (s.format, s.granularity) == ("fp8e4m3", "block"))
-        rows, columns = blocks.most_common(1)[0][0] if blocks else (128, 128)
-        self.spec = TensorSpec("fp8e4m3", "block", rows, columns)
-
-    def why_not(self, name: str, spec: TensorSpec, shape: tuple[int, ...]) -> str | None:
-        if (spec.format, spec.granularity, spec.size, spec.columns) != ("fp8e4m3", "block", self.spec.size, self.spec.columns):
-            return f"fine-grained FP8 holds E4M3 with a scale for each block of {self.spec.size} x {self.spec.columns}"
-        return None
-
-    def nearest(self, name: str, spec: TensorSpec, shape: tuple[int, ...]) -> TensorSpec:
-        return self.spec
-
-    def parts(self, name: str, spec: TensorSpec, shape: tuple[int, ...]) -> dict[str, Part]:
-        parts = {name: Part("F8_E4M3", shape), _scale(name): Part("F32", spec.scale_shape(shape))}
-        return parts | ({_inputs(name): Part("F32", ())} if name in self.options.input_scales else {})
-
-    def fill(self, name: str, tensor: QTensor, first: int, out: Mapping[str, np.ndarray]) -> None:
-        if tensor.order is not None or tensor.factors is not None:
-            raise InexactError("its inputs are permuted or scaled")
-        rows = tensor.shape[0]
-        out[name][first : first + rows] = tensor.codes
-        begin = first // self.spec.size
-        out[_scale(name)][begin : begin - (-rows // self.spec.size)] = tensor.scales
-        if _inputs(name) in out:
-            out[_inputs(name)][...] = self.options.input_scales[name].reshape(())
-
-    def config(self, weights: Mapping[str, TensorSpec], kept: Sequence[str]) -> dict[str, Any]:
-        found = [self.options.activations.get(name) for name in weights]
-        static = bool(found) and all(spec is not None and not spec.dynamic for spec in found)
-        quantization: dict[str, Any] = {"quant_method": METHOD, "fmt": "e4m3", "weight_block_size": [self.spec.size, self.spec.columns],
-                                        "activation_scheme": "static" if static else "dynamic"}
-        if kept:
-            quantization["modules_to_not_convert"] = [name.removesuffix(".weight") for name in kept]
-        return {"quantization_config": quantization}
+    parts = (weight, scale, *((inputs,) if inputs else ()))
+    return Layer(weight, (rows, columns), spec, _label(spec), parts, read, _activation(spec, static), inputs if static else None)
 
 
-def _scale(name: str) -> str:
-    return name.removesuffix("weight") + SCALE
+def _spec(block: tuple[int, int] | None, shape: tuple[int, int], scale: str, raw: Raw) -> TensorSpec:
+    entry = raw.entry(scale, (*FLOATS, *EXPONENTS))
+    numbers = NAMES[entry.dtype]
+    if block is not None:
+        return MXFP8 if block == (1, 32) and numbers == "e8m0" else TensorSpec("fp8e4m3", "block", *block, scale_format=numbers)
+    granularity = "tensor" if math.prod(entry.shape) == 1 and shape[0] != 1 else "channel"
+    return TensorSpec("fp8e4m3", granularity, scale_format=numbers)
 
 
-def _inputs(name: str) -> str:
-    return name.removesuffix("weight") + "activation_scale"
+def _activation(spec: TensorSpec, static: bool) -> TensorSpec:
+    if static:
+        return TensorSpec("fp8e4m3", "tensor")
+    if spec == MXFP8:
+        return TensorSpec("mxfp8", "group", 32, scale_format="e8m0", dynamic=True)
+    if spec.granularity == "block":
+        return TensorSpec("fp8e4m3", "group", spec.columns, dynamic=True)
+    return TensorSpec("fp8e4m3", "group", 128, dynamic=True) if spec == MXFP4 else TensorSpec("fp8e4m3", "token", dynamic=True)
+
+
+def _label(spec: TensorSpec) -> str:
+    if spec.format != "fp8e4m3":
+        return f"{spec.format} in an fp8 checkpoint"
+    scales = "" if spec.scale_format == "fp32" else f", {spec.scale_format} scales"
+    return f"fp8 e4m3, blocks of {spec.size} x {spec.columns}{scales}" if spec.granularity == "block" else f"fp8 e4m3, per {spec.granularity}{scales}"
 
 
 class Fp8Codec:
@@ -116,7 +127,9 @@ class Fp8Codec:
         return path.is_dir() and quant_method(path) == METHOD
 
     def open(self, path: Path) -> QuantizedCheckpoint:
-        return open_quantized(path, METHOD, _layers)
+        checkpoint = open_quantized(path, METHOD, _layers, used=is_cache_scale)
+        scheme = quantization_config(path).get("kv_cache_scheme")
+        return with_cache(checkpoint, TensorSpec("fp8e4m3", "tensor") if scheme or checkpoint.cache_scales() else None)
 
 
 CODEC = Fp8Codec()

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from octavo.checkpoints import Checkpoint, Writer, WriterOptions, open_checkpoint
+from octavo.checkpoints._quantized import QuantizedCheckpoint
 
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -60,5 +61,7 @@ def reopened(checkpoint: Checkpoint, codec: Any, path: Path, **options: Any) -> 
     """The checkpoint, written by another codec and opened again."""
     specs = {name: info.spec for name, info in checkpoint.tensors.items() if info.spec is not None}
     activations = {name: info.activation for name, info in checkpoint.tensors.items() if info.activation is not None}
-    given = WriterOptions(**{"specs": specs, "activations": activations, **options})
+    assert isinstance(checkpoint, QuantizedCheckpoint)
+    given = WriterOptions(**{"specs": specs, "activations": activations, "input_scales": checkpoint.input_scales(), "cache": checkpoint.cache,
+                             "cache_scales": checkpoint.cache_scales(), **options})
     return open_checkpoint(written(checkpoint, codec.writer(given), given, path))
