@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import CheckpointError
 from ..qtensor import QTensor
 from ..schemes import TensorSpec
-from ._int_words import regrouped, repeated, unpack, words
+from ._int_words import WORD, regrouped, repeated, unpack, words
 from ._json import shown
 from ._quantized import Layer, Raw
 
@@ -34,6 +34,7 @@ class Setting:
 
     group_size  -1: one group, the whole row
     zeros       "plain", "minus_one" (GPTQ v1, AutoRound's auto_gptq), or "minus_one_carried": one was taken from whole words, with borrows
+    remedy      what to do about a weight that is symmetric only under the other convention of zero points
     """
 
     bits: int
@@ -42,6 +43,7 @@ class Setting:
     desc_act: bool = False
     zeros: str = "plain"
     words: str = "int32"
+    remedy: str = ""
 
 
 @dataclass
@@ -135,28 +137,31 @@ def gptq_layer(raw: Raw, prefix: str, setting: Setting, method: str, findings: F
 
 
 def awq_layer(raw: Raw, prefix: str, setting: Setting, method: str, findings: Findings) -> Layer:
-    """A weight in AWQ's gemm layout, 4 bits: qweight [in, out / 8], qzeros [groups, out / 8], scales [groups, out]."""
+    """A weight in AWQ's gemm layout: qweight [in, out * bits / 32], qzeros [groups, out * bits / 32], scales [groups, out]."""
     qweight, qzeros, scales = (f"{prefix}{part}" for part in ("qweight", "qzeros", "scales"))
     width, packed = raw.entry(qweight, ("I32",), (None, None)).shape
-    rows = packed * 8
+    bits, rows = setting.bits, packed * WORD // setting.bits
     if not rows or not width:
         raise raw.error(qweight, "is empty")
+    if packed * WORD % (bits * 8):
+        raise raw.error(qweight, f"has {packed} columns of words, which are no eights of values of {bits} bits")
     size, groups = _groups(raw, scales, setting, width, rows)
     if width % size:
         raise raw.error(qweight, f"has {width} inputs, which are no multiple of the group size {size}")
     stored_zeros = raw.array(qzeros, ("I32",), (groups, packed))
     symmetric = _is_symmetric(raw, qzeros, stored_zeros, setting, rows, findings)
-    spec = _spec(raw, scales, 4, size, width, symmetric)
+    spec = _spec(raw, scales, bits, size, width, symmetric)
+    middle = np.uint8(1 << (bits - 1))
 
     def read(first: int, last: int) -> QTensor:
-        begin, end = first // 8, -(-last // 8)
-        inside = slice(first - begin * 8, last - begin * 8)
-        codes = np.ascontiguousarray(_awq_columns(raw.array(qweight, ("I32",))[:, begin:end])[:, inside].T)
+        start = first // RUN * RUN
+        taken, inside = slice(start * bits // WORD, words(-(-last // 8) * 8, bits)), slice(first - start, last - start)
+        codes = np.ascontiguousarray(_awq_columns(raw.array(qweight, ("I32",))[:, taken], bits)[:, inside].T)
         zeros = None
         if symmetric:
-            codes = (codes - np.uint8(8)).view(np.int8)
+            codes = (codes - middle).view(np.int8)
         else:
-            zeros = _by_row(_awq_columns(stored_zeros[:, begin:end])[:, inside].astype(np.float32), None)
+            zeros = _by_row(_awq_columns(stored_zeros[:, taken], bits)[:, inside].astype(np.float32), None)
         return QTensor(codes, _by_row(_floats(raw, scales, first, last), None), spec, (last - first, width), zeros=zeros)
 
     return Layer(f"{prefix}weight", (rows, width), spec, _stored(method, setting, size, width, symmetric, False), (qweight, qzeros, scales), read)
@@ -212,10 +217,9 @@ def _is_symmetric(raw: Raw, name: str, stored: np.ndarray, setting: Setting, row
     one = _uniform(stored, bits, word, rows)
     if one == middle - minus:
         return True
-    if setting.sym and one is not None and one == middle - (not minus):
-        ours, other = ("gptq", "gptq_v2") if minus else ("gptq_v2", "gptq")
-        raise raw.error(name, f"holds {one} everywhere, the midpoint as {other} stores it, but the config says {ours}",
-                        f"if the model is good elsewhere, set checkpoint_format to {other!r} in config.json")
+    if setting.sym and one is not None and abs(one + minus - middle) == 1:
+        raise raw.error(name, f"holds {one} everywhere, which stands for a zero point of {one + minus}, but the config says symmetric: {middle}",
+                        setting.remedy)
     if setting.sym:
         findings.asymmetric.append(name.rpartition(".")[0])
     if minus and bool((unpack(stored, bits, rows) == (1 << bits) - 1).any()):
@@ -242,10 +246,11 @@ def _zero_points(stored: np.ndarray, setting: Setting) -> np.ndarray:
     return values if setting.zeros == "plain" else (values + np.uint8(1)) & np.uint8((1 << bits) - 1)
 
 
-def _awq_columns(packed: np.ndarray) -> np.ndarray:
-    """uint8 [rows, 8 * words], outputs in their own order."""
-    fields = unpack(packed, 4).reshape(*packed.shape, 8)
-    return fields[..., list(AWQ_INVERSE)].reshape(len(packed), packed.shape[1] * 8)
+def _awq_columns(packed: np.ndarray, bits: int) -> np.ndarray:
+    """uint8 [rows, outputs], outputs in their own order; those beyond the last eight are left out."""
+    fields = unpack(packed, bits)
+    eights = fields.shape[1] // 8
+    return fields[:, : eights * 8].reshape(len(packed), eights, 8)[..., list(AWQ_INVERSE)].reshape(len(packed), eights * 8)
 
 
 def _floats(raw: Raw, name: str, first: int, last: int) -> np.ndarray:

@@ -3,8 +3,8 @@
 What it is: per linear layer `qweight` (packed along the inputs), `qzeros`, `scales` and `g_idx`, the group of each input. In `gptq` (v1) files qzeros
 hold the zero point minus one, in `gptq_v2` the zero point. With act-order (desc_act) a group's inputs are spread over the row.
 When to choose it: 4-bit weights that vLLM, SGLang, transformers and GPTQModel load; v1 for symmetric weights (every reader knows it), v2 for zero points.
-Limits: no Marlin, BitBLAS, planar (gptq_p) or other repacked layouts. Zero points that are all the midpoint of the other convention than the config's
-are refused: such a file decodes off by one. Zero points of 0 in v1 (stored as -1) are undone as their maker made them: GPTQModel takes one off whole
+Limits: no Marlin, BitBLAS, planar (gptq_p) or other repacked layouts. A symmetric file whose zero points are all one off the midpoint is refused: it was
+written in the other convention than its config says. Zero points of 0 in v1 (stored as -1) are undone as their maker made them: GPTQModel takes one off whole
 words, with borrows; others off each field. `sym` and `desc_act` are claims: what zero points and g_idx say is what counts, and `notes` tells.
 Source: GPTQModel's documentation and tensors; arXiv 2210.17323.
 """
@@ -60,7 +60,9 @@ def _setting(quantization: dict[str, Any], where: str) -> Setting:
     zeros = FORMATS[found]
     if zeros == "minus_one" and _maker(quantization).startswith("gptqmodel"):
         zeros = "minus_one_carried"
-    return _changed(Setting(0, -1, zeros=zeros, words=kept_in), quantization, where)
+    other = next(name for name in FORMATS if name != found)
+    return _changed(Setting(0, -1, zeros=zeros, words=kept_in, remedy=f"if the model is good elsewhere, set checkpoint_format to {other!r} in config.json"),
+                    quantization, where)
 
 
 def _changed(setting: Setting, values: dict[str, Any], where: str) -> Setting:

@@ -103,7 +103,8 @@ def test_zero_points_of_the_other_convention(version: str, zero: int, other: str
     """A symmetric file whose zero points are the midpoint only under the other convention decodes off by one: refused, with what to do."""
     codes, zeros, scales = made(np.random.default_rng(2))
     tensors = gptq_tensors(codes, np.full_like(zeros, zero), scales, 4, None, version == "gptq")
-    error = refused(write(tmp_path / "m", tensors, config(checkpoint_format=version)), "model.safetensors", f"{AT}.qzeros", "midpoint")
+    error = refused(write(tmp_path / "m", tensors, config(checkpoint_format=version)), "model.safetensors", f"{AT}.qzeros",
+                    f"zero point of {zero}", "symmetric: 8")
     assert f"checkpoint_format to '{other}'" in error.remedy
     # Where the config does not claim symmetric weights, the zero points mean what they say.
     path = write(tmp_path / "m", tensors, config(checkpoint_format=version, sym=False))
