@@ -71,7 +71,7 @@ class Raw:
 
     def exponents(self, name: str, shape: Sequence[int | None] | None = None) -> np.ndarray:
         """Scales that are powers of two, stored as exponents in bytes (E8M0), as float32; checked as `entry` does. 255 is NaN."""
-        return np.asarray(formats.get("e8m0").decode(self.array(name, ("U8", "F8_E8M0"), shape)), np.float32)
+        return decoded_exponents(self.array(name, ("U8", "F8_E8M0"), shape))
 
     def floats(self, name: str, shape: Sequence[int | None] | None = None) -> np.ndarray:
         """Scales and the like as float32: a tensor of F32, F16 or BF16, checked as `entry` does."""
@@ -183,6 +183,11 @@ def open_quantized(path: Path, codec: str, describe: Describe, *, used: Callable
                 for name, e in entries.items() if name not in claimed and not used(name)}
     check_shapes(config, tensors, path)
     return QuantizedCheckpoint(raw, config, tensors, layers, codec, cache, notes)
+
+
+def decoded_exponents(codes: np.ndarray) -> np.ndarray:
+    """The powers of two (E8M0) that exponents in bytes stand for, as float32; 255 is NaN."""
+    return np.asarray(formats.get("e8m0").decode(codes), np.float32)
 
 
 # Types that a matrix has only when it was quantized: without a layer that knows its scales, its codes would be taken for its values.
