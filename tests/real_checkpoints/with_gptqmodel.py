@@ -1,0 +1,69 @@
+"""gptqmodel: GPTQ (v1, v2; act-order on and off; 2, 3, 4 and 8 bits) and AWQ folders, dequantized by gptqmodel's own torch modules.
+
+    python tests/real_checkpoints/with_gptqmodel.py SOURCE OUT [KIND ...]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import golden
+
+# kind -> (configuration class, its fields). "rtn" rounds to nearest: the packing of other bit widths, without the minutes that GPTQ takes.
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gptq-4bit-rtn": ("RTNConfig", {"bits": 4}), "gptq-2bit-rtn": ("RTNConfig", {"bits": 2}), "gptq-3bit-rtn": ("RTNConfig", {"bits": 3}),
+    "gptq-8bit-rtn": ("RTNConfig", {"bits": 8}), "gptq-v2-4bit-asym-rtn": ("RTNConfig", {"bits": 4, "sym": False, "format": "gptq_v2"}),
+    "awq-gemm-rtn": ("RTNConfig", {"bits": 4, "sym": False, "format": "gemm"}),
+    "gptq-4bit": ("GPTQConfig", {"bits": 4, "desc_act": False}), "gptq-4bit-actorder": ("GPTQConfig", {"bits": 4, "desc_act": True}),
+    "awq-gemm": ("AWQConfig", {"bits": 4, "sym": False, "format": "gemm"}),
+}
+
+
+def quantize(source: Path, out: Path, kind: str) -> None:
+    import gptqmodel.quantization.config as configs
+    from gptqmodel import GPTQModel
+
+    name, fields = KINDS[kind]
+    config = getattr(configs, name)(group_size=64, device="cpu", **fields)
+    model = GPTQModel.load(str(source), config)
+    if name == "RTNConfig":
+        model.quantize(calibration=None)
+    else:
+        model.quantize(golden.texts(8), batch_size=1)
+    model.save(str(out))
+
+
+def dequantized(folder: Path) -> Iterator[tuple[str, Any]]:
+    import torch
+    from gptqmodel import BACKEND, GPTQModel
+    from gptqmodel.nn_modules.qlinear import BaseQuantLinear
+
+    loaded = GPTQModel.load(str(folder), backend=BACKEND.GPTQ_TORCH if "gptq" in folder.name.split("gptqmodel-")[1] else BACKEND.AWQ_TORCH, device="cpu")
+    for name, module in loaded.model.named_modules():
+        if isinstance(module, BaseQuantLinear):
+            module.scales = module.scales.to(torch.float32)
+            weight = module.dequantize_weight()
+            if weight.shape != (module.out_features, module.in_features):
+                weight = weight.T
+            elif module.out_features == module.in_features:
+                weight = weight.T  # [in, out] as GPTQ stores it
+            yield f"{name}.weight", weight.to(torch.float32)
+
+
+def main(source: Path, out: Path, only: list[str]) -> None:
+    maker = f"gptqmodel {version('gptqmodel')}"
+    for kind in KINDS:
+        folder = out / f"gptqmodel-{kind}"
+        if (only and kind not in only) or (folder / "golden.npz").exists():
+            continue
+        if not (folder / "config.json").exists():
+            quantize(source, folder, kind)
+        golden.write_golden(folder, maker, dequantized(folder), source)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
