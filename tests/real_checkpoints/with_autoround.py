@@ -36,7 +36,6 @@ def quantize(source: Path, out: Path, kind: str) -> None:
 
 def dequantized(folder: Path) -> Iterator[tuple[str, Any]]:
     """By auto_round_extension's torch modules for the GPTQ packings, by auto_round's AWQ unpacking for the other."""
-    import torch
 
     config = golden.quantization_config(folder)
     bits, group = config["bits"], config["group_size"]

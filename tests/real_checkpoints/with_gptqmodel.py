@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -55,6 +56,7 @@ def dequantized(folder: Path) -> Iterator[tuple[str, Any]]:
 
 
 def main(source: Path, out: Path, only: list[str]) -> None:
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its default on two cores is one, which its own model loader refuses
     maker = f"gptqmodel {version('gptqmodel')}"
     for kind in KINDS:
         folder = out / f"gptqmodel-{kind}"

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -36,6 +38,23 @@ def quantize(source: Path, out: Path, config: Any) -> None:
     AutoTokenizer.from_pretrained(source).save_pretrained(out)
 
 
+def quantize_fp8(source: Path, out: Path, config: Any) -> None:
+    """transformers quantizes to FP8 on a GPU only; its own operation on one tensor runs anywhere, and the files are written around it."""
+    from types import SimpleNamespace
+
+    from safetensors.torch import save_file
+    from transformers.integrations.finegrained_fp8 import Fp8Quantize
+
+    operation = Fp8Quantize(SimpleNamespace(quantization_config=config))
+    tensors: dict[str, Any] = {}
+    for name, value in golden.stored_tensors(source).items():
+        tensors |= operation._quantize_one(name, value) if name.endswith("_proj.weight") else {name: value}
+    shutil.copytree(source, out, ignore=shutil.ignore_patterns("*.safetensors", "config.json"), dirs_exist_ok=True)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, out / "model.safetensors", metadata={"format": "pt"})
+    plain = json.loads((source / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**plain, "quantization_config": config.to_dict()}, indent=1))
+
+
 def dequantized(folder: Path) -> Iterator[tuple[str, Any]]:
     import bitsandbytes as bnb
     import torch
@@ -60,7 +79,7 @@ def main(source: Path, out: Path, only: list[str]) -> None:
         if (only and kind not in only) or (folder / "golden.npz").exists():
             continue
         if not (folder / "config.json").exists():
-            quantize(source, folder, config)
+            (quantize_fp8 if "fp8" in kind else quantize)(source, folder, config)
         library = kind.partition("-")[0]
         maker = f"transformers {version('transformers')}" + (f" with bitsandbytes {version('bitsandbytes')}" if library == "bitsandbytes" else "")
         golden.write_golden(folder, maker, dequantized(folder), source)
