@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..schemes import TensorSpec
-
-Blocks = np.ndarray
-Decoded = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+from . import _gguf_iq as iq
+from ._gguf_blocks import Blocks, Decoded, half, nibbles, planes
 
 
 @dataclass(frozen=True)
@@ -42,65 +41,48 @@ STORAGE = {
 }
 
 
-def _half(blocks: Blocks, at: int) -> np.ndarray:
-    """The float16 at byte `at` of each block, as float32 [n, 1]."""
-    return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype(np.float32)
-
-
-def _nibbles(data: np.ndarray) -> np.ndarray:
-    """[n, 16] bytes -> [n, 32]: all low halves, then all high halves."""
-    return np.concatenate([data & 15, data >> 4], axis=1)
-
-
 def _fifth_bits(blocks: Blocks, at: int) -> np.ndarray:
     """The 32 bits at byte `at` as [n, 32] bytes 0 or 16."""
     return np.unpackbits(blocks[:, at : at + 4], axis=1, bitorder="little") << 4
 
 
 def q8_0(blocks: Blocks) -> Decoded:
-    return blocks[:, 2:].view(np.int8), _half(blocks, 0), None
+    return blocks[:, 2:].view(np.int8), half(blocks, 0), None
 
 
 def q4_0(blocks: Blocks) -> Decoded:
-    return _nibbles(blocks[:, 2:]).view(np.int8) - np.int8(8), _half(blocks, 0), None
+    return nibbles(blocks[:, 2:]).view(np.int8) - np.int8(8), half(blocks, 0), None
 
 
 def q4_1(blocks: Blocks) -> Decoded:
-    return _nibbles(blocks[:, 4:]), _half(blocks, 0), _half(blocks, 2)
+    return nibbles(blocks[:, 4:]), half(blocks, 0), half(blocks, 2)
 
 
 def q5_0(blocks: Blocks) -> Decoded:
-    return (_nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2)).view(np.int8) - np.int8(16), _half(blocks, 0), None
+    return (nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2)).view(np.int8) - np.int8(16), half(blocks, 0), None
 
 
 def q5_1(blocks: Blocks) -> Decoded:
-    return _nibbles(blocks[:, 8:]) | _fifth_bits(blocks, 4), _half(blocks, 0), _half(blocks, 2)
-
-
-def _planes(data: np.ndarray, bits: int, width: int) -> np.ndarray:
-    """Runs of `width` bytes, each holding 8/bits planes of `width` codes, low bits first: [n, bytes] -> [n, codes]."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
-    runs = data.reshape(len(data), -1, 1, width)
-    return ((runs >> shifts) & np.uint8((1 << bits) - 1)).reshape(len(data), -1)
+    return nibbles(blocks[:, 8:]) | _fifth_bits(blocks, 4), half(blocks, 0), half(blocks, 2)
 
 
 def q2_k(blocks: Blocks) -> Decoded:
     """Groups of 16: 4-bit scales (low halves) and 4-bit minimums (high halves), 2-bit codes, two float16 factors."""
     fine = blocks[:, :16]
-    scales = _half(blocks, 80) * (fine & 15).astype(np.float32)
-    return _planes(blocks[:, 16:80], 2, 32), scales, -(_half(blocks, 82) * (fine >> 4).astype(np.float32))
+    scales = half(blocks, 80) * (fine & 15).astype(np.float32)
+    return planes(blocks[:, 16:80], 2, 32), scales, -(half(blocks, 82) * (fine >> 4).astype(np.float32))
 
 
 def q3_k(blocks: Blocks) -> Decoded:
     """Groups of 16: 6-bit scales less 32, 2-bit codes plus a mask of bits that are less 4 where clear."""
     high = (blocks[:, :32, None].transpose(0, 2, 1) >> np.arange(8, dtype=np.uint8)[:, None]) & 1
-    codes = _planes(blocks[:, 32:96], 2, 32).view(np.int8) - ((high.reshape(len(blocks), -1) ^ 1) << 2).view(np.int8)
+    codes = planes(blocks[:, 32:96], 2, 32).view(np.int8) - ((high.reshape(len(blocks), -1) ^ 1) << 2).view(np.int8)
     packed = blocks[:, 96:108]
     low, top = packed[:, :8], packed[:, 8:]
     low = np.concatenate([low & 15, low >> 4], axis=1)
     top = ((top[:, None, :] >> np.array([0, 2, 4, 6], np.uint8)[:, None]) & 3).reshape(len(blocks), 16)
     scales = (low | top << 4).view(np.int8) - np.int8(32)
-    return codes, _half(blocks, 108) * scales.astype(np.float32), None
+    return codes, half(blocks, 108) * scales.astype(np.float32), None
 
 
 def _scales_and_minimums(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -114,21 +96,21 @@ def _scales_and_minimums(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def q4_k(blocks: Blocks) -> Decoded:
     """Groups of 32: 6-bit scales and minimums, 4-bit codes, two float16 factors."""
     scales, minimums = _scales_and_minimums(blocks[:, 4:16])
-    return _planes(blocks[:, 16:], 4, 32), _half(blocks, 0) * scales, -(_half(blocks, 2) * minimums)
+    return planes(blocks[:, 16:], 4, 32), half(blocks, 0) * scales, -(half(blocks, 2) * minimums)
 
 
 def q5_k(blocks: Blocks) -> Decoded:
     """As Q4_K, with a fifth bit: bit g of byte i of the mask belongs to number i of group g."""
     scales, minimums = _scales_and_minimums(blocks[:, 4:16])
     fifth = (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
-    codes = _planes(blocks[:, 48:], 4, 32) | (fifth.reshape(len(blocks), -1) << 4)
-    return codes, _half(blocks, 0) * scales, -(_half(blocks, 2) * minimums)
+    codes = planes(blocks[:, 48:], 4, 32) | (fifth.reshape(len(blocks), -1) << 4)
+    return codes, half(blocks, 0) * scales, -(half(blocks, 2) * minimums)
 
 
 def q6_k(blocks: Blocks) -> Decoded:
     """Groups of 16: 8-bit scales, codes of 4 low and 2 high bits less 32, one float16 factor."""
-    codes = _planes(blocks[:, :128], 4, 64) | _planes(blocks[:, 128:192], 2, 32) << 4
-    scales = _half(blocks, 208) * blocks[:, 192:208].view(np.int8).astype(np.float32)
+    codes = planes(blocks[:, :128], 4, 64) | planes(blocks[:, 128:192], 2, 32) << 4
+    scales = half(blocks, 208) * blocks[:, 192:208].view(np.int8).astype(np.float32)
     return codes.view(np.int8) - np.int8(32), scales, None
 
 
@@ -144,7 +126,8 @@ def _kind(format: str, group: int, scale_format: str, decode: Callable[[Blocks],
     return Quantized(TensorSpec(format, "group", group, symmetric=symmetric, scale_format=scale_format), decode)
 
 
-PLAIN = {"F32": (TensorSpec("fp32"), "<f4"), "F16": (TensorSpec("fp16"), "<f2"), "BF16": (TensorSpec("bf16"), "<u2")}
+PLAIN = {"F32": (TensorSpec("fp32"), "<f4"), "F16": (TensorSpec("fp16"), "<f2"), "BF16": (TensorSpec("bf16"), "<u2"), "F64": (TensorSpec("fp32"), "<f8")}
+WHOLE = ("I8", "I16", "I32", "I64")  # listed, but no weights
 QUANTIZED = {
     "Q8_0": _kind("int8", 32, "fp16", q8_0),
     "Q4_0": _kind("int4", 32, "fp16", q4_0),
@@ -156,6 +139,22 @@ QUANTIZED = {
     "Q4_K": _kind("int4", 32, "fp32", q4_k, symmetric=False),
     "Q5_K": _kind("int5", 32, "fp32", q5_k, symmetric=False),
     "Q6_K": _kind("int6", 16, "fp32", q6_k),
+    "Q8_1": _kind("int8", 32, "fp16", iq.q8_1),
+    "Q8_K": _kind("int8", 256, "fp32", iq.q8_k),
+    "Q1_0": _kind("int2", 128, "fp16", iq.q1_0),
+    "TQ1_0": _kind("int2", 256, "fp16", iq.tq1_0),
+    "TQ2_0": _kind("int3", 256, "fp16", iq.tq2_0),
+    "IQ1_S": _kind("int8", 32, "fp32", iq.iq1_s),
+    "IQ1_M": _kind("int8", 16, "fp32", iq.iq1_m),
+    "IQ2_XXS": _kind("int8", 32, "fp32", iq.iq2_xxs),
+    "IQ2_XS": _kind("int8", 16, "fp32", iq.iq2_xs),
+    "IQ2_S": _kind("int8", 16, "fp32", iq.iq2_s),
+    "IQ3_XXS": _kind("int8", 32, "fp32", iq.iq3_xxs),
+    "IQ3_S": _kind("int8", 32, "fp32", iq.iq3_s),
+    "IQ4_NL": _kind("iq4nl", 32, "fp16", iq.iq4_nl),
+    "IQ4_XS": _kind("iq4nl", 32, "fp32", iq.iq4_xs),
+    "MXFP4": _kind("mxfp4", 32, "e8m0", iq.mxfp4),
+    "NVFP4": _kind("nvfp4", 16, "fp8e4m3", iq.nvfp4),
 }
 
 

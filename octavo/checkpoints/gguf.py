@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from .. import formats
 from ..errors import CheckpointError
 from ..qtensor import QTensor
 from ._gguf_config import Metadata, config_of
 from ._gguf_names import ARCHITECTURES, heads_interleaved, hugging_face_name, norm_plus_one, row_order
 from ._gguf_reader import GgufFile, GgufTensor, parse
 from ._gguf_tokenizer import end_tokens, tokenizer_config, tokenizer_of
-from ._gguf_types import PLAIN, QUANTIZED, STORAGE, spec_of
+from ._gguf_types import PLAIN, QUANTIZED, STORAGE, WHOLE, spec_of
 from ._json import shown
 from ._mapped import MappedCheckpoint, MappedFile, row_range
 from ._shapes import check_shapes
@@ -54,10 +55,16 @@ class GgufCheckpoint(MappedCheckpoint):
         shape = (last - first, *info.shape[1:]) if info.shape else ()
         order = self._order(name, info)
         picked = slice(first, last) if order is None else order[first:last]
+        if info.spec is None:
+            raise CheckpointError(f"tensor {shown(name)} of type {info.stored} is no weight", where=str(info.file))
         if info.stored in PLAIN:
             spec, dtype = PLAIN[info.stored]
             stored = file.array(dtype, math.prod(info.shape), start).reshape(info.shape)
-            tensor = QTensor(stored[picked] if info.shape else stored, None, spec, shape)
+            codes = stored[picked] if info.shape else stored
+            if info.stored == "F64":
+                with np.errstate(over="ignore"):  # to infinity, which is refused below
+                    codes = codes.astype(np.float32)
+            tensor = QTensor(codes, None, spec, shape)
             if norm_plus_one(self._architecture, name):
                 tensor = QTensor(tensor.dequantize() - np.float32(1), None, PLAIN["F32"][0], shape)
         elif len(info.shape) > 2:
@@ -97,7 +104,8 @@ def _decode(file: MappedFile, start: int, info: TensorInfo, picked: slice | np.n
     stored = file.array(np.uint8, info.nbytes, start).reshape(-1, row_bytes)
     stored_rows = np.arange(len(stored)) if picked is None else np.arange(len(stored))[picked]
     rows, groups = len(stored_rows), width // kind.spec.size
-    codes = np.empty((rows, width), np.int8 if kind.spec.symmetric else np.uint8)
+    signed = kind.spec.symmetric and formats.get(kind.spec.format).kind == "int"
+    codes = np.empty((rows, width), np.int8 if signed else np.uint8)
     scales = np.empty((rows, groups), np.float32)
     offsets = None if kind.spec.symmetric else np.empty((rows, groups), np.float32)
     step = max(1, CHUNK // width)
@@ -111,7 +119,8 @@ def _decode(file: MappedFile, start: int, info: TensorInfo, picked: slice | np.n
         if offsets is not None and some_offsets is not None:
             offsets[part] = some_offsets.reshape(-1, groups)
     shape = (rows, width) if len(info.shape) == 2 else info.shape
-    return QTensor(codes.reshape(shape), scales, kind.spec, shape, offsets=offsets)
+    outer = np.float32(1) if formats.get(kind.spec.format).two_level else None
+    return QTensor(codes.reshape(shape), scales, kind.spec, shape, offsets=offsets, outer=outer)
 
 
 def _rename(source: GgufFile) -> dict[str, tuple[TensorInfo, GgufTensor]]:
@@ -124,7 +133,7 @@ def _rename(source: GgufFile) -> dict[str, tuple[TensorInfo, GgufTensor]]:
     found: dict[str, tuple[TensorInfo, GgufTensor]] = {}
     for tensor in source.tensors.values():
         spec = spec_of(tensor.stored)
-        if spec is None:
+        if spec is None and tensor.stored not in WHOLE:
             raise CheckpointError(f"tensor {shown(tensor.name)} is of type {tensor.stored}, which is not read", where=str(path),
                                   remedy=f"known: {', '.join([*PLAIN, *QUANTIZED])}")
         name = hugging_face_name(architecture, tensor.name)

@@ -58,6 +58,7 @@ _ALL = (
     *(Name(f"Q4_K{size}", "W4g32zA16", _GGUF, _MIXED) for size in ("", "_S", "_M")),
     *(Name(f"Q5_K{size}", "W5g32zA16", _GGUF, _MIXED) for size in ("", "_S", "_M")),
     Name("Q6_K", "W6g16A16", _GGUF), Name("Q8_K", "W8g256@fp32A16", _GGUF),
+    Name("IQ4_NL", "Wiq4nlA16", _GGUF, _MIXED), Name("IQ4_XS", "Wiq4nl@fp32A16", _GGUF, _MIXED), Name("TQ1_0", "W2g256A16", _GGUF, _MIXED),
     Name("MXFP4_MOE", "Wmxfp4A16", _GGUF, "experts only there"),
 )
 
