@@ -31,8 +31,10 @@ def writers() -> dict[str, Callable[[WriterOptions], Writer]]:
     return {name: codec.writer for name, codec in codecs().items() if hasattr(codec, "writer")}
 
 
-def open_checkpoint(path_or_id: str | Path, *, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(path_or_id: str | Path, *, revision: str | None = None, allow_pickle: bool = False) -> Checkpoint:
     """A folder, a .gguf file, or a hub id such as `HuggingFaceTB/SmolLM2-135M-Instruct` (downloaded once, then taken from the hub's cache).
+
+    allow_pickle: read pickled weights (.bin, .pt), by torch's weights_only loader, where a folder has no others.
 
     Raises UsageError for what is none of these, CheckpointError for files that are broken, incomplete or of a format that is not read.
     """
@@ -41,11 +43,16 @@ def open_checkpoint(path_or_id: str | Path, *, revision: str | None = None) -> C
         if not looks_like_id(str(path_or_id)):
             raise UsageError("no such file or folder", where=str(path_or_id), remedy="name a model folder, a .gguf file, or a hub id (owner/name)")
         path = fetch(str(path_or_id), revision)
-    return _codec_of(path).open(path)
+    return _codec_of(path, allow_pickle).open(path)
 
 
-def _codec_of(path: Path) -> Codec:
+def _codec_of(path: Path, allow_pickle: bool) -> Codec:
     known = codecs()
+    if allow_pickle:
+        from ._pickled import PickledCodec  # no file of the registry: nothing that a checkpoint says may lead to it
+
+        if (pickled := PickledCodec()).claims(path):
+            return pickled
     if path.is_dir() and (method := quant_method(path)) is not None:
         codec = known.get(method.replace("-", "_"))
         if codec is None:
@@ -59,7 +66,7 @@ def _codec_of(path: Path) -> Codec:
     pickles = [n for n in names if n.endswith(PICKLES)]
     if pickles:
         raise CheckpointError(f"holds pickled weights ({pickles[0]}), which can run code when read", where=str(path),
-                              remedy="take the safetensors files of the model")
+                              remedy="take the safetensors files of the model, or convert it once: octavo convert ... --to safetensors --allow-pickle")
     ggufs = [n for n in names if n.endswith(".gguf")]
     if ggufs and path.is_dir():
         raise CheckpointError(f"holds {len(ggufs)} GGUF files", where=str(path), remedy=f"name one of them, such as {path / ggufs[0]}")

@@ -12,7 +12,8 @@ import numpy as np
 from ..errors import CheckpointError
 from ..qtensor import QTensor
 from ..schemes import TensorSpec
-from ._digest import digest_of_files
+from ..settings import read_settings
+from ._digest import digest_of_file, digest_of_files
 from ._json import shown
 from .base import TensorInfo
 
@@ -92,6 +93,11 @@ class MappedCheckpoint:
     def content_files(self) -> Iterable[Path]:
         """The files whose bytes make this model what it is."""
         return sorted({file.path for file, _ in self._places.values()})
+
+    def digests(self, cache_dir: Path | None = None) -> dict[str, str]:
+        """File name -> sha256 (hex) of each of `content_files`."""
+        memos = (cache_dir or read_settings().cache_dir) / "digests"
+        return {path.name: digest_of_file(path, memos) for path in self.content_files()}
 
     def content_key(self, cache_dir: Path | None = None) -> str:
         """Hex digest of the contents, whatever the names of the folders above; see _digest.py for what is remembered."""

@@ -23,7 +23,7 @@ from ._json import read_object, shown
 from ._mapped import MappedCheckpoint, MappedFile, row_range
 from ._safetensors_header import Entry, parse_header
 from ._shapes import check_shapes
-from .base import TensorInfo
+from .base import TensorInfo, Writer, WriterOptions
 
 INDEX = "model.safetensors.index.json"
 # Type in the file -> what it means here, and the NumPy type of its codes. Scaleless 8-bit types stand for their plain values.
@@ -63,6 +63,12 @@ class SafetensorsCheckpoint(MappedCheckpoint):
         one = np.ones((1, 1), np.float32) if info.spec.quantized else None
         zeros = np.zeros((1, 1), np.float32) if not info.spec.symmetric else None
         return self.checked(QTensor(codes, one, info.spec, shape, zeros=zeros), info)
+
+    def as_stored(self, name: str) -> np.ndarray:
+        """The bytes of a stored tensor, whatever its type: a view of the file. For tensors that are moved, not understood."""
+        info = self.info(name)
+        file, start = self._places[name]
+        return file.array("u1", info.nbytes, start)
 
     def tokenizer_files(self) -> dict[str, Any]:
         return read_tokenizer_files(self.path)
@@ -110,6 +116,11 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 class SafetensorsCodec:
+    def writer(self, options: WriterOptions) -> Writer:
+        from ._plain_writer import PlainWriter
+
+        return PlainWriter(options)
+
     def claims(self, path: Path) -> bool:
         return (path.is_dir() and any(path.glob("*.safetensors"))) or (path / INDEX).is_file()
 

@@ -35,7 +35,7 @@ class NonFiniteError(OctavoError):
     exit_code = 2
 
 
-def quantize(x: Array, spec: TensorSpec, *, outer: float | None = None) -> QTensor:
+def quantize(x: Array, spec: TensorSpec, *, outer: float | None = None, extent: tuple[float, float] | None = None, strict: bool = False) -> QTensor:
     """Round to nearest, with fitted scales: x [out, in] or [n], any float type, in the precision of `spec`.
 
     Scales come from the largest magnitude of each cell (from smallest and largest value, with zero points), are rounded to
@@ -46,6 +46,8 @@ def quantize(x: Array, spec: TensorSpec, *, outer: float | None = None) -> QTens
     error is taken. Dynamic specs (activations, cache) never do: they are computed at every step.
 
     `outer` fixes the second-level scale of NVFP4 (to quantize a tensor piece by piece); it comes from the whole of x otherwise.
+    `extent`, the (smallest, largest) value of the whole tensor, does the same for one scale per tensor, and gives `outer` where that is needed.
+    `strict`: scales stay in the spec's format, whatever precision that has for them (a file has no room for wider ones).
     For scales per row or group, quantizing slices of rows gives the same codes as the whole.
     Raises NonFiniteError where x holds NaN or infinity.
     """
@@ -63,11 +65,13 @@ def quantize(x: Array, spec: TensorSpec, *, outer: float | None = None) -> QTens
         return QTensor(_encode_plain(flat, number, shape), None, spec, shape)
 
     second = None
+    if extent is not None and cell(spec, width)[0] == 0:
+        low, high = (xp.full_like(low, end) for end in extent)
     if number.two_level:
-        largest = float(xp.max(xp.maximum(high, -low))) if rows else 0.0
+        largest = max(extent[1], -extent[0]) if extent is not None else float(xp.max(xp.maximum(high, -low))) if rows else 0.0
         second = xp.asarray(largest / (number.high * formats.get(spec.scale_format).high) if outer is None else outer, dtype=xp.float32)
     wanted, zeros = _scales(low, high, spec, second)
-    if not _fits(wanted, spec.scale_format):
+    if not strict and not _fits(wanted, spec.scale_format):
         spec = replace(spec, scale_format="fp32")
     scales = round_scales(wanted, spec.scale_format)
     cell_rows, columns = cell(spec, width)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from ._choose import Choice, choose
 from ._describe import describe
-from ._grammar import parse, parse_tensor
+from ._grammar import parse, parse_tensor, write_tensor
 from ._names import NAMES, PRESETS, known_names, normalize
 from ._plan import Plan
 from ._types import Granularity, Scheme, TensorSpec
 
 __all__ = ["NAMES", "PRESETS", "Choice", "Granularity", "Plan", "Scheme", "TensorSpec", "choose", "describe", "known_names", "normalize", "parse",
-           "parse_tensor"]
+           "parse_tensor", "write_tensor"]

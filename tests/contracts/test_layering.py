@@ -29,7 +29,7 @@ ORDER: list[set[str]] = [
     {"loading"},
     {"calibration", "quality", "engine"},
     {"workloads"},
-    {"quantize", "train", "prune", "tune", "speed", "trace", "serve", "evaluate", "bench", "validate", "advise"},
+    {"convert", "quantize", "train", "prune", "tune", "speed", "trace", "serve", "evaluate", "bench", "validate", "advise"},
     {"cli"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

@@ -1,0 +1,8 @@
+"""convert: a checkpoint of any format that is read into any that is written, exactly where the target can hold the same numbers."""
+
+from __future__ import annotations
+
+from ._convert import convert
+from ._report import Report
+
+__all__ = ["Report", "convert"]
