@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ._awq_writer import AwqWriter
 from ._folder import quant_method
 from ._int_layers import Findings, Setting, awq_layer, group_size, prefixes, truth, whole
 from ._json import shown
 from ._quantized import Layer, QuantizedCheckpoint, Raw, open_quantized
+from .base import WriterOptions
 
 METHOD = "awq"
 LAYOUT = "gemm"
@@ -43,6 +45,9 @@ def _layers(quantization: dict[str, Any], raw: Raw, findings: Findings) -> Itera
 
 
 class AwqCodec:
+    def writer(self, options: WriterOptions) -> AwqWriter:
+        return AwqWriter(options)
+
     def claims(self, path: Path) -> bool:
         return path.is_dir() and quant_method(path) == METHOD
 

@@ -18,10 +18,12 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ._folder import quant_method
+from ._gptq_writer import GptqWriter
 from ._int_layers import WORDS, Findings, Setting, gptq_layer, group_size, prefixes, truth, whole
 from ._json import shown
 from ._patterns import Pattern, PatternError, compiled
 from ._quantized import Layer, QuantizedCheckpoint, Raw, open_quantized
+from .base import WriterOptions
 
 METHOD = "gptq"
 FORMATS = {"gptq": "minus_one", "gptq_v2": "plain"}
@@ -101,6 +103,9 @@ def _of_module(name: str, base: Setting, dynamic: list[tuple[Pattern, dict[str, 
 
 
 class GptqCodec:
+    def writer(self, options: WriterOptions) -> GptqWriter:
+        return GptqWriter(options)
+
     def claims(self, path: Path) -> bool:
         return path.is_dir() and quant_method(path) == METHOD
 
