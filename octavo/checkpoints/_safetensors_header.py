@@ -44,7 +44,7 @@ def parse_header(file: MappedFile) -> dict[str, Entry]:
                               remedy="it is truncated or no safetensors file: fetch it again")
     header = parse_object(file.bytes(8, length).rstrip(b" "), f"{where}: header", deepest=4)
     begin, size = 8 + length, file.size - 8 - length
-    entries = {name: _entry(file.path, name, claim, begin, size) for name, claim in header.items() if name != "__metadata__"}
+    entries = {name: read_entry(file.path, name, claim, begin, size) for name, claim in header.items() if name != "__metadata__"}
     end, previous = begin, ""
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].nbytes)):
         if entry.start < end and entry.nbytes:
@@ -53,7 +53,9 @@ def parse_header(file: MappedFile) -> dict[str, Entry]:
     return entries
 
 
-def _entry(path: Path, name: str, claim: object, begin: int, size: int) -> Entry:
+def read_entry(path: Path, name: str, claim: object, begin: int, size: int) -> Entry:
+    """One claim of a header whose data are `size` bytes from byte `begin` of the file on. Raises CheckpointError."""
+
     def wrong(what: str) -> CheckpointError:
         return CheckpointError(f"tensor {shown(name)} {what}", where=str(path), remedy="the file is truncated or corrupted: fetch it again")
 

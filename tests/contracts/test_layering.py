@@ -29,7 +29,8 @@ ORDER: list[set[str]] = [
     {"loading"},
     {"calibration", "quality", "engine"},
     {"workloads"},
-    {"convert", "quantize", "train", "prune", "tune", "speed", "trace", "serve", "evaluate", "bench", "validate", "advise"},
+    {"convert", "doctor", "inspect", "quantize", "train", "prune", "tune", "speed", "trace", "serve", "evaluate", "bench", "validate",
+     "advise"},
     {"cli"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
