@@ -110,7 +110,8 @@ def survey(path: Path) -> Survey:
         _take(found, file, {} if whole.is_file() else index)
     for file in present:
         if file not in listed and file.name.startswith("model"):
-            found.complain("unlisted_shard", file, f"{file.stat().st_size} bytes; " + (f"{INDEX} does not name it" if index else "model.safetensors is read instead"))
+            instead = f"{INDEX} does not name it" if index and not whole.is_file() else "model.safetensors is read instead"
+            found.complain("unlisted_shard", file, f"{file.stat().st_size} bytes; {instead}")
     if not whole.is_file():
         for name, home in index.items():
             if name not in found.tensors and (path / home).is_file() and not any(c.tensor == name for c in found.complaints):

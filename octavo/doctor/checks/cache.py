@@ -28,7 +28,7 @@ LARGE = 0.5  # ModelOpt warns above: keys beyond 224 in E4M3
 
 
 def check(patient: Patient) -> Iterator[Finding]:
-    found = [name for name in patient.survey.tensors if CACHE.search(name) and not name.endswith(("_proj.scale", "_proj.bias"))]
+    found = [name for name in patient.survey.tensors if CACHE.search(name)]
     scheme = stated_cache(patient)
     for name in found:
         if not READ.search(name):

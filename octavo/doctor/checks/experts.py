@@ -12,7 +12,8 @@ from ..findings import Disorder, Finding
 from ..patient import INPUT_SCALES, Patient
 from . import Check
 
-COUNT = Disorder("expert_count", "error", "experts, router and config do not agree on how many experts there are", "the checkpoint is incomplete: fetch it again")
+COUNT = Disorder("expert_count", "error", "experts, router and config do not agree on how many experts there are",
+                 "the checkpoint is incomplete: fetch it again")
 UNROUTED = Disorder("unrouted_expert", "warning", "no token reaches an expert, or none did in calibration: its scales mean nothing",
                     "calibrate again with more text (or all experts at once), or check the router's row")
 _EXPERT = re.compile(r"^(.*\.)experts\.(\d+)\.(.+)$")

@@ -25,7 +25,8 @@ KINDS = {kind.code: kind for kind in (
     Disorder("index_without_tensor", "error", "the index names a tensor that its file does not hold", "fetch index and files again, from one place"),
 )}
 REFUSED = Disorder("refused", "error", "Octavo does not open it", "the findings beside this one say where to look")
-PICKLED = Disorder("pickled_weights", "warning", "pickled weights lie beside the others; reading them can run code", "remove them: the safetensors files hold the weights")
+PICKLED = Disorder("pickled_weights", "warning", "pickled weights lie beside the others; reading them can run code",
+                   "remove them: the safetensors files hold the weights")
 REMOTE = Disorder("remote_code", "info", "the config names code of its own (auto_map); Octavo never runs it, other engines do with trust_remote_code",
                   "read that code before you let an engine run it")
 

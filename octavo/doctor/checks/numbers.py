@@ -21,7 +21,8 @@ NAN_SCALE = Disorder("scale_not_finite", "error", "a scale is NaN or infinite: a
 ZERO = Disorder("zero_scales", "error", "scales are zero: the weights under them are zero, whatever their codes", DAMAGED)
 OUTLIER = Disorder("outlier_scale", "warning", "a scale is far beyond its neighbours: one weight, or one damaged number, decides the range of its group",
                    "look at this row of the source; if its weights are ordinary, quantize the tensor again")
-OVERFLOW = Disorder("scale_overflow", "error", "16-bit scales have reached the end of their range: what was larger was cut", "quantize again with float32 or bfloat16 scales")
+OVERFLOW = Disorder("scale_overflow", "error", "16-bit scales have reached the end of their range: what was larger was cut",
+                    "quantize again with float32 or bfloat16 scales")
 COARSE = Disorder("scale_underflow", "warning", "16-bit scales are so small that they lose most of their digits (subnormal numbers)",
                   "quantize again with float32 or bfloat16 scales")
 WIDE = Disorder("dtype_overflow", "warning", "numbers beyond the type that the config asks engines to compute in", "set dtype to bfloat16 in config.json")
@@ -53,11 +54,11 @@ def _stored(patient: Patient) -> Iterator[Finding]:
     single: dict[str, dict[str, float]] = defaultdict(dict)
     half = str(patient.text_config.get("dtype") or patient.text_config.get("torch_dtype") or "").endswith("float16") and not str(
         patient.text_config.get("dtype") or patient.text_config.get("torch_dtype")).endswith("bfloat16")
-    for module, parts in patient.weights.items():
+    for parts in patient.weights.values():
         for part, name in parts.items():
             scale = part in SCALES or part in INPUT_SCALES
             if scale:
-                yield from _scales(patient, module, part, name, single)
+                yield from _scales(patient, part, name, single)
             elif patient.survey.is_float(name):
                 yield from _plain(patient, name, half)
     for kind, values in single.items():
@@ -94,7 +95,7 @@ def _bits(dtype: str) -> int:
     return {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}.get(dtype, 8)
 
 
-def _scales(patient: Patient, module: str, part: str, name: str, single: dict[str, dict[str, float]]) -> Iterator[Finding]:
+def _scales(patient: Patient, part: str, name: str, single: dict[str, dict[str, float]]) -> Iterator[Finding]:
     survey, entry = patient.survey, patient.survey.tensors[name]
     if entry.dtype == "U8" and part not in ("weight.absmax",):
         codes = survey.stored(name)
@@ -115,8 +116,8 @@ def _scales(patient: Patient, module: str, part: str, name: str, single: dict[st
         yield ZERO(name, f"{zeros} of {values.size}")
         return
     middle = float(np.median(values))
-    far = np.flatnonzero(values > FAR * middle) if middle > 0 else ()
-    if len(far) and entry.dtype != "U8":
+    far = np.flatnonzero(values > FAR * middle)
+    if middle > 0 and len(far) and entry.dtype != "U8":
         yield OUTLIER(name, f"{largest:.4g} at {int(far[0])}, the median of {values.size} is {middle:.4g}")
     if entry.dtype == "F16" and largest >= FP16_MAX:
         yield OVERFLOW(name, f"{int((values >= FP16_MAX).sum())} of {values.size} are 65504, the largest float16")
@@ -124,7 +125,7 @@ def _scales(patient: Patient, module: str, part: str, name: str, single: dict[st
     if entry.dtype == "F16" and 100 * coarse > values.size:
         yield COARSE(name, f"{coarse} of {values.size} lie below {FP16_COARSE:.3g}; the median is {middle:.3g}")
     if values.size == 1:
-        single[f"{module.rpartition('.')[2]}.{part}"][name] = largest
+        single[part][name] = largest
 
 
 def _dead(name: str, shape: tuple[int, ...], rows: int, columns: int) -> Iterator[Finding]:
@@ -167,7 +168,8 @@ def _weight(checkpoint: Checkpoint, info: TensorInfo, shifts: dict[int, Shifts])
             if spec.quantized and spec.format.startswith("int") and part.offsets is None:
                 codes = part.codes.astype(np.float32)
                 codes -= 0.0 if part.zeros is None else float(part.zeros.mean())
-                counted, total, squares = counted + codes.size, total + float(codes.sum(dtype=np.float64)), squares + float(np.square(codes).sum(dtype=np.float64))
+                counted, total = counted + codes.size, total + float(codes.sum(dtype=np.float64))
+                squares += float(np.square(codes).sum(dtype=np.float64))
     if len(info.shape) == 2 and columns is not None:
         if not columns.any():
             yield EMPTY(info.name, f"{list(info.shape)}")

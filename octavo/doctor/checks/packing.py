@@ -81,7 +81,8 @@ def _columns(patient: Patient, parts: Mapping[str, str], said: Stated) -> Iterat
 
     same, *others = likeness(means, points), likeness(ordered(means), points), likeness(means, ordered(points))
     if max(others) > 0.5 and max(others) > same + 0.3:
-        yield ORDER(parts["qweight"], f"mean codes and zero points correlate at {same:.2f} in one order, at {max(others):.2f} if one of the two lies in plain order")
+        yield ORDER(parts["qweight"],
+                    f"mean codes and zero points correlate at {same:.2f} in one order, at {max(others):.2f} if one of the two lies in plain order")
 
 
 def _table(patient: Patient, parts: Mapping[str, str]) -> Iterator[Finding]:

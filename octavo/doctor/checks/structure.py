@@ -35,8 +35,8 @@ NEEDS: Mapping[str, tuple[tuple[str, ...], ...]] = {
 QUANTIZED_TYPES = ("I8", "U8", "F8_E4M3", "F8_E5M2", "F4")
 KNOWN = {*CODES, *SCALES, *INPUT_SCALES, *NEEDS, "bias", "weight_shape", "weight_g_idx", "weight_format", "pre_quant_scale", "input_zero_point",
          "svdquant_lora_a", "svdquant_lora_b", "weight.nested_quant_map", "weight.quant_map", "output_scale", "_bias"}
-CACHE = re.compile(r"\.(?:[kvq]_(?:proj\.)?(?:scale|bias|zero_point)|kv_scale|[kvq]_(?:scale|zero_point)|k_proj\.k_scale|v_proj\.v_scale|"
-                   r"(?:key|value|k|v)(?:_cache)?_scale|prob_output_scale|cache[kv]_matmul\.activation_(?:scale|zero_point))$")
+CACHE = re.compile(r"\.(?:[kvq]_(?:scale|bias|zero_point)|kv_scale|(?:k|v|key|value)_cache_scale|(?:key|value)_scale|prob_scale|prob_output_scale|"
+                   r"[kv]_proj\.output_scale|cache[kv]_matmul\.activation_(?:scale|zero_point))$")
 
 
 def check(patient: Patient) -> Iterator[Finding]:
@@ -75,7 +75,7 @@ def _whole(patient: Patient) -> Iterator[Finding]:
     ignored = (*patient.model.ignored, *(("lm_head.weight",) if patient.model.tied else ()))
     for module, parts in (patient.weights or {name.rpartition(".")[0]: {name.rpartition(".")[2]: name} for name in patient.names}).items():
         for part, name in parts.items():
-            whole = canonical(f"{module}.bias" if part == "bias" else f"{module}.weight" if part in KNOWN else name)
+            whole = canonical(f"{module}.bias" if part == "bias" else f"{module}.weight" if part in KNOWN or part.startswith("weight.") else name)
             if whole in patient.wanted or CACHE.search(name) or any(fnmatchcase(canonical(n), pattern) for pattern in ignored for n in (whole, name)):
                 continue
             shape = patient.survey.tensors[name].shape if name in patient.survey.tensors else ()

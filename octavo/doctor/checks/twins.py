@@ -10,7 +10,8 @@ from ..findings import Disorder, Finding
 from ..patient import CODES, Patient
 from . import Check
 
-TWINS = Disorder("identical_weights", "warning", "two weights are the same to the byte", "compare with the source: a layer was copied onto another, or merged with itself")
+TWINS = Disorder("identical_weights", "warning", "two weights are the same to the byte",
+                 "compare with the source: a layer was copied onto another, or merged with itself")
 LEAST = 512  # bytes
 
 
@@ -24,7 +25,7 @@ def check(patient: Patient) -> Iterator[Finding]:
                 continue
             digest, first, constant = hashlib.blake2b(digest_size=16), None, True
             for piece in survey.bytes(name):
-                digest.update(piece)
+                digest.update(piece.data)
                 first = piece[0] if first is None else first
                 constant = constant and bool((piece == first).all())
             if not constant:

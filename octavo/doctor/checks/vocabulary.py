@@ -16,7 +16,8 @@ BROKEN = Disorder("tokenizer_broken", "error", "the tokenizer cannot be read", "
 BEYOND = Disorder("vocabulary_mismatch", "error", "the tokenizer has tokens that the embedding has no row for", "take the tokenizer of this very model")
 TEMPLATE = Disorder("chat_template_missing", "info", "there is no chat template: chat requests have no form to be put in (base models have none)",
                     "take the template of the instruction-tuned model, if this is one")
-IDS = Disorder("special_token_range", "error", "a special token of the config is no token of the vocabulary", "correct the id in config.json or generation_config.json")
+IDS = Disorder("special_token_range", "error", "a special token of the config is no token of the vocabulary",
+               "correct the id in config.json or generation_config.json")
 
 
 def check(patient: Patient) -> Iterator[Finding]:
