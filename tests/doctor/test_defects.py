@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from octavo.checkpoints import codecs
 from octavo.cli import main
 from octavo.doctor import Report, topics
 
@@ -94,7 +95,8 @@ DEFECTS: list[tuple[str, Callable[[Path], Path], str, str]] = [
     ("one scale of a tensor is wild", lambda d: p.edit(p.fp8_static(d), put(f"{Q1}.weight_scale", at((0,), 90.0))), "outlier_scale", f"{Q1}.weight_scale"),
     ("scales were cut at float16's end", lambda d: p.edit(p.gptq(d), put(f"{Q1}.scales", at((0, 0), 65504.0))), "scale_overflow", "are 65504"),
     ("scales below float16's digits", lambda d: p.edit(p.gptq(d), put(f"{Q1}.scales", lambda s: s * np.float16(1e-4))), "scale_underflow", f"{Q1}.scales"),
-    ("numbers beyond the config's type", lambda d: p.edit(p.plain(d, dtype="float16"), put(f"{Q1}.weight", at((0, 0), 1e5))), "dtype_overflow", "float16 ends at 65504"),
+    ("numbers beyond the config's type", lambda d: p.edit(p.plain(d, dtype="float16"), put(f"{Q1}.weight", at((0, 0), 1e5))),
+     "dtype_overflow", "float16 ends at 65504"),
     ("dead rows", lambda d: p.edit(p.plain(d), put(f"{Q1}.weight", at((slice(8, 12),), 0.0))), "dead_channels", "4 of 128 rows"),
     ("dead rows of a quantized weight", lambda d: p.edit(p.fp8_blocks(d), put(f"{Q1}.weight", at((slice(8, 12),), 0.0))), "dead_channels", "4 of 128 rows"),
     ("a weight of zeros", lambda d: p.edit(p.plain(d), put(f"{Q1}.weight", np.zeros_like)), "zero_weight", f"{Q1}.weight"),
@@ -157,7 +159,10 @@ def test_a_sound_checkpoint_raises_no_alarm(kind: str, tmp_path: Path) -> None:
 
 
 def alarms(path: Path) -> list[tuple[str, str, str]]:
-    return [(f.disorder.code, f.tensor, f.evidence) for f in examine(path).findings if f.disorder.severity != "info"]
+    report = examine(path)
+    unread = report.facts["format"].replace("-", "_") not in codecs()  # then that is all that is wrong
+    found = [(f.disorder.code, f.tensor, f.evidence) for f in report.findings if f.disorder.severity != "info"]
+    return [one for one in found if not (unread and one[0] == "refused")]
 
 
 def test_no_alarm_on_real_models(smollm2_path: Path, shared_data: Path) -> None:
