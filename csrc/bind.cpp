@@ -38,7 +38,7 @@ struct PackedWeight {
   PackedWeight(Vector<uint8_t> blob, int store, int meaning, int scale_type, int n, int k, int kpad, int group, int groups, bool has_zeros,
                const std::vector<float>& table, nb::object keep)
       : owner(std::move(keep)) {
-    if (store < 0 || store > 3 || meaning < 0 || meaning > 1 || scale_type < 0 || scale_type > 2) bad("packed weight: unknown store, meaning or scale type");
+    if (store < 0 || store > 5 || meaning < 0 || meaning > 1 || scale_type < 0 || scale_type > 2) bad("packed weight: unknown store, meaning or scale type");
     if (n < 1 || k < 1 || kpad < k || table.size() > 16) bad("packed weight: impossible shape or table");
     packed.store = Store(store);
     packed.meaning = Meaning(meaning);
@@ -55,14 +55,15 @@ struct PackedWeight {
     size_t at = 0;
     if (codes) {
       if (kpad % kStep || group < 1 || groups != (k + group - 1) / group) bad("packed weight: padding or groups do not fit");
-      if (group < kpad && group % kSumBlock) bad("packed weight: groups must be multiples of 32");
+      if (group < kpad && group % 4) bad("packed weight: groups must be multiples of 4");
+      if (store > 3 && (meaning != 0 || has_zeros)) bad("packed weight: small floats have neither a table nor zeros");
       at = size_t(groups) * kPanel * (scale_type == 0 ? 4 : 2);
       packed.zeros_offset = at;
       if (has_zeros) at += size_t(groups) * kPanel * 4;
       at = (at + 63) / 64 * 64;
     }
     packed.values_offset = at;
-    const size_t bytes = store == 0 ? 64 * size_t(k) : store == 1 ? 32 * size_t(k) : store == 2 ? 16 * size_t(kpad) : 8 * size_t(kpad);
+    const size_t bytes = store == 0 ? 64 * size_t(k) : store == 1 ? 32 * size_t(k) : store == 3 ? 8 * size_t(kpad) : 16 * size_t(kpad);
     packed.panel_bytes = (at + bytes + 63) / 64 * 64;
     packed.data = blob.data();
     if (reinterpret_cast<uintptr_t>(blob.data()) % 64) bad("packed weight: the blob is not 64-byte aligned");
@@ -181,6 +182,8 @@ struct PyProgram {
     return id;
   }
   int constant(nb::ndarray<const float, nb::c_contig, nb::device::cpu> a) { return program.constant(std::vector<float>(a.data(), a.data() + a.size())); }
+
+  int places(Vector<int32_t> a) { return program.places(std::vector<int32_t>(a.data(), a.data() + a.size())); }
 
   void run(Vector<int32_t> tokens, Vector<int32_t> positions, Vector<int32_t> slots, Vector<int32_t> starts, Vector<int32_t> lengths,
            Matrix<int32_t> tables, Vector<int32_t> select, const std::vector<Layer*>& layers, int result, Rows2 logits, Out<int32_t> place, Out<float> value) {
@@ -324,6 +327,7 @@ NB_MODULE(_native, m) {
       .def(nb::init<std::shared_ptr<Team>, const std::string&>(), nb::arg("team"), nb::arg("isa") = "")
       .def("buffer", [](PyProgram& p, int width, bool logits) { return p.program.buffer(width, logits ? Rows::Logits : Rows::Step); })
       .def("constant", &PyProgram::constant)
+      .def("places", &PyProgram::places)
       .def("weight", &PyProgram::weight)
       .def("embed", [](PyProgram& p, int w, float factor, int out) { p.program.embed(w, factor, out); })
       .def("linear", [](PyProgram& p, int x, std::vector<int> w, std::vector<int> b, std::vector<int> out, int residual, int group) {
@@ -332,6 +336,7 @@ NB_MODULE(_native, m) {
       .def("rope", [](PyProgram& p, int x, int table, int heads, int head_dim, int rotary) { p.program.rope(x, table, heads, head_dim, rotary); })
       .def("gate", [](PyProgram& p, int kind, int g, int up, int out) { p.program.gate(kind, g, up, out); })
       .def("add", [](PyProgram& p, int a, int b, int out) { p.program.add(a, b, out); })
+      .def("columns", [](PyProgram& p, int x, int order, int factors, int out) { p.program.columns(x, order, factors, out); })
       .def("softcap", [](PyProgram& p, int x, float cap) { p.program.softcap(x, cap); })
       .def("select", [](PyProgram& p, int x, int out) { p.program.select(x, out); })
       .def("attention", [](PyProgram& p, int q, int k, int v, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window, float cap) {

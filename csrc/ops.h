@@ -11,8 +11,9 @@ constexpr int kStep = 64;       // K is padded to a multiple of this in panels o
 constexpr int kPage = 32;       // tokens in a page of the KV cache
 constexpr int kSumBlock = 32;   // K values per activation sum
 
-// How the numbers of a weight are stored. Codes8: signed 8-bit integers. Codes4: 4-bit codes 0..15.
-enum class Store : int32_t { F32 = 0, BF16 = 1, Codes8 = 2, Codes4 = 3 };
+// How the numbers of a weight are stored. Codes8: signed 8-bit integers. Codes4: 4-bit codes 0..15. E4M3, E5M2: small floats of 8 bits (OCP 8-bit
+// Floating Point Specification; whoever packs has seen to it that all are finite).
+enum class Store : int32_t { F32 = 0, BF16 = 1, Codes8 = 2, Codes4 = 3, E4M3 = 4, E5M2 = 5 };
 // What a code means: Int = the integer itself (4-bit: code - zero, zero 8 when symmetric); Table = table[code].
 enum class Meaning : int32_t { Int = 0, Table = 1 };
 enum class ScaleType : int32_t { F32 = 0, F16 = 1, BF16 = 2 };
@@ -23,11 +24,11 @@ enum class ScaleType : int32_t { F32 = 0, F16 = 1, BF16 = 2 };
 //   zeros  [groups][16] float               (only if has_zeros: value = scale * (code - zero))
 //   then, 64-byte aligned, the values:
 //   F32, BF16: [k][16]                       (k is not padded)
-//   Codes8:    [kpad/4][16 rows][4 k]        int8
+//   Codes8:    [kpad/4][16 rows][4 k]        int8; E4M3, E5M2: the same of their codes
 //   Codes4:    [kpad/64][8][16 rows][4 k]    bytes; byte (j, r, i) of a step of 64 holds k = 4j+i in the low nibble and
 //                                            k = 32+4j+i in the high nibble. Codes are unsigned 0..15.
-// Group g of a row covers k in [g*group, (g+1)*group); group is a multiple of 32, or >= kpad for one scale a row.
-// Padding in k holds code 0 for Codes8 and, for Codes4, codes that are multiplied by zero activations.
+// Group g of a row covers k in [g*group, (g+1)*group); group is a multiple of 4 (of 32 where int8 activations are to meet it, see meets_ints), or
+// >= kpad for one scale a row. Padding in k holds code 0 for Codes8 and, for Codes4, codes that are multiplied by zero activations.
 struct Packed {
   Store store = Store::F32;
   Meaning meaning = Meaning::Int;
@@ -42,6 +43,9 @@ struct Packed {
   size_t panel_bytes = 0;           // multiple of 64
   size_t zeros_offset = 0, values_offset = 0;  // inside a panel
   int panels() const { return (n + kPanel - 1) / kPanel; }
+  bool is_float() const { return store == Store::F32 || store == Store::BF16; }
+  // Whether int8 activations can be multiplied by the codes: sums of integers end at multiples of kSumBlock
+  bool meets_ints() const { return (store == Store::Codes8 || store == Store::Codes4) && (group >= kpad || group % kSumBlock == 0); }
 };
 
 // Activations of one linear, either float32 rows or int8 rows with a float scale per row or per `group` values (dynamic, symmetric, +-127).
@@ -149,6 +153,8 @@ struct Kernels {
   void (*rope)(float* x, int64_t stride, int heads, int head_dim, int rotary, const float* table, const int32_t* positions, int row0, int row1);
   void (*gate)(Gate kind, const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int width, float* y, int64_t y_stride, int row0, int row1);
   void (*add_rows)(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int width, float* y, int64_t y_stride, int row0, int row1);
+  // y[r][j] = x[r][order[j]] * factors[j] for j < width; order null: j itself; factors null: 1. y is not x.
+  void (*columns)(const float* x, int64_t x_stride, const int32_t* order, const float* factors, int width, float* y, int64_t y_stride, int row0, int row1);
   // softcap > 0: y = softcap * tanh(x / softcap)
   void (*softcap)(float* x, int64_t stride, int width, float cap, int row0, int row1);
   // k, v float32 [rows, kv_heads * head_dim] -> the cache, rows [row0, row1)

@@ -167,6 +167,10 @@ int Program::constant(std::vector<float> values) {
   constants_.push_back(std::move(values));
   return int(constants_.size()) - 1;
 }
+int Program::places(std::vector<int32_t> order) {
+  places_.push_back(std::move(order));
+  return int(places_.size()) - 1;
+}
 int Program::weight(const Packed& packed) {
   weights_.push_back(packed);
   return int(weights_.size()) - 1;
@@ -198,6 +202,7 @@ void Program::linear(int x, std::vector<int> weights, std::vector<int> biases, s
     const Packed& w = packed(weights[i]);
     if (w.k != at(x).width || w.n != at(outs[i]).width) throw std::invalid_argument("linear: weight and buffers do not fit");
     same_rows("linear", {x, outs[i]});
+    if (group && !w.is_float() && !w.meets_ints()) throw std::invalid_argument("linear: int8 activations do not meet this weight");
     if (biases[i] >= 0 && values(biases[i]).size() != size_t(w.n)) throw std::invalid_argument("linear: bias and weight do not fit");
     op->panels += w.panels();
     op->kpad = (w.k + kStep - 1) / kStep * kStep;
@@ -310,6 +315,24 @@ void Program::add(int a, int b, int out) {
   ops_.push_back(std::move(op));
 }
 
+void Program::columns(int x, int order, int factors, int out) {
+  same_rows("columns", {x, out});
+  const int width = at(out).width;
+  if (x == out || (order < 0 && at(x).width != width) || (factors >= 0 && values(factors).size() != size_t(width)))
+    throw std::invalid_argument("columns: order, factors and buffers do not fit");
+  if (order >= 0) {
+    if (places(order).size() != size_t(width)) throw std::invalid_argument("columns: the order is not as long as the output");
+    for (int32_t place : places(order))
+      if (place < 0 || place >= at(x).width) throw std::invalid_argument("columns: the order names an input that is not there");
+  }
+  auto op = std::make_unique<Columns>();
+  op->x = x;
+  op->order = order;
+  op->factors = factors;
+  op->out = out;
+  ops_.push_back(std::move(op));
+}
+
 void Program::softcap(int x, float cap) {
   same_rows("softcap", {x});
   if (!(cap > 0.f)) throw std::invalid_argument("softcap: the cap must be above 0");
@@ -354,26 +377,33 @@ void Program::plan(int result) {
   const auto has = [](const std::vector<int>& list, int b) { return std::find(list.begin(), list.end(), b) != list.end(); };
   std::vector<Op::Touched> touched;
   for (const auto& op : ops_) touched.push_back(op->touched());
-  // A norm or gate whose result only linears read, from the next op on until it is overwritten
-  for (size_t i = 0; i + 1 < ops_.size(); i++) {
-    if (!dynamic_cast<Norm*>(ops_[i].get()) && !dynamic_cast<GateOp*>(ops_[i].get())) continue;
+  // A norm, a gate or an order of columns whose result only linears (and orders of columns) read, from the next op on until it is overwritten
+  for (size_t i = ops_.size(); i-- > 0;) {
+    if (i + 1 >= ops_.size()) continue;
+    if (!dynamic_cast<Norm*>(ops_[i].get()) && !dynamic_cast<GateOp*>(ops_[i].get()) && !dynamic_cast<Columns*>(ops_[i].get())) continue;
     const int out = touched[i].writes[0];
-    bool fits = out != result && !has(touched[i].reads, out);
-    std::vector<Linear*> readers;
+    bool fits = out != result && !has(touched[i].reads, out) && has(touched[i + 1].reads, out);
+    std::vector<bool*> readers;
     for (size_t j = i + 1; j < ops_.size() && fits; j++) {
-      auto* linear = dynamic_cast<Linear*>(ops_[j].get());
       if (has(touched[j].reads, out)) {
-        fits = linear && linear->x == out && linear->residual != out;
-        readers.push_back(linear);
+        if (auto* linear = dynamic_cast<Linear*>(ops_[j].get())) {
+          fits = linear->x == out && linear->residual != out;
+          readers.push_back(&linear->own_x);
+        } else if (auto* columns = dynamic_cast<Columns*>(ops_[j].get())) {
+          readers.push_back(&columns->own_x);
+        } else {
+          fits = false;
+        }
       }
       if (has(touched[j].writes, out)) break;
     }
-    auto* next = dynamic_cast<Linear*>(ops_[i + 1].get());
-    fits = fits && next && next->x == out;
-    for (int b : touched[i].reads) fits = fits && !has(touched[i + 1].writes, b);  // a member may still read what the next op would write
+    for (size_t j = i + 1; j < ops_.size() && fits; j++) {  // a member may still read what the others would write before they all meet again
+      for (int b : touched[i].reads) fits = fits && !has(touched[j].writes, b);
+      if (!ops_[j]->copies) break;
+    }
     if (!fits) continue;
     ops_[i]->copies = true;
-    for (Linear* reader : readers) reader->own_x = true;
+    for (bool* reader : readers) *reader = true;
   }
   for (int single = 0; single < 2; single++)
     for (int logit = 0; logit < 2; logit++) {

@@ -65,6 +65,7 @@ class Program {
 
   int buffer(int width, Rows rows);
   int constant(std::vector<float> values);           // norm gains, biases, rope tables
+  int places(std::vector<int32_t> order);            // of columns
   int weight(const Packed& packed);                  // the data stays with the caller
 
   void embed(int weight, float factor, int out);
@@ -79,6 +80,8 @@ class Program {
   void rope(int x, int table, int heads, int head_dim, int rotary);
   void gate(int kind, int gate, int up, int out);
   void add(int a, int b, int out);
+  // out[r][j] = x[r][order[j]] * factors[j]; order (as `places`), factors (a constant): -1 for none
+  void columns(int x, int order, int factors, int out);
   void softcap(int x, float cap);
   void select(int x, int out);
   void attention(int q, int k, int v, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window, float softcap);
@@ -106,6 +109,7 @@ class Program {
   Buffer& at(int i) { return buffers_.at(size_t(i)); }
   const Buffer& at(int i) const { return buffers_.at(size_t(i)); }
   const std::vector<float>& values(int i) const { return constants_.at(size_t(i)); }
+  const std::vector<int32_t>& places(int i) const { return places_.at(size_t(i)); }
   const Packed& packed(int i) const { return weights_.at(size_t(i)); }
   const Kernels& kernels() const { return kernels_; }
   // All members meet: every member calls it as often as the others.
@@ -138,6 +142,7 @@ class Program {
   std::vector<int> at_op_;      // of each member, a cache line apart
   std::vector<Buffer> buffers_;
   std::vector<std::vector<float>> constants_;
+  std::vector<std::vector<int32_t>> places_;
   std::vector<Packed> weights_;
   std::vector<std::unique_ptr<Op>> ops_;
   // After which ops members meet: [one row in the step][one logit row]; made at the first run after recording

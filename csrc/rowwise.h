@@ -9,8 +9,8 @@ namespace octavo {
 
 // "W4g64": what a weight is stored in
 inline std::string weight_name(const Packed& w) {
-  if (w.store == Store::F32 || w.store == Store::BF16) return w.store == Store::F32 ? "fp32" : "bf16";
-  std::string name = w.store == Store::Codes8 ? "W8" : w.meaning == Meaning::Table ? "W4 table" : "W4";
+  if (w.is_float()) return w.store == Store::F32 ? "fp32" : "bf16";
+  std::string name = w.store == Store::E4M3 ? "Wfp8" : w.store == Store::E5M2 ? "Wfp8e5m2" : w.store == Store::Codes8 ? "W8" : w.meaning == Meaning::Table ? "W4 table" : "W4";
   if (w.group < w.kpad) name += "g" + std::to_string(w.group);
   return w.has_zeros ? name + "z" : name;
 }
@@ -102,6 +102,27 @@ struct Add : RowOp {
     p.kernels().add_rows(x.data(), x.stride, u.data(), u.stride, x.width, y.data(), y.stride, first, last);
   }
   OpInfo info(const Program& p, int) const override { return info_of("add", p, a, "", 3, 1); }
+};
+
+// The inputs of a linear whose weight has its columns in another order, or multiplies its inputs by factors
+struct Columns : RowOp {
+  int x, order, factors, out;  // order, factors: -1 for none
+  bool own_x = false;          // with one row every member has an x of its own
+  Touched touched() const override { return {{x}, {out}}; }
+  void run(Program& p, const Step& step, int member) override {
+    const int rows = p.rows(x, step);
+    Buffer &in = p.at(x), &y = p.at(out);
+    const int32_t* places = order < 0 ? nullptr : p.places(order).data();
+    const float* by = factors < 0 ? nullptr : p.values(factors).data();
+    const float* from = rows == 1 && own_x ? p.own_row(in, member) : in.data();
+    if (copies && rows == 1) {
+      p.kernels().columns(from, in.stride, places, by, y.width, p.own_row(y, member), y.stride, 0, 1);
+      return;
+    }
+    const auto [a, b] = p.share(rows, member);
+    p.kernels().columns(from, in.stride, places, by, y.width, y.data(), y.stride, a, b);
+  }
+  OpInfo info(const Program& p, int) const override { return info_of("columns", p, out, "", 2, factors < 0 ? 0 : 1); }
 };
 
 struct Softcap : RowOp {

@@ -1,12 +1,13 @@
 """panel16: the one packed layout of weights, that every native kernel reads and that the cache stores.
 
 Sixteen output rows to a panel, four K values of each row side by side; csrc/ops.h (struct Packed) draws the bytes. Packing moves codes and
-changes none: `unpack(pack(q))` has the codes, scales and zeros of q (zero points and offsets as float zeros). Work goes by panels, so temporaries stay small.
+changes none: `unpack(pack(q))` has the codes, scales, zeros, order and factors of q (zero points and offsets as float zeros). Work goes by panels, so
+temporaries stay small.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,14 @@ from .errors import KernelError
 from .qtensor import QTensor
 from .schemes import TensorSpec
 
-LAYOUT = "panel16.1"  # changes whenever the bytes do; part of every cache key
-PANEL, STEP, BLOCK, ALIGN = 16, 64, 32, 64
+LAYOUT = "panel16.2"  # changes whenever the bytes do; part of every cache key
+PANEL, STEP, ALIGN = 16, 64, 64
+FOUR = 4  # columns that lie together: no group ends between them
 ROWS_AT_ONCE = 512
-STORES = {"f32": 0, "bf16": 1, "codes8": 2, "codes4": 3}
+STORES = {"f32": 0, "bf16": 1, "codes8": 2, "codes4": 3, "e4m3": 4, "e5m2": 5}
+FLOATS = ("f32", "bf16")  # stores without scales
+SMALL_FLOATS = {"fp8e4m3": "e4m3", "mxfp8": "e4m3", "fp8e5m2": "e5m2"}
+NOT_FINITE = {"e4m3": 0x7F, "e5m2": 0x7C}  # the least code, sign apart, that is no finite number
 SCALE_TYPES = {"fp32": 0, "fp16": 1, "bf16": 2}
 
 
@@ -53,7 +58,7 @@ class PackedMeta:
 
     @property
     def zeros_offset(self) -> int:
-        return self.groups * PANEL * (4 if self.scale_type == "fp32" else 2) if self.store.startswith("codes") else 0
+        return 0 if self.store in FLOATS else self.groups * PANEL * (4 if self.scale_type == "fp32" else 2)
 
     @property
     def values_offset(self) -> int:
@@ -63,7 +68,7 @@ class PackedMeta:
     @property
     def panel_bytes(self) -> int:
         """Bytes of one panel: scales, zeros, values, each part as csrc/ops.h says; a multiple of 64."""
-        values = {"f32": 64 * self.k, "bf16": 32 * self.k, "codes8": 16 * self.kpad, "codes4": 8 * self.kpad}[self.store]
+        values = {"f32": 64 * self.k, "bf16": 32 * self.k, "codes4": 8 * self.kpad}.get(self.store, 16 * self.kpad)
         return self.values_offset + -(-values // ALIGN) * ALIGN
 
     @property
@@ -73,10 +78,17 @@ class PackedMeta:
 
 @dataclass(frozen=True)
 class Packed:
-    """`blob` uint8 [meta.nbytes], 64-byte aligned; perhaps a read-only map of a file."""
+    """`blob` uint8 [meta.nbytes], 64-byte aligned; perhaps a read-only map of a file. `order` and `factors` as in QTensor: the panels hold the codes'
+    columns as they come, and whoever multiplies brings the inputs into that order."""
 
     blob: np.ndarray
     meta: PackedMeta
+    order: np.ndarray | None = None
+    factors: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.meta.nbytes + sum(4 * self.meta.k for part in (self.order, self.factors) if part is not None)
 
 
 def why_not(spec: TensorSpec) -> str | None:
@@ -84,12 +96,12 @@ def why_not(spec: TensorSpec) -> str | None:
     number = formats.get(spec.format)
     if not spec.quantized:
         return None
-    if number.kind == "float" and number.bits > 4:
-        return f"panel16 holds integers, 4-bit tables and 16- or 32-bit floats, not {spec.format}"
-    if spec.granularity == "group" and spec.size % BLOCK:
-        return f"panel16 needs groups that are multiples of {BLOCK}, not {spec.size}"
-    if spec.granularity == "block" and spec.columns % BLOCK:
-        return f"panel16 needs blocks whose columns are a multiple of {BLOCK}, not {spec.columns}"
+    if number.kind == "float" and number.bits > 4 and spec.format not in SMALL_FLOATS:
+        return f"panel16 holds integers, 4-bit tables and floats of 8, 16 or 32 bits, not {spec.format}"
+    if spec.granularity == "group" and spec.size % FOUR:
+        return f"panel16 needs groups that are multiples of {FOUR}, not {spec.size}"
+    if spec.granularity == "block" and spec.columns % FOUR:
+        return f"panel16 needs blocks whose columns are a multiple of {FOUR}, not {spec.columns}"
     return None
 
 
@@ -106,11 +118,11 @@ def describe(spec: TensorSpec, n: int, k: int) -> PackedMeta:
     kpad = -(-k // STEP) * STEP
     columns = spec.size if spec.granularity == "group" else spec.columns if spec.granularity == "block" else 0
     group = columns if columns and columns < k else kpad
-    table = () if number.kind == "int" else tuple(float(v) for v in number.decode(np.arange(16, dtype=np.uint8)))
-    scale_type = spec.scale_format if spec.scale_format in SCALE_TYPES and not number.two_level else "fp32"
-    small = number.bits <= 4
-    return PackedMeta(LAYOUT, "codes4" if small else "codes8", scale_type, n, k, kpad, group, -(-k // group),
-                      not spec.symmetric, table, spec)
+    table = () if number.kind == "int" or number.bits > 4 else tuple(float(v) for v in number.decode(np.arange(16, dtype=np.uint8)))
+    scale_format = {"e8m0": "bf16"}.get(spec.scale_format, spec.scale_format)  # which has every power of two that e8m0 has
+    scale_type = scale_format if scale_format in SCALE_TYPES and not number.two_level else "fp32"
+    store = SMALL_FLOATS.get(spec.format) or ("codes4" if number.bits <= 4 else "codes8")
+    return PackedMeta(LAYOUT, store, scale_type, n, k, kpad, group, -(-k // group), not spec.symmetric, table, spec)
 
 
 def aligned(nbytes: int) -> np.ndarray:
@@ -120,42 +132,77 @@ def aligned(nbytes: int) -> np.ndarray:
     return raw[start : start + nbytes]
 
 
-def pack(q: QTensor) -> Packed:
-    """A weight [n, k] in panels. Raises KernelError for a spec without a layout (see `why_not`).
+def pack(q: QTensor, spec: TensorSpec | None = None) -> Packed:
+    """A weight [n, k] in panels. Raises KernelError for a spec without a layout (see `why_not`), and for codes that are no numbers.
 
-    Offsets become zero points, -offset / scale; where a scale is 0 they must be 0 too.
+    spec   what to call it where only the format of the scales differs from q's; scales that do not fit there are kept in float32
+
+    Offsets become zero points, -offset / scale; where a scale is 0, code 0 with zero point 1 and scale -offset.
     """
     if len(q.shape) != 2:
         raise KernelError(f"panel16 holds matrices, not a tensor of shape {q.shape}")
     n, k = q.shape
-    if q.order is not None or q.factors is not None:
-        raise KernelError("panel16 holds no permuted or scaled inputs yet", remedy="dequantize this tensor to 16 bits")
-    meta = describe(q.spec, n, k)
-    packed = Packed(aligned(meta.nbytes), meta)
-    for row in range(0, meta.panels * PANEL, ROWS_AT_ONCE):
-        pack_rows(packed, row, _rows(q, row, min(row + ROWS_AT_ONCE, n)))
+    packed = blank(spec or q.spec, n, k, q)
+    parts = [(row, _rows(q, row, min(row + ROWS_AT_ONCE, n))) for row in range(0, packed.meta.panels * PANEL, ROWS_AT_ONCE)]
+    if not all(holds(packed.meta, part) for _, part in parts):
+        packed = blank(replace(packed.meta.spec, scale_format="fp32"), n, k, q)
+    for row, part in parts:
+        pack_rows(packed, row, part)
     return packed
 
 
+def blank(spec: TensorSpec, n: int, k: int, like: QTensor | None = None) -> Packed:
+    """A weight [n, k] of zeros to be filled by `pack_rows`, with the order and the factors of `like`."""
+    meta = describe(spec, n, k)
+    order = factors = None
+    if meta.store in FLOATS and like is not None and (like.order is not None or like.factors is not None):
+        raise KernelError("is not quantized: only quantized weights permute or scale their inputs")
+    if like is not None and like.order is not None:
+        order = np.ascontiguousarray(like.order, np.int32)
+        if order.shape != (k,) or not np.array_equal(np.sort(order), np.arange(k)):
+            raise KernelError(f"has an order of columns that is no permutation of {k} inputs")
+    if like is not None and like.factors is not None:
+        factors = np.ascontiguousarray(like.factors, np.float32)
+        if factors.shape != (k,) or not np.isfinite(factors).all():
+            raise KernelError(f"has factors of inputs that are not {k} finite numbers")
+    return Packed(aligned(meta.nbytes), meta, order, factors)
+
+
+def holds(meta: PackedMeta, part: QTensor) -> bool:
+    """Whether the scales of some rows are exact in the type that `meta` keeps them in."""
+    if meta.store in FLOATS or meta.scale_type == "fp32":
+        return True
+    scales, _, _ = _scales_and_zeros(part, meta)
+    number = formats.get(meta.scale_type)
+    return bool(np.array_equal(number.decode(number.encode(scales)), scales))
+
+
 def pack_rows(packed: Packed, row: int, part: QTensor) -> None:
-    """Puts the rows of `part` at `row` (a multiple of 16) of a packed weight that is being filled; `part` is of the packed spec."""
+    """Puts the rows of `part` at `row` (a multiple of 16) of a packed weight that is being filled; `part` is of the packed spec, its scales perhaps
+    of a narrower type."""
     meta = packed.meta
     count = part.shape[0]
+    if not (_same(part.order, packed.order) and _same(part.factors, packed.factors)):
+        raise KernelError("has rows that permute or scale their inputs in different ways")
     panels = packed.blob.reshape(meta.panels, meta.panel_bytes)[row // PANEL : -(-(row + count) // PANEL)]
     values = panels[:, meta.values_offset :]
-    if meta.store in ("f32", "bf16"):
+    if meta.store in FLOATS:
         codes = part.dequantize() if part.spec.format == "fp16" else np.asarray(part.codes)
         lanes = _lanes(codes)  # [panels, 16, k]
         size = lanes.dtype.itemsize
         values[:, : 16 * size * meta.k] = np.ascontiguousarray(lanes.transpose(0, 2, 1)).view(np.uint8).reshape(len(panels), -1)
         return
-    scales, zeros = _scales_and_zeros(part, meta)
+    scales, zeros, folded = _scales_and_zeros(part, meta)
     stored = formats.get(meta.scale_type).encode(_lanes(scales).transpose(0, 2, 1))
     panels[:, : meta.zeros_offset] = np.ascontiguousarray(stored).view(np.uint8).reshape(len(panels), -1)
     if zeros is not None:
         flat = np.ascontiguousarray(_lanes(zeros).transpose(0, 2, 1), np.float32)
         panels[:, meta.zeros_offset : meta.zeros_offset + flat[0].nbytes] = flat.view(np.uint8).reshape(len(panels), -1)
     codes = np.asarray(part.codes)
+    if folded is not None:
+        codes = np.where(np.repeat(folded, meta.group, axis=1)[:, : meta.k], codes.dtype.type(0), codes)
+    if meta.store in NOT_FINITE and codes.size and int((codes & np.uint8(0x7F)).max()) >= NOT_FINITE[meta.store]:
+        raise KernelError(f"holds codes of {part.spec.format} that are NaN or infinity", remedy="the weights are damaged: fetch them again")
     if meta.store == "codes4":
         shift = 8 if codes.dtype == np.int8 else 0
         padded = np.zeros((count, meta.kpad), np.uint8)
@@ -165,7 +212,7 @@ def pack_rows(packed: Packed, row: int, part: QTensor) -> None:
         values[:, : 8 * meta.kpad] = both.transpose(0, 2, 3, 1, 4).reshape(len(panels), -1)
     else:
         padded8 = np.zeros((count, meta.kpad), np.int8)
-        padded8[:, : meta.k] = codes if codes.dtype == np.int8 else (codes.astype(np.int16) - 128).astype(np.int8)
+        padded8[:, : meta.k] = _signed(codes) if meta.store == "codes8" else codes.view(np.int8)
         fours = _lanes(padded8).reshape(len(panels), PANEL, meta.kpad // 4, 4)
         values[:, : 16 * meta.kpad] = fours.transpose(0, 2, 1, 3).reshape(len(panels), -1).view(np.uint8)
 
@@ -178,11 +225,11 @@ def unpack(packed: Packed, rows: slice | None = None) -> QTensor:
     panels = packed.blob.reshape(meta.panels, meta.panel_bytes)[start // PANEL : -(-stop // PANEL)]
     values = panels[:, meta.values_offset :]
     shape = (count, meta.k)
-    if meta.store in ("f32", "bf16"):
+    if meta.store in FLOATS:
         dtype = np.dtype(np.float32 if meta.store == "f32" else np.uint16)
         lanes = np.ascontiguousarray(values[:, : 16 * dtype.itemsize * meta.k]).view(dtype).reshape(len(panels), meta.k, PANEL)
         codes = _unlane(lanes.transpose(0, 2, 1), count)
-        return QTensor(codes.astype(np.float16) if spec.format == "fp16" else codes, None, spec, shape)
+        return QTensor(codes.astype(np.float16) if spec.format == "fp16" else codes, None, spec, shape)  # these are never permuted or scaled
     if meta.store == "codes4":
         both = np.ascontiguousarray(values[:, : 8 * meta.kpad]).reshape(len(panels), meta.kpad // STEP, 8, PANEL, 4).transpose(0, 3, 1, 2, 4)
         halves = np.stack((both & 15, both >> 4), axis=3)
@@ -192,7 +239,9 @@ def unpack(packed: Packed, rows: slice | None = None) -> QTensor:
     else:
         fours = np.ascontiguousarray(values[:, : 16 * meta.kpad]).view(np.int8).reshape(len(panels), meta.kpad // 4, PANEL, 4)
         codes = _unlane(fours.transpose(0, 2, 1, 3).reshape(len(panels), PANEL, meta.kpad), count)[:, : meta.k]
-        if not spec.symmetric:
+        if meta.store != "codes8":
+            codes = codes.view(np.uint8)
+        elif not spec.symmetric:
             codes = (codes.astype(np.int16) + 128).astype(np.uint8)
     width = np.dtype(np.float32 if meta.scale_type == "fp32" else np.float16 if meta.scale_type == "fp16" else np.uint16)
     stored = np.ascontiguousarray(panels[:, : meta.zeros_offset]).view(width).reshape(len(panels), meta.groups, PANEL)
@@ -203,7 +252,7 @@ def unpack(packed: Packed, rows: slice | None = None) -> QTensor:
         zeros = _unlane(flat.reshape(len(panels), meta.groups, PANEL).transpose(0, 2, 1), count) + np.float32(128 if meta.store == "codes8" else 0)
     two_level = formats.get(spec.format).two_level
     return QTensor(np.ascontiguousarray(codes), _cells(scales, spec), spec, shape, None if zeros is None else _cells(zeros, spec),
-                   outer=np.float32(1) if two_level else None)
+                   outer=np.float32(1) if two_level else None, order=packed.order, factors=packed.factors)
 
 
 def _rows(q: QTensor, start: int, stop: int) -> QTensor:
@@ -219,11 +268,21 @@ def _rows(q: QTensor, start: int, stop: int) -> QTensor:
             array = np.repeat(array, per, axis=0)
         return array[start:stop]
 
-    return QTensor(np.asarray(q.codes)[start:stop], part(q.scales), q.spec, (stop - start, q.shape[1]), part(q.zeros), part(q.offsets), q.outer)
+    return QTensor(np.asarray(q.codes)[start:stop], part(q.scales), q.spec, (stop - start, q.shape[1]), part(q.zeros), part(q.offsets), q.outer,
+                   q.order, q.factors)
 
 
-def _scales_and_zeros(part: QTensor, meta: PackedMeta) -> tuple[np.ndarray, np.ndarray | None]:
-    """(scales, zeros) [rows, groups] float32; zeros already moved by 128 where codes8 stores unsigned codes."""
+def _signed(codes: np.ndarray) -> np.ndarray:
+    return codes if codes.dtype == np.int8 else (codes.astype(np.int16) - 128).astype(np.int8)
+
+
+def _same(one: Any, other: np.ndarray | None) -> bool:
+    return one is other or (one is not None and other is not None and np.array_equal(one, other))
+
+
+def _scales_and_zeros(part: QTensor, meta: PackedMeta) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """(scales, zeros, folded) [rows, groups]: float32, zeros already moved by 128 where codes8 stores unsigned codes; folded: groups whose codes
+    become 0 because their numbers are all the offset, None where there are none."""
     rows = part.shape[0]
     scales = np.asarray(part.scales, np.float32)
     if part.outer is not None:
@@ -232,17 +291,25 @@ def _scales_and_zeros(part: QTensor, meta: PackedMeta) -> tuple[np.ndarray, np.n
     def spread(array: np.ndarray) -> np.ndarray:
         return np.broadcast_to(array, (rows, array.shape[1])) if array.shape[0] != rows else array
 
-    scales = spread(scales)
+    scales, folded = spread(scales), None
     if not meta.has_zeros:
-        return scales, None
+        if part.zeros is not None or part.offsets is not None:
+            raise KernelError(f"is symmetric {part.spec.format}, which has neither zero points nor offsets")
+        return scales, None, None
     if part.zeros is not None:
         zeros = spread(np.asarray(part.zeros, np.float32))
-    else:
+    elif part.offsets is not None:
         offsets = spread(np.asarray(part.offsets, np.float32))
-        if bool(np.any((scales == 0) & (offsets != 0))):
-            raise KernelError("an offset without a scale has no place in panel16", remedy="dequantize this tensor to 16 bits")
-        zeros = -offsets / np.where(scales == 0, np.float32(1), scales)
-    return scales, zeros - np.float32(128) if meta.store == "codes8" else zeros
+        with np.errstate(over="ignore"):
+            zeros = -offsets / np.where(scales == 0, np.float32(1), scales)
+        folded = ((scales == 0) & (offsets != 0)) | np.isinf(zeros)  # infinite: the scale is nothing beside the offset
+        if folded.any():
+            scales, zeros = np.where(folded, -offsets, scales), np.where(folded, np.float32(1), zeros)
+        else:
+            folded = None
+    else:
+        raise KernelError(f"is asymmetric {part.spec.format} and comes without zero points")
+    return scales, zeros - np.float32(128) if meta.store == "codes8" else zeros, folded
 
 
 def _cells(rows: np.ndarray, spec: TensorSpec) -> np.ndarray:

@@ -170,16 +170,37 @@ def test_native_and_reference_backends_agree(tiny_model: Path, cache_dir: Path) 
 
 
 def test_what_no_kernel_reads_is_emulated_and_said(tiny_model: Path, cache_dir: Path) -> None:
-    loaded = load(tiny_model, quantization="Wfp8Afp8Cfp8")
+    loaded = load(tiny_model, quantization="W4g6A8Cfp8")
     notes = " ".join(loaded.report.notes)
-    assert "fp8e4m3" in notes and "emulated" in notes and "cache is bf16" in notes
+    assert "int4 x int8 is emulated" in notes and "activations stay in 16 bits" in notes and "cache is bf16" in notes
     assert loaded.cache_spec.format == "bf16"
-    assert {w.packed.meta.spec.format for w in _weights(loaded)} == {"bf16"}
-    # The numbers are those of fp8, rounded to bf16: far nearer to fp8 weights on the reference backend than to the model itself.
-    expected = logits_of(load(tiny_model, quantization="Wfp8A16", backend="reference"))
+    assert {w.packed.meta.spec.format for w in _weights(loaded) if w.n != loaded.vocab_size} == {"bf16"}
+    # The numbers are those of int4, rounded to bf16: far nearer to int4 weights on the reference backend than to the model itself.
+    expected = logits_of(load(tiny_model, quantization="W4g6A16", backend="reference"))
     plain = logits_of(load(tiny_model, quantization="16bit"))
     got = logits_of(loaded)
     assert np.abs(got - expected).mean() < 0.25 * np.abs(plain - expected).mean()
+
+
+@pytest.mark.parametrize("name", ["Wfp8A16", "Wfp8b32x32A16", "Wfp8tA16", "Wmxfp8A16", "Wnvfp4A16", "W6g16A16"])
+def test_small_floats_and_small_groups_run_as_they_are(tiny_model: Path, cache_dir: Path, name: str) -> None:
+    loaded = load(tiny_model, quantization=name)
+    assert not loaded.report.notes
+    assert loaded.plan.default.weight.format in {w.packed.meta.spec.format for w in _weights(loaded)} - {"bf16"}
+    expected, got = logits_of(load(tiny_model, quantization=name, backend="reference")), logits_of(loaded)
+    assert np.abs(got - expected).max() < 2e-3 * np.abs(expected).max()  # what rounding keys and values to bf16 leaves
+    again = load(tiny_model, quantization=name)
+    assert again.report.cache_hit and np.array_equal(logits_of(again), got)
+
+
+def test_activations_that_no_kernel_takes_are_replaced_by_the_nearest_that_one_does(tiny_model: Path, cache_dir: Path) -> None:
+    static = load(tiny_model, quantization="W8A8ts")
+    assert any("int8 activations with static scales run with scales computed per token" in note for note in static.report.notes)
+    assert np.array_equal(logits_of(static), logits_of(load(tiny_model, quantization="W8A8")))
+    small = load(tiny_model, quantization="Wfp8Afp8")
+    assert any("activations stay in 16 bits: no kernel here multiplies fp8e4m3 by fp8e4m3" in note for note in small.report.notes)
+    groups = load(tiny_model, quantization="W6g16A8")
+    assert any("no kernel here multiplies int6 in groups of 16 by int8" in note for note in groups.report.notes)
 
 
 def _weights(loaded: LoadedModel) -> list[Any]:

@@ -38,7 +38,7 @@ def test_a_file_name_is_plain_and_tells_schemes_apart(tmp_path: Path) -> None:
     ({"cores": 4}, "cores was 2, is 4"),
     ({"features": ["avx2", "fma", "amx_int8"]}, "features was avx2, fma, is avx2, fma, amx_int8"),
     ({"octavo": "0.2.0", "cpu": "other"}, "octavo was 0.1.0, is 0.2.0; cpu was one, is other"),
-    ({"layout": "panel16.1"}, "layout was not recorded, is panel16.1"),
+    ({"layout": "panel16.2"}, "layout was not recorded, is panel16.2"),
 ])
 def test_a_stale_policy_is_named_with_the_reason(tmp_path: Path, change: dict[str, object], reason: str) -> None:
     path = policy_path(tmp_path, "m", "W4")

@@ -82,6 +82,22 @@ static inline void table_lanes(const float* table, const uint8_t* p, f32x16* out
   out[2] = {choose(table, _mm256_srli_epi32(a, 16)), choose(table, _mm256_srli_epi32(b, 16))};
   out[3] = {choose(table, _mm256_srli_epi32(a, 24)), choose(table, _mm256_srli_epi32(b, 24))};
 }
+// The same of small floats: their bits are moved to where float32 has them, and the exponents' difference made good by a product, which is exact for
+// numbers below the smallest normal one as well.
+static inline __m256 small_float(__m256i top_byte, int shift, int mask, float power) {
+  const __m256i bits = _mm256_and_si256(_mm256_sra_epi32(top_byte, _mm_cvtsi32_si128(shift)), _mm256_set1_epi32(mask));
+  return _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(power));
+}
+template <bool E5M2> static inline void float8_lanes(const uint8_t* p, f32x16* out) {
+  const __m256i a = bytes(p), b = bytes(p + 32);
+  constexpr int shift = E5M2 ? 3 : 4, mask = int(E5M2 ? 0x8fe00000 : 0x87f00000);
+  constexpr float power = E5M2 ? 0x1p112f : 0x1p120f;  // 2^(127 - 15), 2^(127 - 7)
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    const __m128i by = _mm_cvtsi32_si128(24 - 8 * i);
+    out[i] = {small_float(_mm256_sll_epi32(a, by), shift, mask, power), small_float(_mm256_sll_epi32(b, by), shift, mask, power)};
+  }
+}
 // Always inline: gcc takes a function that only prefetches for one without effects, and drops the call.
 static inline __attribute__((always_inline)) void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 

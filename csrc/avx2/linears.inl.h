@@ -127,7 +127,7 @@ static void shorts_linear(const LinearCall& c, int panel0, int panel1, void* scr
 
 // A run of k that shares its scales must end where a chunk ends, in the general kernel as here
 static bool runs_fit(const Packed& w, int in_group, int rows) {
-  if (in_group == 0 || rows < 2 || w.meaning != Meaning::Int) return false;
+  if (in_group == 0 || rows < 2 || w.meaning != Meaning::Int || !w.meets_ints()) return false;
   Activations in;
   in.group = in_group;
   const Runs runs(w, in);
@@ -357,7 +357,7 @@ static bool wide_support(const Packed& w, int in_group, int rows) {
   return w.store == Store::Codes8 && runs_fit(w, in_group, rows) && w.kpad <= kWideActivations / 2 / kTileRows;
 }
 
-static bool any_linear(const Packed&, int, int) { return true; }
+static bool any_linear(const Packed& w, int in_group, int) { return in_group == 0 || w.is_float() || w.meets_ints(); }
 static const LinearKernel kLinears[] = {{"general", any_linear, linear}, {"shorts", shorts_support, shorts_linear}, {"wide", wide_support, wide_linear}, {"row", row_support, row_linear}};
 // Measured on Zen 3 (LOG): codes of 4 bits gain from two rows on; of 8 bits, once several tiles share the widening
 static int usual_linear(const Packed& w, int in_group, int rows) {

@@ -51,6 +51,17 @@ static inline void table_lanes(const float* table, const uint8_t* p, f32x16* out
   out[2] = {_mm512_permutexvar_ps(_mm512_srli_epi32(v, 16), t)};
   out[3] = {_mm512_permutexvar_ps(_mm512_srli_epi32(v, 24), t)};
 }
+// The same of small floats: their bits are moved to where float32 has them, and the exponents' difference made good by a product, which is exact for
+// numbers below the smallest normal one as well.
+template <bool E5M2> static inline void float8_lanes(const uint8_t* p, f32x16* out) {
+  const __m512i v = _mm512_loadu_si512(p), mask = _mm512_set1_epi32(int(E5M2 ? 0x8fe00000 : 0x87f00000));
+  const __m512 power = _mm512_set1_ps(E5M2 ? 0x1p112f : 0x1p120f);  // 2^(127 - 15), 2^(127 - 7)
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    const __m512i top = _mm512_sll_epi32(v, _mm_cvtsi32_si128(24 - 8 * i));
+    out[i] = {_mm512_mul_ps(_mm512_castsi512_ps(_mm512_and_si512(_mm512_srai_epi32(top, E5M2 ? 3 : 4), mask)), power)};
+  }
+}
 // Always inline: gcc takes a function that only prefetches for one without effects, and drops the call.
 static inline __attribute__((always_inline)) void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 

@@ -101,6 +101,17 @@ void add_rows(const float* a, int64_t a_stride, const float* b, int64_t b_stride
     each16(width, [&](int i, int n) { store_n(y + r * y_stride + i, add(load_n(a + r * a_stride + i, n), load_n(b + r * b_stride + i, n)), n); });
 }
 
+void columns(const float* x, int64_t x_stride, const int32_t* order, const float* factors, int width, float* y, int64_t y_stride, int row0, int row1) {
+  for (int r = row0; r < row1; r++) {
+    const float* in = x + r * x_stride;
+    float* out = y + r * y_stride;
+    if (order)
+      for (int j = 0; j < width; j++) out[j] = factors ? in[order[j]] * factors[j] : in[order[j]];
+    else
+      each16(width, [&](int i, int n) { store_n(out + i, factors ? mul(load_n(in + i, n), load_n(factors + i, n)) : load_n(in + i, n), n); });
+  }
+}
+
 void softcap(float* x, int64_t stride, int width, float cap, int row0, int row1) {
   const f32x16 c = set1(cap), inverse = set1(1.f / cap);
   for (int r = row0; r < row1; r++)

@@ -34,7 +34,7 @@ namespace octavo {
 const Kernels* OCTAVO_JOIN(OCTAVO_ISA, _kernels)() {
   using namespace OCTAVO_ISA;
   static const Kernels table = {OCTAVO_TEXT(OCTAVO_ISA), quantize_rows, kLinears, int(sizeof(kLinears) / sizeof(LinearKernel)), usual_linear, OCTAVO_LINEAR_SCRATCH, embed, rms_norm, rope, gate, add_rows,
-                                softcap, cache_write, attention_items, attention, attention_scratch_bytes, best, weights, at_least};
+                                columns, softcap, cache_write, attention_items, attention, attention_scratch_bytes, best, weights, at_least};
   return &table;
 }
 

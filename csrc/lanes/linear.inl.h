@@ -321,6 +321,8 @@ static void widen_panel(const Packed& w, int panel, int k0, int k1, float* out) 
     f32x16 lanes[4];
     const uint8_t* at = bytes + (k - k0) * kPanel;
     if (w.meaning == Meaning::Table) table_lanes(w.table, at, lanes);
+    else if (w.store == Store::E4M3) float8_lanes<false>(at, lanes);
+    else if (w.store == Store::E5M2) float8_lanes<true>(at, lanes);
     else signed_lanes(at, lanes);
     for (int i = 0; i < 4; i++) store(out + (k - k0 + i) * kPanel, mul(sub(lanes[i], shift), scale));
   }
@@ -374,7 +376,7 @@ void linear(const LinearCall& call, int panel0, int panel1, void* scratch) {
   Scratch& s = *static_cast<Scratch*>(scratch);
   const Packed& w = *call.w;
   const int rows = call.in.rows;
-  const bool integer = call.in.q != nullptr && (w.store == Store::Codes8 || w.store == Store::Codes4);
+  const bool integer = call.in.q != nullptr && !w.is_float();
   if (integer && rows == 1 && w.store == Store::Codes4 && w.meaning == Meaning::Int) {
     for (int p = panel0; p < panel1; p++) codes4_row(call, p, 0);
     return;

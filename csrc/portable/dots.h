@@ -53,6 +53,19 @@ static inline void table_lanes(const float* table, const uint8_t* p, f32x16* out
     out[i] = load(lane);
   }
 }
+// The same of small floats: their bits are moved to where float32 has them, and the exponents' difference made good by a product, which is exact for
+// numbers below the smallest normal one as well.
+template <bool E5M2> static inline void float8_lanes(const uint8_t* p, f32x16* out) {
+  for (int i = 0; i < 4; i++) {
+    float lane[16];
+    for (int r = 0; r < 16; r++) {
+      const uint32_t code = p[4 * r + i], bits = (code & 0x80u) << 24 | (code & 0x7fu) << (E5M2 ? 21 : 20);
+      std::memcpy(&lane[r], &bits, 4);
+      lane[r] *= E5M2 ? 0x1p112f : 0x1p120f;  // 2^(127 - 15), 2^(127 - 7)
+    }
+    out[i] = load(lane);
+  }
+}
 static inline void prefetch(const void*) {}
 
 }  // namespace octavo::portable

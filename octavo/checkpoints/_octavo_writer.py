@@ -48,6 +48,7 @@ class OctavoWriter:
         self.folder = Path(folder).absolute()
         self.config, self.plan, self.manifest = config, plan, manifest
         self._metas: dict[str, Any] = {}
+        self._columns: dict[str, dict[str, str]] = {}
         self._arrays: dict[str, np.ndarray] = {}
         self._shards: list[_Shard] = []
         try:
@@ -66,8 +67,12 @@ class OctavoWriter:
         self.abort()
 
     def add_packed(self, name: str, packed: Packed) -> None:
-        """A weight as the kernels read it; written at once, the blob may be dropped afterwards."""
+        """A weight as the kernels read it; written at once, the blob may be dropped afterwards. Order and factors are kept until `finish`, as arrays are."""
         self._metas[name] = packed.meta.to_json()
+        for part, array, dtype in (("order", packed.order, "<i4"), ("factors", packed.factors, "<f4")):
+            if array is not None:
+                self._columns.setdefault(name, {})[part] = f"{name}.{part}"
+                self._arrays[f"{name}.{part}"] = np.ascontiguousarray(array, dtype)
         try:
             self._shard(name).append(name, packed.blob)
         except OSError as error:
@@ -112,7 +117,7 @@ class OctavoWriter:
         if count > 1:
             total = sum(shard.end for shard in self._shards)
             self._write("model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
-        quantization = {"quant_method": METHOD, "version": VERSION, "plan": self.plan, "tensors": self._metas}
+        quantization = {"quant_method": METHOD, "version": VERSION, "plan": self.plan, "tensors": self._metas, "columns": self._columns}
         self._write("config.json", {**self.config, "quantization_config": quantization})
         self._write_tokenizer(tokenizer_files)
         self._write(MANIFEST, self.manifest)
@@ -165,7 +170,7 @@ class _Shard:
         return self.end < SHARD and self.header_bytes + len(json.dumps(name)) + ENTRY < HEADER
 
     def append(self, name: str, array: np.ndarray) -> None:
-        dtype = "F32" if array.dtype == np.float32 else "U8"
+        dtype = {"f": "F32", "i": "I32"}.get(array.dtype.kind, "U8")
         self.entries[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [self.end, self.end + array.nbytes]}
         self.header_bytes += len(json.dumps(name)) + ENTRY
         self.end += array.nbytes

@@ -1,8 +1,8 @@
 """octavo: what Octavo quantized, ready to be mapped.
 
 What it is: a folder of safetensors files whose weights are panels as the kernels read them (U8 blobs at multiples of 64 bytes), with
-config.json holding a `quantization_config` (quant_method "octavo", the plan, the meaning of each blob), tokenizer files, and
-manifest.json saying what it was made of.
+config.json holding a `quantization_config` (quant_method "octavo", the plan, the meaning of each blob, the arrays that say how a weight permutes or
+scales its inputs), tokenizer files, and manifest.json saying what it was made of.
 When to choose it: the cache of models quantized as they load, and for handing such a model on.
 Limits: only Octavo computes with the blobs; the layout's version must be this program's.
 Source: csrc/ops.h (struct Packed), octavo/layouts.py.
@@ -10,9 +10,12 @@ Source: csrc/ops.h (struct Packed), octavo/layouts.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from .. import layouts
 from ..errors import CheckpointError, OctavoError
@@ -29,6 +32,9 @@ from .safetensors import SPECS, SafetensorsCheckpoint, map_tensors
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+COLUMNS = {"order": "I32", "factors": "F32"}  # of a weight's inputs: the arrays there may be, and their types
+AGAIN = "remove the folder; it will be made again from the source"
+
 __all__ = ["CODEC", "OctavoCheckpoint", "OctavoWriter"]
 
 
@@ -38,9 +44,9 @@ class OctavoCheckpoint(SafetensorsCheckpoint):
     codec = "octavo"
 
     def __init__(self, path: Path, config: dict[str, Any], tensors: dict[str, TensorInfo], places: dict[str, tuple[MappedFile, int]],
-                 metas: dict[str, PackedMeta]) -> None:
+                 metas: dict[str, PackedMeta], columns: dict[str, dict[str, np.ndarray]]) -> None:
         super().__init__(path, config, tensors, places)
-        self._metas = metas
+        self._metas, self._columns = metas, columns
         self.plan: dict[str, Any] = config["quantization_config"].get("plan") or {}
         self.manifest = read_object(path / MANIFEST, required=False)
 
@@ -63,7 +69,7 @@ class OctavoCheckpoint(SafetensorsCheckpoint):
         if meta is None:
             return None
         file, start = self._places[name]
-        return Packed(file.array("u1", info.nbytes, start), meta)
+        return Packed(file.array("u1", info.nbytes, start), meta, **self._columns.get(name, {}))
 
     def read(self, name: str, rows: slice | None = None) -> QTensor:
         """See Checkpoint.read. Packed weights are unpacked."""
@@ -90,7 +96,7 @@ def _from_row(q: QTensor, first: int) -> QTensor:
 def _read_meta(name: str, claim: Any, entry: Entry, file: Path) -> PackedMeta:
     """The meaning of a blob, checked against the blob: kernels trust it."""
     def wrong(what: str) -> CheckpointError:
-        return CheckpointError(f"tensor {shown(name)} {what}", where=str(file), remedy="remove the folder; it will be made again from the source")
+        return CheckpointError(f"tensor {shown(name)} {what}", where=str(file), remedy=AGAIN)
 
     try:
         meta = PackedMeta.from_json(claim)
@@ -108,6 +114,26 @@ def _read_meta(name: str, claim: Any, entry: Entry, file: Path) -> PackedMeta:
     return meta
 
 
+def _read_columns(claims: Any, metas: dict[str, PackedMeta], entries: Mapping[str, Entry],
+                  homes: Mapping[str, MappedFile]) -> tuple[dict[str, dict[str, np.ndarray]], set[str]]:
+    """({weight: its order and factors}, names of the tensors that hold them), checked: kernels trust them as they trust a blob's meaning."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    used: set[str] = set()
+    for name, parts in (claims if isinstance(claims, dict) else {}).items():
+        for part, tensor in (parts if isinstance(parts, dict) else {"?": "?"}).items():
+            known = COLUMNS.get(part) if name in metas else None
+            entry = entries.get(tensor) if isinstance(tensor, str) else None
+            where = str(homes[name].path) if name in homes else ""
+            if known is None or entry is None or tensor in metas or (entry.dtype, entry.shape) != (known, (metas[name].k,)) or entry.start % 4:
+                raise CheckpointError(f"tensor {shown(name)} has no proper {shown(part)}", where=where, remedy=AGAIN)
+            array = homes[tensor].array("<i4" if known == "I32" else "<f4", metas[name].k, entry.start)
+            if not (np.array_equal(np.sort(array), np.arange(len(array))) if part == "order" else np.isfinite(array).all()):
+                raise CheckpointError(f"tensor {shown(tensor)} holds no {part} of inputs", where=where, remedy=AGAIN)
+            found.setdefault(name, {})[part] = array
+            used.add(tensor)
+    return found, used
+
+
 class OctavoCodec:
     def claims(self, path: Path) -> bool:
         return path.is_dir() and quant_method(path) == METHOD
@@ -123,8 +149,9 @@ class OctavoCodec:
             if name not in entries:
                 raise CheckpointError(f"tensor {shown(name)} is missing", where=str(path), remedy="remove the folder; it will be made again")
         metas = {name: _read_meta(name, claim, entries[name], homes[name].path) for name, claim in claims.items()}
-        tensors = {name: _info(name, entry, homes[name].path, metas.get(name)) for name, entry in entries.items()}
-        return OctavoCheckpoint(path, config, tensors, {name: (homes[name], e.start) for name, e in entries.items()}, metas)
+        columns, used = _read_columns(described.get("columns"), metas, entries, homes)
+        tensors = {name: _info(name, entry, homes[name].path, metas.get(name)) for name, entry in entries.items() if name not in used}
+        return OctavoCheckpoint(path, config, tensors, {name: (homes[name], e.start) for name, e in entries.items()}, metas, columns)
 
 
 def _info(name: str, entry: Entry, file: Path, meta: PackedMeta | None) -> TensorInfo:

@@ -1,11 +1,13 @@
 """The native backend: ops are recorded once into a flat native program and replayed by a team of threads. Imports NumPy only.
 
-What it runs: weights of the panel16 layout (octavo/layouts.py); float activations in float32, or int8 ones with a dynamic scale per row; a
-paged cache in fp32, bf16 or int8. `supports` says what it does not.
+What it runs: weights of the panel16 layout (octavo/layouts.py); float activations in float32, or int8 ones with a dynamic scale per row or group; a
+paged cache in fp32, bf16 or int8. `supports` says what it does not. Inputs of a weight that has its columns in another order, or factors for them,
+are brought into that form by an op of its own, once for all weights of a linear that want the same.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -26,16 +28,30 @@ CACHE_FORMATS = ("fp32", "bf16", "int8")
 
 
 class NativeWeight:
-    """A packed weight [n, k] and whether its activations are int8. Keeps the blob alive."""
+    """A packed weight [n, k] and whether its activations are int8. Keeps the blob alive.
+
+    order    int32 [k] or None: column j of the panels meets input order[j]
+    factors  float32 [k] or None: by which the inputs are multiplied, in the order of the columns
+    columns  what equals another weight's where both take the same inputs; None where these are x itself
+    """
 
     def __init__(self, packed: layouts.Packed, activation: TensorSpec) -> None:
         meta = packed.meta
-        self.packed, self.n, self.k, self.nbytes = packed, meta.n, meta.k, meta.nbytes
+        self.packed, self.n, self.k, self.nbytes = packed, meta.n, meta.k, packed.nbytes
         # Values that share a scale of int8 activations; 0: float activations
         self.group = 0 if activation.format != "int8" or not meta.store.startswith("codes") else activation.size or WHOLE_ROW
+        self.order = packed.order
+        self.factors = packed.factors if packed.factors is None or packed.order is None else packed.factors[packed.order]
+        self.columns: tuple[bytes, bytes] | None = None
+        if self.order is not None or self.factors is not None:
+            self.columns = (_digest(self.order), _digest(self.factors))
         self.native = _native.PackedWeight(
             packed.blob, layouts.STORES[meta.store], int(bool(meta.table)), layouts.SCALE_TYPES[meta.scale_type], meta.n, meta.k, meta.kpad,
             meta.group, meta.groups, meta.has_zeros, list(meta.table), packed.blob)
+
+
+def _digest(array: np.ndarray | None) -> bytes:
+    return b"" if array is None else hashlib.sha256(np.ascontiguousarray(array).data).digest()
 
 
 class Constant:
@@ -82,6 +98,7 @@ class _Recording:
         self.program = program
         self.free: dict[tuple[int, bool], list[int]] = {}
         self.known: dict[int, int] = {}
+        self.arrays: dict[bytes, int] = {}  # orders and factors, by digest: layers repeat them
         self.keep: list[Any] = []
 
     def take(self, width: int, logits: bool) -> int:
@@ -93,6 +110,20 @@ class _Recording:
 
     def weight(self, value: NativeWeight) -> int:
         return self._once(value, lambda: self.program.weight(value.native))
+
+    def columns(self, x: Recorded, order: np.ndarray | None, factors: np.ndarray | None) -> Recorded:
+        """x with its columns taken in `order` and multiplied by `factors`."""
+        out = Recorded(self, x.width if order is None else len(order), x.logits)
+        self.program.columns(x.id, self._array(order, self.program.places), self._array(factors, self.program.constant), out.id)
+        return out
+
+    def _array(self, array: np.ndarray | None, add: Callable[[np.ndarray], int]) -> int:
+        if array is None:
+            return -1
+        key = _digest(array) + array.dtype.char.encode()
+        if key not in self.arrays:
+            self.arrays[key] = add(np.ascontiguousarray(array))
+        return self.arrays[key]
 
     def _once(self, value: Any, make: Callable[[], int]) -> int:
         if id(value) not in self.known:
@@ -198,8 +229,10 @@ class NativeOps:
             if (spec.format, spec.symmetric, spec.dynamic) != ("int8", True, True) or spec.granularity not in ("token", "group") or spec.size % 32:
                 return (f"the CPU kernels take float activations, or int8 ones with dynamic scales per token or per group of a multiple of 32, "
                         f"not {spec.format} per {spec.granularity}")
-            if problem.weight is not None and not problem.weight.quantized:
+            if problem.weight is not None and (not problem.weight.quantized or problem.weight.format in layouts.SMALL_FLOATS):
                 return f"int8 activations meet integer or 4-bit table weights, not {problem.weight.format}"
+            if problem.weight is not None and (run := problem.weight.columns or problem.weight.size) % 32:
+                return f"int8 activations meet weights in groups of a multiple of 32, not of {run}"
         if problem.cache is not None and (problem.cache.format not in CACHE_FORMATS or not problem.cache.symmetric
                                           or problem.cache.granularity not in ("none", "token")):
             return f"the cache stores fp32, bf16 or int8 with a scale per token and head, not {problem.cache.format} per {problem.cache.granularity}"
@@ -239,16 +272,21 @@ class NativeOps:
         now = self._now
         out = Recorded(now, weight.k, False)
         now.program.embed(now.weight(weight), factor, out.id)
-        return out
+        if weight.columns is None:
+            return out
+        place = None if weight.order is None else np.argsort(weight.order).astype(np.int32)
+        return now.columns(out, place, weight.packed.factors)
 
     def linear(self, x: Recorded, weights: Sequence[NativeWeight], biases: Sequence[Constant | None] | None = None,
                residual: Recorded | None = None) -> tuple[Recorded, ...]:
         now = self._now
         given = list(biases) if biases is not None else [None] * len(weights)
         outs = [Recorded(now, w.n, x.logits) for w in weights]
-        for group in sorted({w.group for w in weights}):  # weights that share x share its int8 form
-            mine = [i for i, w in enumerate(weights) if w.group == group]
-            now.program.linear(x.id, [now.weight(weights[i]) for i in mine],
+        for group, columns in sorted({(w.group, w.columns or ()) for w in weights}):  # weights that share x share its int8 form
+            mine = [i for i, w in enumerate(weights) if (w.group, w.columns or ()) == (group, columns)]
+            first = weights[mine[0]]
+            inputs = x if first.columns is None else now.columns(x, first.order, first.factors)
+            now.program.linear(inputs.id, [now.weight(weights[i]) for i in mine],
                                [-1 if (b := given[i]) is None else now.constant(b) for i in mine], [outs[i].id for i in mine],
                                -1 if residual is None else residual.id, group)
         return tuple(outs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -25,12 +25,26 @@ if TYPE_CHECKING:
 
 
 class ReferenceWeight:
-    """A weight [n, k] as the numbers it stands for (float32, as QTensor.dequantize gives them), and what activations are rounded to."""
+    """A weight [n, k] as the numbers it stands for (float32, as QTensor.dequantize gives them), and what activations are rounded to.
 
-    def __init__(self, values: np.ndarray, activation: TensorSpec) -> None:
+    Column j of `values` meets input order[j], multiplied by that input's factor before it is rounded.
+    """
+
+    def __init__(self, values: np.ndarray, activation: TensorSpec, order: np.ndarray | None = None, factors: np.ndarray | None = None) -> None:
         self.values, self.activation = values, activation
         self.n, self.k = (int(size) for size in values.shape)
         self.nbytes = values.nbytes
+        self.order = np.arange(self.k) if order is None else np.asarray(order)
+        self.factors = np.ones(self.k) if factors is None else np.asarray(factors, np.float64)
+
+    def inputs(self, x: np.ndarray) -> np.ndarray:
+        """x [rows, k] as the columns of `values` meet it."""
+        return round_activations((x * self.factors)[:, self.order], self.activation)
+
+    def rows(self, tokens: np.ndarray) -> np.ndarray:
+        """float64 [tokens, k]: these rows of the weight, input by input."""
+        found: np.ndarray = self.values[tokens].astype(np.float64)[:, np.argsort(self.order)] * self.factors
+        return found
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,8 @@ class ReferenceOps:
         refusal = self.supports(Problem("linear", tensor.shape[0], tensor.shape[-1], weight=tensor.spec, activation=activation))
         if refusal is not None:
             raise KernelError(refusal, where="reference")
-        return ReferenceWeight(np.asarray(tensor.dequantize(), np.float32), activation)
+        plain = replace(tensor, order=None, factors=None)
+        return ReferenceWeight(np.asarray(plain.dequantize(), np.float32), activation, tensor.order, tensor.factors)
 
     def adopt(self, packed: Packed, activation: TensorSpec) -> ReferenceWeight:
         """A weight that was packed for the native kernels, as the numbers it stands for."""
@@ -116,14 +131,14 @@ class ReferenceOps:
         return np.asarray(array, np.float64)
 
     def embed(self, weight: Any, factor: float = 1.0) -> np.ndarray:
-        rows: np.ndarray = weight.values[self.step.tokens]
-        return rows.astype(np.float64) * factor
+        rows: np.ndarray = weight.rows(self.step.tokens)
+        return rows * factor
 
     def linear(self, x: np.ndarray, weights: Sequence[Any], biases: Sequence[np.ndarray | None] | None = None,
                residual: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
         outputs = []
         for index, weight in enumerate(weights):
-            y = round_activations(x, weight.activation) @ weight.values.astype(np.float64).T
+            y = weight.inputs(x) @ weight.values.astype(np.float64).T
             bias = biases[index] if biases is not None else None
             outputs.append(y if bias is None else y + bias)
         if residual is not None:

@@ -18,6 +18,7 @@ from ..policy import Dispatch
 from ..schemes import Plan, TensorSpec
 
 BF16 = TensorSpec("bf16")
+INT8_TOKEN = TensorSpec("int8", "token", dynamic=True)
 SHOWN = 3  # names in an error
 
 
@@ -106,10 +107,14 @@ def _job(want: Wanted, info: TensorInfo, plan: Plan, dispatch: Dispatch) -> tupl
 
 
 def ways(asked: TensorSpec, activation: TensorSpec) -> list[tuple[TensorSpec, TensorSpec, str]]:
-    """(weight as kept in memory, activation, what is not as asked), best first: as asked; activations in 16 bits; the weight's numbers in bf16."""
+    """(weight as kept in memory, activation, what is not as asked), best first: as asked; int8 activations with scales computed as they come;
+    activations in 16 bits; the weight's numbers in bf16."""
     options = [(asked, activation, "")]
     if activation.quantized:
-        options.append((asked, BF16, f"activations stay in 16 bits: no kernel here multiplies {asked.format} by {activation.format}"))
+        if activation.format == "int8" and activation.symmetric and (not activation.dynamic or activation.granularity == "tensor"):
+            how = "one scale for all rows" if activation.dynamic else "static scales"
+            options.append((asked, INT8_TOKEN, f"int8 activations with {how} run with scales computed per token"))
+        options.append((asked, BF16, f"activations stay in 16 bits: no kernel here multiplies {_brief(asked)} by {_brief(activation)}"))
     if asked.quantized:
         options.append((BF16, activation, f"{asked.format} is emulated: its numbers lie in memory as bf16, no kernel here reads them"))
         if activation.quantized:
@@ -118,6 +123,13 @@ def ways(asked: TensorSpec, activation: TensorSpec) -> list[tuple[TensorSpec, Te
     elif asked != BF16:
         options.append((BF16, activation, f"{asked.format} weights are rounded to bf16: no kernel here reads them"))
     return options
+
+
+def _brief(spec: TensorSpec) -> str:
+    """The format, with what keeps kernels from it."""
+    size = f" in groups of {spec.size}" if spec.granularity == "group" and spec.size % 32 else ""
+    zeros = " with zero points" if not spec.symmetric else ""
+    return spec.format + size + zeros
 
 
 def _as_stored(info: TensorInfo) -> TensorSpec:

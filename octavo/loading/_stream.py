@@ -41,23 +41,20 @@ def temporary_bytes(job: Job, stored_bytes: int) -> int:
 
 
 def make_packed(checkpoint: Checkpoint, job: Job) -> Packed:
-    """The weight in panels. Raises CheckpointError naming file and tensor for numbers that are not finite."""
+    """The weight in panels. What is stored in the precision asked for is moved as it is, never rounded again.
+
+    Raises CheckpointError naming file and tensor for numbers that are not finite, and for what the layout does not hold.
+    """
     try:
         if not by_rows(job.asked) or not by_rows(job.kept):
-            return layouts.pack(make_tensor(checkpoint, job))
-        for keep_codes in (True, False):
-            narrow = job.kept.scale_format in ("fp16", "bf16")  # scales that may turn out not to fit
-            for kept in (job.kept, replace(job.kept, scale_format="fp32")) if narrow else (job.kept,):
-                try:
-                    packed = _by_rows(checkpoint, job, kept, keep_codes)
-                except KernelError:
-                    if not keep_codes:
-                        raise
-                    break  # codes that the layout cannot hold as they are (an offset without a scale): round the numbers again
-                if packed is not None:
-                    return packed
-        raise KernelError(f"{job.kept.format} has no place in {layouts.LAYOUT}", where=job.name)
-    except NonFiniteError as error:
+            return layouts.pack(make_tensor(checkpoint, job), job.kept)
+        narrow = job.kept.scale_format in ("fp16", "bf16")  # scales that may turn out not to fit
+        for kept in (job.kept, replace(job.kept, scale_format="fp32")) if narrow else (job.kept,):
+            packed = _by_rows(checkpoint, job, kept)
+            if packed is not None:
+                return packed
+        raise KernelError(f"has scales of {job.kept.format} that have no place in {layouts.LAYOUT}")
+    except (NonFiniteError, KernelError) as error:
         raise CheckpointError(f"tensor {job.stored!r} {error.what}", where=str(checkpoint.tensors[job.stored].file), remedy=error.remedy) from None
 
 
@@ -70,19 +67,18 @@ def make_tensor(checkpoint: Checkpoint, job: Job) -> QTensor:
     return tensor if same_numbers(tensor.spec, job.kept) else quantize(tensor.dequantize(), job.kept)
 
 
-def _by_rows(checkpoint: Checkpoint, job: Job, kept: TensorSpec, keep_codes: bool) -> Packed | None:
-    """The weight in panels, or None where some rows need wider scales than `kept` has. `keep_codes`: what is stored in the precision asked
-    for already is moved, not rounded again."""
-    meta = layouts.describe(kept, *job.shape)
-    packed = Packed(layouts.aligned(meta.nbytes), meta)
+def _by_rows(checkpoint: Checkpoint, job: Job, kept: TensorSpec) -> Packed | None:
+    """The weight in panels, or None where some rows need wider scales than `kept` has."""
+    packed: Packed | None = None
     asked = replace(job.asked, scale_format=kept.scale_format) if job.asked == job.kept else job.asked
     for rows in row_chunks(*job.shape):
-        part = checkpoint.read(job.stored, rows)
-        if not (keep_codes and same_numbers(part.spec, asked)):
-            part = quantize(part.dequantize(), asked)
+        part, rounded = checkpoint.read(job.stored, rows), False
+        if not same_numbers(part.spec, asked):
+            part, rounded = quantize(part.dequantize(), asked), True
         if asked.format != kept.format:
-            part = quantize(part.dequantize(), kept)
-        if part.spec.scale_format != kept.scale_format:
+            part, rounded = quantize(part.dequantize(), kept), True
+        packed = packed or layouts.blank(kept, *job.shape, part)
+        if part.spec.scale_format != kept.scale_format if rounded else not layouts.holds(packed.meta, part):
             return None
         layouts.pack_rows(packed, rows.start, part)
         del part
@@ -91,8 +87,9 @@ def _by_rows(checkpoint: Checkpoint, job: Job, kept: TensorSpec, keep_codes: boo
 
 
 def same_numbers(stored: TensorSpec, asked: TensorSpec) -> bool:
-    """Whether codes of the one are codes of the other."""
-    return stored == asked
+    """Whether codes of the one are codes of the other: all but the format of the scales is the same. Scales keep their numbers: they are moved to a
+    type that holds them."""
+    return stored == asked or (stored.format == asked.format and replace(stored, scale_format=asked.scale_format) == asked)
 
 
 def make_vector(checkpoint: Checkpoint, stored: str) -> np.ndarray:

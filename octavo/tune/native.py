@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,8 @@ class NativeKernels:
         last = (weight.n - 1) // layouts.PANEL * layouts.PANEL
         ends = [slice(0, min(COLUMNS, weight.n)), slice(max(0, last - COLUMNS), weight.n)]
         columns = np.concatenate([np.arange(part.start, part.stop) for part in ends])
-        values = np.concatenate([np.asarray(layouts.unpack(weight.packed, part).dequantize(), np.float64) for part in ends])
+        panels = replace(weight.packed, order=None, factors=None)  # `outputs` takes inputs as the panels meet them
+        values = np.concatenate([np.asarray(layouts.unpack(panels, part).dequantize(), np.float64) for part in ends])
         whole = weight.group >= WHOLE_ROW
         spec = FLOAT if not weight.group else TensorSpec("int8", "token" if whole else "group", 0 if whole else weight.group, dynamic=True)
         return columns, round_activations(_inputs(rows, weight.k), spec).astype(np.float64) @ values.T

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from octavo import layouts, schemes
 from octavo.checkpoints import _octavo_writer, open_checkpoint
 from octavo.checkpoints.octavo import OctavoCheckpoint, OctavoWriter
 from octavo.errors import CheckpointError
-from octavo.qtensor import quantize
+from octavo.qtensor import QTensor, quantize
 
 NAMES = ["W8A8", "W4g64A8", "WNF4", "W4g64zA16", "W16", "W32", "W8tA16"]
 
@@ -56,6 +57,68 @@ def test_round_trip(tiny_model: Path, tmp_path: Path) -> None:
     ours, theirs = copy.tokenizer_files(), source.tokenizer_files()
     assert ours["tokenizer"].to_str() == theirs["tokenizer"].to_str()
     assert (ours["config"], ours["generation"]) == (theirs["config"], theirs["generation"])
+
+
+def permuted(rows: int, k: int, order: bool, factors: bool) -> QTensor:
+    rng = np.random.default_rng(k)
+    q = quantize(rng.standard_normal((rows, k)).astype(np.float32), schemes.parse("W4g32").weight)
+    return replace(q, order=rng.permutation(k).astype(np.int32) if order else None,
+                   factors=rng.uniform(0.5, 2, k).astype(np.float32) if factors else None)
+
+
+def write_permuted(folder: Path) -> dict[str, QTensor]:
+    tensors = {"a.weight": permuted(40, 97, True, True), "b.weight": permuted(16, 64, True, False), "c.weight": permuted(7, 33, False, True)}
+    with OctavoWriter(folder, {}, {}, {}) as writer:
+        for name, q in tensors.items():
+            writer.add_packed(name, layouts.pack(q))
+        writer.finish({})
+    return tensors
+
+
+def test_order_and_factors_of_inputs_are_kept(tmp_path: Path) -> None:
+    tensors = write_permuted(tmp_path / "copy")
+    copy = open_checkpoint(tmp_path / "copy")
+    assert isinstance(copy, OctavoCheckpoint) and set(copy.tensors) == set(tensors)
+    for name, q in tensors.items():
+        packed, back = copy.packed(name), copy.read(name)
+        assert packed is not None
+        for one, other in ((packed.order, q.order), (packed.factors, q.factors), (back.order, q.order), (back.factors, q.factors)):
+            assert (one is None) == (other is None) and (one is None or np.array_equal(one, other))
+        np.testing.assert_array_equal(back.dequantize(), q.dequantize())
+        np.testing.assert_array_equal(copy.read(name, slice(3, 7)).dequantize(), q.dequantize()[3:7])
+
+
+@pytest.mark.parametrize(("change", "match"), [
+    ({"a.weight": {"order": "a.weight.factors"}}, "no proper 'order'"), ({"a.weight": {"order": "nothing"}}, "no proper 'order'"),
+    ({"a.weight": {"rows": "a.weight.order"}}, "no proper 'rows'"), ({"x": {"order": "a.weight.order"}}, "no proper 'order'"),
+    ({"b.weight": {"order": "a.weight.order"}}, "no proper 'order'"), ({"a.weight": 3}, "no proper"), ({"a.weight": {"order": "a.weight"}}, "no proper"),
+])
+def test_columns_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, object], match: str) -> None:
+    write_permuted(tmp_path / "copy")
+    file = tmp_path / "copy" / "config.json"
+    config = json.loads(file.read_text())
+    config["quantization_config"]["columns"].update(change)
+    file.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=match):
+        open_checkpoint(tmp_path / "copy")
+
+
+def test_an_order_that_is_none_is_refused(tmp_path: Path) -> None:
+    write_permuted(tmp_path / "copy")
+    copy = open_checkpoint(tmp_path / "copy")
+    assert isinstance(copy, OctavoCheckpoint)
+    packed = copy.packed("a.weight")
+    assert packed is not None and packed.order is not None and packed.factors is not None
+    file = tmp_path / "copy" / "model.safetensors"
+    content = file.read_bytes()
+    wrong = packed.order.copy()
+    wrong[0] = 1000000
+    for array, bad in ((packed.order, wrong.tobytes()), (packed.factors, np.full_like(packed.factors, np.nan).tobytes())):
+        at = content.find(array.tobytes())
+        assert at > 0
+        file.write_bytes(content[:at] + bad + content[at + len(bad) :])
+        with pytest.raises(CheckpointError, match="holds no"):
+            open_checkpoint(tmp_path / "copy")
 
 
 def test_it_is_a_safetensors_file(tiny_model: Path, tmp_path: Path) -> None:

@@ -34,6 +34,23 @@ SPECS = {
     "fp4 g64": TensorSpec("fp4", "group", 64, scale_format="fp16"),
     "mxfp4": schemes.parse("Wmxfp4").weight,
 }
+FLOATS_ONLY = {  # which int8 activations do not meet
+    "int6 g16": TensorSpec("int6", "group", 16),
+    "int3 g16": TensorSpec("int3", "group", 16),
+    "int2 g16 zeros": TensorSpec("int2", "group", 16, symmetric=False),
+    "int5 g48 zeros": TensorSpec("int5", "group", 48, symmetric=False),
+    "int4 g4": TensorSpec("int4", "group", 4, scale_format="fp16"),
+    "int8 block 16": TensorSpec("int8", "block", 8, 16),
+    "nvfp4": schemes.parse("Wnvfp4").weight,
+    "fp8e4m3 channel": TensorSpec("fp8e4m3", "channel"),
+    "fp8e4m3 tensor": TensorSpec("fp8e4m3", "tensor"),
+    "fp8e4m3 g64": TensorSpec("fp8e4m3", "group", 64, scale_format="bf16"),
+    "fp8e4m3 block": TensorSpec("fp8e4m3", "block", 128, 128),
+    "fp8e5m2 channel": TensorSpec("fp8e5m2", "channel"),
+    "fp8e5m2 g20": TensorSpec("fp8e5m2", "group", 20),
+    "mxfp8": schemes.parse("Wmxfp8").weight,
+}
+ALL_SPECS = {**SPECS, **FLOATS_ONLY}
 SHAPES = [(64, 576), (17, 31), (1, 1), (40, 1536), (16, 130), (33, 2112)]
 
 
@@ -71,7 +88,24 @@ def tolerance(spec: TensorSpec, quantized: bool) -> float:
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("isa", ISAS)
 def test_against_float64(isa: str, name: str, group: int) -> None:
-    spec = SPECS[name]
+    against_float64(isa, SPECS[name], group)
+
+
+@pytest.mark.parametrize("name", FLOATS_ONLY)
+@pytest.mark.parametrize("isa", ISAS)
+def test_precisions_of_float_activations_only(isa: str, name: str) -> None:
+    against_float64(isa, FLOATS_ONLY[name], 0)
+    packed = layouts.pack(qtensor.quantize(np.ones((3, 70), np.float32), FLOATS_ONLY[name]))
+    if packed.meta.store.startswith("codes"):
+        with pytest.raises(ValueError, match="does not support"):
+            multiply(packed, np.ones((2, 70), np.float32), isa, ROW)
+    else:  # no integers to meet: floats, as for weights of 16 bits
+        x = np.random.default_rng(0).standard_normal((2, 70)).astype(np.float32)
+        assert NativeWeight(packed, INT8).group == 0
+        assert np.array_equal(multiply(packed, x, isa, 0), multiply(packed, x, isa, 0, "general"))
+
+
+def against_float64(isa: str, spec: TensorSpec, group: int) -> None:
     for seed, (n, k) in enumerate(SHAPES):
         rng = np.random.default_rng(seed)
         q = qtensor.quantize(rng.standard_normal((n, k)).astype(np.float32), spec)
@@ -167,15 +201,16 @@ def test_zero_rows_and_zero_weights(isa: str) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(name=st.sampled_from(sorted(SPECS)), n=st.integers(1, 70), k=st.integers(1, 200), seed=st.integers(0, 99))
+@given(name=st.sampled_from(sorted(ALL_SPECS)), n=st.integers(1, 70), k=st.integers(1, 200), seed=st.integers(0, 99))
 def test_unpack_is_the_inverse_of_pack(name: str, n: int, k: int, seed: int) -> None:
-    q = qtensor.quantize(np.random.default_rng(seed).standard_normal((n, k)).astype(np.float32), SPECS[name])
+    q = qtensor.quantize(np.random.default_rng(seed).standard_normal((n, k)).astype(np.float32), ALL_SPECS[name])
     packed = layouts.pack(q)
+    assert np.array_equal(layouts.unpack(packed).dequantize(), q.dequantize())
     assert packed.blob.nbytes == packed.meta.nbytes and packed.blob.ctypes.data % 64 == 0
     back = layouts.unpack(packed)
     assert np.array_equal(back.codes, q.codes) and back.codes.dtype == q.codes.dtype and back.spec == q.spec
     if q.scales is not None:
-        assert np.array_equal(back.scales, q.scales)
+        assert np.array_equal(back.scales * (1 if back.outer is None else back.outer), q.scales * (1 if q.outer is None else q.outer))
         assert (q.zeros is None) == (back.zeros is None)
         if q.zeros is not None:
             assert np.array_equal(back.zeros, q.zeros)
@@ -199,11 +234,61 @@ def test_offsets_become_zeros() -> None:
     spec = TensorSpec("int4", "group", 32, symmetric=False, scale_format="fp32")
     q = qtensor.QTensor(codes, np.array([[0.5, 0.25]], np.float32), spec, (1, 64), offsets=np.array([[-2.0, 1.0]], np.float32))
     assert np.array_equal(layouts.unpack(layouts.pack(q)).dequantize(), q.dequantize())
-    bad = qtensor.QTensor(codes, np.zeros((1, 2), np.float32), spec, (1, 64), offsets=np.ones((1, 2), np.float32))
-    with pytest.raises(KernelError, match="offset without a scale"):
-        layouts.pack(bad)
+
+
+@pytest.mark.parametrize("format", ["int4", "int5", "int8"])
+@pytest.mark.parametrize("scale_format", ["fp32", "fp16"])
+def test_offsets_without_a_scale_are_exact(format: str, scale_format: str) -> None:
+    """GGUF's Q2_K and Q4_1 store such groups: every number in them is the offset. Where float16 does not hold it, float32 does."""
+    spec = TensorSpec(format, "group", 32, symmetric=False, scale_format=scale_format)
+    codes = np.arange(96, dtype=np.uint8).reshape(1, 96) % 16
+    for offset in (1.0, -0.125, 0.1, 1e-30, 3e38, 0.0):
+        q = qtensor.QTensor(codes, np.array([[0, 0.5, 1e-45]], np.float32), spec, (1, 96), offsets=np.array([[offset, -2, 3e38]], np.float32))
+        packed = layouts.pack(q)
+        assert np.array_equal(layouts.unpack(packed).dequantize(), q.dequantize())
+        y = multiply(packed, np.eye(96, dtype=np.float32), "portable", 0)
+        assert np.array_equal(y[:, 0], q.dequantize()[0])
+
+
+def test_codes_that_are_no_numbers_are_refused() -> None:
+    for format, bad in (("fp8e4m3", 0x7F), ("fp8e4m3", 0xFF), ("fp8e5m2", 0x7C), ("fp8e5m2", 0xFE)):
+        codes = np.zeros((2, 40), np.uint8)
+        codes[1, 3] = bad
+        with pytest.raises(KernelError, match="NaN or infinity"):
+            layouts.pack(qtensor.QTensor(codes, np.ones((2, 1), np.float32), TensorSpec(format, "channel"), (2, 40)))
+    one = np.ones((1, 1), np.float32)
+    offsets = qtensor.QTensor(np.zeros((1, 32), np.int8), one, TensorSpec("int4", "group", 32), (1, 32), offsets=one)
+    with pytest.raises(KernelError, match="neither zero points nor offsets"):
+        layouts.pack(offsets)
+
+
+@pytest.mark.parametrize("format", ["fp8e4m3", "fp8e5m2"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_code_of_a_small_float_is_its_number(isa: str, format: str) -> None:
+    most = layouts.NOT_FINITE[layouts.SMALL_FLOATS[format]]
+    codes = np.array([code for code in range(256) if code & 0x7F < most], np.uint8).reshape(1, -1)
+    k = codes.shape[1]
+    for scale in (1.0, 2.0**-20, 0.3, 2.0**100):
+        q = qtensor.QTensor(codes, np.full((1, 1), scale, np.float32), TensorSpec(format, "channel"), (1, k))
+        y = multiply(layouts.pack(q), np.eye(k, dtype=np.float32), isa, 0)
+        assert np.array_equal(y[:, 0], q.dequantize()[0])
+
+
+def test_scales_that_a_type_does_not_hold_are_kept_wide() -> None:
+    spec = TensorSpec("int4", "group", 32, scale_format="bf16")
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-8, 8, (20, 64)).astype(np.int8)
+    for scales, kept in ((np.full((20, 2), 2.0**-90), "bf16"), (np.full((20, 2), 0.1), "fp32")):
+        packed = layouts.pack(qtensor.QTensor(codes, scales.astype(np.float32), spec, (20, 64)))
+        assert packed.meta.scale_type == kept and packed.meta.spec.scale_format == kept
+        assert np.array_equal(layouts.unpack(packed).scales, scales.astype(np.float32))
+
+
+def test_bits_in_memory() -> None:
+    for name, bits in (("mxfp4", 4.5), ("mxfp8", 8.5), ("fp8e4m3 block", 8.25), ("nvfp4", 6), ("int6 g16", 10), ("int3 g16", 6), ("int2 g16 zeros", 8)):
+        assert 8 * layouts.describe(ALL_SPECS[name], 4096, 4096).nbytes / 4096**2 == bits, name
 
 
 def test_refusals_say_why() -> None:
-    assert "fp8e4m3" in str(layouts.why_not(TensorSpec("fp8e4m3", "channel")))
-    assert "multiples of 32" in str(layouts.why_not(TensorSpec("int4", "group", 16, scale_format="fp16")))
+    assert "multiples of 4, not 6" in str(layouts.why_not(TensorSpec("int4", "group", 6, scale_format="fp16")))
+    assert "multiple of 4, not 6" in str(layouts.why_not(TensorSpec("fp8e4m3", "block", 6, 6)))
