@@ -284,9 +284,7 @@ def _scales_and_zeros(part: QTensor, meta: PackedMeta) -> tuple[np.ndarray, np.n
     """(scales, zeros, folded) [rows, groups]: float32, zeros already moved by 128 where codes8 stores unsigned codes; folded: groups whose codes
     become 0 because their numbers are all the offset, None where there are none."""
     rows = part.shape[0]
-    scales = np.asarray(part.scales, np.float32)
-    if part.outer is not None:
-        scales = scales * np.float32(part.outer)
+    scales = np.asarray(part.whole_scales, np.float32)
 
     def spread(array: np.ndarray) -> np.ndarray:
         return np.broadcast_to(array, (rows, array.shape[1])) if array.shape[0] != rows else array

@@ -26,7 +26,7 @@ class QTensor:
              group [out, ceil(in/g)]; block [ceil(out/r), ceil(in/c)]. A scale may be negative, and is 0 where all values are.
     zeros    like scales (whole numbers as float32), or None
     offsets  like scales (float32, added after scaling: GGUF's minimums), or None; never together with zeros
-    outer    float32 scalar array of a two-level format (NVFP4), or None
+    outer    float32 or float64 scalar array of a two-level format (NVFP4), or None
     shape    (out, in) or (n,)
     order    int32 [in] or None: column j of the codes (and so of the groups) is input order[j] of the weight (GPTQ's act-order)
     factors  float32 [in] or None, by input (not by column of the codes): inputs are multiplied by them before the codes meet them (AWQ's and
@@ -51,7 +51,7 @@ class QTensor:
         xp = array_namespace(self.codes)
         rows, width = (1, *self.shape)[-2:]
         codes = xp.reshape(self.codes, (rows, width))
-        scales = self.scales if self.outer is None else self.scales * self.outer
+        scales = self.whole_scales
         values = xp.empty((rows, width), dtype=xp.float32, device=device(codes))
         columns = cell(self.spec, width)[1]
         for part in chunks(rows, width):
@@ -66,6 +66,14 @@ class QTensor:
                 chunk = xp.take(chunk, xp.argsort(self.order), axis=1)
             values[part] = chunk if self.factors is None else chunk * self.factors
         return xp.reshape(values, self.shape)
+
+    @property
+    def whole_scales(self) -> Array | None:
+        """float32 scales with the second level multiplied in (exactly, then rounded once), in the shape of `scales`."""
+        if self.scales is None or self.outer is None:
+            return self.scales
+        xp = array_namespace(self.scales)
+        return xp.astype(xp.astype(self.scales, xp.float64) * self.outer, xp.float32)
 
     @property
     def nbytes(self) -> int:
