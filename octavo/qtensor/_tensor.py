@@ -24,7 +24,7 @@ class QTensor:
              int8 for symmetric integers; uint8 for integers with a zero point or an offset, for tables and for small floats.
     scales   float32, 2-D, by granularity of the spec for a weight [out, in]: tensor [1, 1]; channel [out, 1];
              group [out, ceil(in/g)]; block [ceil(out/r), ceil(in/c)]. A scale may be negative, and is 0 where all values are.
-    zeros    like scales (whole numbers as float32), or None
+    zeros    like scales (float32; whole numbers, except HQQ's), or None
     offsets  like scales (float32, added after scaling: GGUF's minimums), or None; never together with zeros
     outer    float32 or float64 scalar array of a two-level format (NVFP4), or None
     shape    (out, in) or (n,)
