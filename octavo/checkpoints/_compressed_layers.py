@@ -49,7 +49,8 @@ def make_layer(raw: Raw, module: str, group: Group, where: str) -> Layer:
     parts = tuple(f"{module}.{part}" for part in (*first, *SIDE) if part in first or f"{module}.{part}" in raw)
     inputs = next((f"{module}.{name}" for name in ("input_scale", "input_global_scale") if f"{module}.{name}" in raw), None)
     label = f"{group.format or 'compressed-tensors'} {token}, {_cells(spec)}{'' if symmetric else ', zero points'}{', act-order' if order is not None else ''}"
-    return Layer(f"{module}.weight", shape, spec, label, tuple(dict.fromkeys(parts)), read, group.activation, inputs)
+    return Layer(f"{module}.weight", shape, spec, label, tuple(dict.fromkeys(parts)), read, group.activation, inputs,
+                 reciprocal=inputs is not None and inputs.endswith("global_scale"))
 
 
 def _plain(raw: Raw, module: str, token: str, arguments: Mapping[str, Any]) -> tuple[Codes, tuple[int, int], bool]:

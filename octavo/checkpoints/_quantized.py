@@ -92,6 +92,7 @@ class Layer:
     read          rows [first, last) of the weight; called with whole cells where scales cross rows (blocks, one scale per tensor: all rows)
     activation    what the files say its inputs are quantized to
     inputs        the stored tensor (one of `parts`) with the scale of its inputs, where activations are static
+    reciprocal    that tensor holds what inputs are multiplied by, not what they are divided by
     stack         (position, number): the parts hold this many weights along their first dimension, of which this is one (experts); a layer for
                   each may claim them
     """
@@ -104,6 +105,7 @@ class Layer:
     read: Callable[[int, int], QTensor]
     activation: TensorSpec | None = None
     inputs: str | None = None
+    reciprocal: bool = False
     stack: tuple[int, int] = (0, 1)
 
 
@@ -141,8 +143,9 @@ class QuantizedCheckpoint(SafetensorsCheckpoint):
         return self._raw.entries
 
     def input_scales(self) -> dict[str, np.ndarray]:
-        """Weight -> the stored scale of its inputs, float32, as the file shapes it."""
-        return {name: self._raw.floats(layer.inputs) for name, layer in self._layers.items() if layer.inputs is not None}
+        """Weight -> the stored scale of its inputs, as the file shapes it; float32, or float64 where the file holds its reciprocal."""
+        found = {name: (self._raw.floats(layer.inputs), layer.reciprocal) for name, layer in self._layers.items() if layer.inputs is not None}
+        return {name: 1 / scale.astype(np.float64) if reciprocal else scale for name, (scale, reciprocal) in found.items()}
 
     def cache_scales(self) -> dict[str, np.ndarray]:
         """"model.layers.0.self_attn.k" (and ".v") -> the stored scale of the cache, float32, as the file shapes it."""

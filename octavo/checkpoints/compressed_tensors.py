@@ -17,8 +17,10 @@ from typing import Any
 from ._cache_scales import is_cache_scale, with_cache
 from ._compressed_config import Settings, read_settings
 from ._compressed_layers import SIDE, make_layer
+from ._compressed_writer import CompressedTensorsWriter
 from ._folder import quant_method
 from ._quantized import Layer, QuantizedCheckpoint, Raw, open_quantized, quantization_config
+from .base import Writer, WriterOptions
 
 METHOD = "compressed-tensors"
 
@@ -60,6 +62,9 @@ class CompressedTensorsCodec:
         settings = read_settings(quantization, f"{path / 'config.json'}: quantization_config")
         checkpoint = open_quantized(path, "compressed_tensors", lambda config, found, raw: _layers(settings, raw), used=is_cache_scale)
         return with_cache(checkpoint, settings.cache)
+
+    def writer(self, options: WriterOptions) -> Writer:
+        return CompressedTensorsWriter(options)
 
 
 CODEC = CompressedTensorsCodec()

@@ -29,8 +29,8 @@ def write_folder(path: Path, tensors: Mapping[str, torch.Tensor], quantization: 
 
 
 DTYPES = {"U8": torch.uint8, "I8": torch.int8, "F32": torch.float32, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
-          "F8_E8M0": torch.float8_e8m0fnu}
-CODES = {"U8": "u1", "I8": "i1", "F32": "f4", "BF16": "u2", "F8_E4M3": "u1", "F8_E8M0": "u1"}
+          "F8_E8M0": torch.float8_e8m0fnu, "I32": torch.int32, "I64": torch.int64, "F16": torch.float16}
+CODES = {"U8": "u1", "I8": "i1", "F32": "f4", "BF16": "u2", "F8_E4M3": "u1", "F8_E8M0": "u1", "I32": "i4", "I64": "i8", "F16": "f2"}
 
 
 def written(checkpoint: Checkpoint, writer: Writer, options: WriterOptions, path: Path, names: list[str] | None = None, rows: int = 512) -> Path:

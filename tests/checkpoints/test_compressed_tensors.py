@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,17 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from compressed_tensors.quantization.lifecycle.forward import dequantize
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
-from octavo.checkpoints import open_checkpoint
+from octavo.checkpoints import WriterOptions, open_checkpoint
 from octavo.checkpoints._compressed_layers import _unpacked, packing
+from octavo.checkpoints.base import InexactError
+from octavo.checkpoints.compressed_tensors import CODEC
 from octavo.errors import CheckpointError
+from octavo.qtensor import QTensor, quantize
+from octavo.schemes import TensorSpec
 
-from .quantized_folder import Q, write_folder
+from .quantized_folder import CODES, DTYPES, Q, write_folder, written
 
 
 def arguments(**given: Any) -> dict[str, Any]:
@@ -121,6 +127,78 @@ def test_the_older_packing(bits: int, count: int, seed: int) -> None:
     assert found == (0 if held == dense else per_word)
     if held != dense or 32 % bits == 0 or held == 1:  # elsewhere the dense packing has as many words, and shapes do not tell
         np.testing.assert_array_equal(_unpacked(words.view(np.int32), bits, count, found), values)
+
+
+@pytest.mark.parametrize(("form", "args"), KINDS, ids=NAMES)
+def test_written_as_the_library_writes_it(form: str, args: dict[str, Any], tmp_path: Path) -> None:
+    """Byte for byte, and its decompressor gives the same numbers."""
+    weight = torch.randn(1090, 320, generator=torch.Generator().manual_seed(5))
+    state, expected = compressed(form, weight, args)
+    source = open_checkpoint(stored(tmp_path / "library", form, state, args))
+    info = source.tensors[f"{Q}.weight"]
+    assert info.spec is not None
+    options = WriterOptions(specs={f"{Q}.weight": info.spec})
+    if form == "int-quantized":  # INT8 is packed where its inputs are not quantized
+        options = WriterOptions(specs=options.specs, activations={f"{Q}.weight": TensorSpec("int8", "token", dynamic=True)})
+    writer = CODEC.writer(options)
+    ours = written(source, writer, options, tmp_path / "ours")
+    form = "pack-quantized" if form == "naive-quantized" else form
+    assert json.loads((ours / "config.json").read_text())["quantization_config"]["format"] == form
+    tensors = {name.removeprefix(f"{Q}."): tensor for name, tensor in load_file(ours / "model.safetensors").items()}
+    if "weight_packed" in tensors and "weight_packed" not in state:
+        state = BaseCompressor.get_value_from_registry(form).compress({"weight": weight, **scales_of(weight, QuantizationArgs(**args))},
+                                                                      QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**args), format=form))
+    for name, tensor in state.items():
+        assert torch.equal(tensors[name].view(torch.uint8) if tensors[name].dtype == torch.float8_e4m3fn else tensors[name],
+                           tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor.to(tensors[name].dtype)), name
+    assert tensors.keys() >= state.keys()
+    scheme = QuantizationScheme(**json.loads((ours / "config.json").read_text())["quantization_config"]["config_groups"]["group_0"])
+    if form != "nvfp4-pack-quantized":
+        got = BaseCompressor.get_value_from_registry(form).decompress(dict(tensors), scheme)["weight"].float()
+        assert torch.equal(got, expected)
+    np.testing.assert_array_equal(open_checkpoint(ours).read(f"{Q}.weight").dequantize(), expected.numpy())
+
+
+def test_what_cannot_be_held_is_said() -> None:
+    writer = CODEC.writer(WriterOptions())
+    assert "not nf4" in str(writer.why_not("a.weight", TensorSpec("nf4", "group", 64), (64, 128)))
+    assert "no multiple" in str(writer.why_not("a.weight", TensorSpec("int4", "group", 128), (64, 192)))
+    assert "per block" in str(writer.why_not("a.weight", TensorSpec("int4", "block", 32, 32), (64, 192)))
+    assert writer.nearest("a.weight", TensorSpec("nf4", "group", 64), (64, 192)) == TensorSpec("int4", "group", 64, scale_format="fp16")
+    spec = TensorSpec("int4", "group", 32, symmetric=False, scale_format="fp16")
+    out = {name: np.zeros(part.shape, {"I32": "i4", "I64": "i8", "F16": "f2"}[part.dtype]) for name, part in writer.parts("a.weight", spec, (32, 32)).items()}
+    codes, scales = np.zeros((32, 32), np.uint8), np.ones((32, 1), np.float32)
+    with pytest.raises(InexactError, match="whole numbers"):
+        writer.fill("a.weight", QTensor(codes, scales, spec, (32, 32), zeros=scales * np.float32(7.5)), 0, out)
+    with pytest.raises(InexactError, match="offsets"):
+        writer.fill("a.weight", QTensor(codes, scales, spec, (32, 32), offsets=scales), 0, out)
+    with pytest.raises(InexactError, match="no fp16"):
+        writer.fill("a.weight", QTensor(codes, scales * np.float32(1.0001), spec, (32, 32), zeros=scales), 0, out)
+    with pytest.raises(InexactError, match="permuted"):
+        writer.fill("a.weight", QTensor(codes, scales, spec, (32, 32), zeros=scales, order=np.arange(32, dtype=np.int32)), 0, out)
+
+
+def test_mixed_precisions_static_inputs_and_cache_are_written(tmp_path: Path) -> None:
+    attention = Q.rpartition(".")[0]
+    names = {f"{attention}.{module}.weight": spec for module, spec in (("q_proj", TensorSpec("fp8e4m3", "tensor")), ("k_proj", TensorSpec("fp8e4m3", "tensor")),
+                                                                       ("v_proj", TensorSpec("int4", "group", 32, scale_format="fp16")))}
+    static = TensorSpec("fp8e4m3", "tensor")
+    options = WriterOptions(specs=names, activations=dict.fromkeys(list(names)[:2], static), cache=TensorSpec("fp8e4m3", "tensor"),
+                            input_scales={name: np.float32([0.25]) for name in list(names)[:2]},
+                            cache_scales={f"{attention}.k": np.float32([0.5]), f"{attention}.v": np.float32([0.125])})
+    writer = CODEC.writer(options)
+    arrays: dict[str, torch.Tensor] = {}
+    for name, spec in names.items():
+        parts = writer.parts(name, spec, (64, 64))
+        out = {part: np.zeros(p.shape, CODES[p.dtype]) for part, p in parts.items()}
+        writer.fill(name, quantize(np.random.default_rng(1).standard_normal((64, 64)).astype(np.float32), spec), 0, out)
+        arrays |= {part: torch.from_numpy(out[part]).view(DTYPES[p.dtype]) for part, p in parts.items()}
+    arrays |= {name: torch.from_numpy(array) for name, (_, array) in writer.extras(names, []).items()}
+    checkpoint = open_checkpoint(write_folder(tmp_path, arrays, writer.config(names, [])["quantization_config"]))
+    assert {name: info.spec for name, info in checkpoint.tensors.items()} == names
+    assert [checkpoint.tensors[name].activation for name in names] == [static, static, None]
+    assert checkpoint.cache == static and "2 stored scales" in checkpoint.notes[0]
+    assert checkpoint.input_scales() == {name: np.float32([0.25]) for name in list(names)[:2]}  # type: ignore[attr-defined]
 
 
 def test_act_order(tmp_path: Path) -> None:
