@@ -58,10 +58,12 @@ def _codec_of(path: Path, allow_pickle: bool) -> Codec:
         if codec is None:
             raise CheckpointError(f"the weights are quantized with {method!r}, a format that is not read", where=str(path),
                                   remedy=f"take the unquantized model, which Octavo quantizes as it loads; read are: {', '.join(sorted(known))}")
-        return codec
-    for codec in known.values():
-        if codec.claims(path):
+        if any(path.glob("*.safetensors")) or not any(p.name.endswith(PICKLES) for p in path.iterdir()):
             return codec
+    else:
+        for codec in known.values():
+            if codec.claims(path):
+                return codec
     names = [path.name] if path.is_file() else sorted(p.name for p in path.iterdir())
     pickles = [n for n in names if n.endswith(PICKLES)]
     if pickles:

@@ -167,6 +167,8 @@ def open_quantized(path: Path, codec: str, describe: Describe, *, used: Callable
     """
     config = read_object(path / "config.json")
     entries, homes = map_tensors(path)
+    if not entries:
+        raise CheckpointError("holds no safetensors files with weights", where=str(path), remedy="fetch the model again")
     raw = Raw(path, entries, homes)
     layers: dict[str, Layer] = {}
     claimed: dict[str, Layer] = {}

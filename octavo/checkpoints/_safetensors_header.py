@@ -83,3 +83,13 @@ def read_entry(path: Path, name: str, claim: object, begin: int, size: int) -> E
 
 def _whole_numbers(values: object) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 62 for v in values)
+
+
+def read_metadata(file: MappedFile) -> dict[str, str]:
+    """The free text by key that a header carries beside its tensors (`parse_header` has checked the rest). Raises CheckpointError."""
+    where = str(file.path)
+    (length,) = struct.unpack("<Q", file.bytes(0, 8))
+    found = parse_object(file.bytes(8, min(length, LARGEST_HEADER)).rstrip(b" "), f"{where}: header", deepest=4).get("__metadata__", {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise CheckpointError("has metadata that is no text by key", where=where, remedy="the file is corrupted: fetch it again")
+    return found
