@@ -41,6 +41,9 @@ class ModelOptions(ModelName):
     max_model_len: int | None = None
     """Longest prompt and answer together, in tokens; default: what the model was made for."""
 
+    allow_pickle: bool = False
+    """Read pickled weights (.bin, .pt), by torch's weights_only loader, where there are no others."""
+
     cache: bool = True
     """Keep what was quantized, and load it from there the next time."""
 
@@ -70,7 +73,8 @@ def load_model(options: ModelOptions, check: Callable[[], None] = lambda: None) 
     try:
         return load(
             options.model, quantization=options.quantization, kv_cache=options.kv_cache, backend=options.backend, threads=options.threads,
-            isa=options.isa, cache_dir=options.cache_dir, use_cache=options.cache, max_model_len=options.max_model_len, on_progress=progress,
+            isa=options.isa, cache_dir=options.cache_dir, use_cache=options.cache, max_model_len=options.max_model_len, allow_pickle=options.allow_pickle,
+            on_progress=progress,
         )
     finally:
         for bar in shown:

@@ -31,6 +31,9 @@ class Options:
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
 
+    allow_pickle: bool = False
+    """Read pickled weights (.bin, .pt), by torch's weights_only loader, where there are no others."""
+
     scheme: list[str] = field(default_factory=list)
     """A further precision to price, such as W4g64A8 (may be repeated)."""
 
@@ -46,7 +49,7 @@ def run(options: Options) -> None:
     from ..checkpoints import open_checkpoint
     from ..machine import detect
 
-    found = inspect(open_checkpoint(options.model, revision=options.revision), [*PRESETS, *options.scheme], detect())
+    found = inspect(open_checkpoint(options.model, revision=options.revision, allow_pickle=options.allow_pickle), [*PRESETS, *options.scheme], detect())
     print(json.dumps(found, indent=2) if options.json else _text(found, options.tensors))
 
 

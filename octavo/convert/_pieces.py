@@ -104,7 +104,7 @@ def _extent(checkpoint: Checkpoint, info: TensorInfo) -> tuple[float, float]:
 def _rounded(piece: QTensor, spec: TensorSpec, extent: tuple[float, float] | None) -> QTensor:
     """The piece in another precision; unquantized where the writer rounds by itself."""
     if not spec.quantized:
-        return piece if not piece.spec.quantized else QTensor(piece.dequantize(), None, TensorSpec("fp32"), piece.shape)
+        return piece if piece.spec == spec else quantize(piece.dequantize(), spec)
     made = quantize(piece.dequantize(), spec, extent=extent, strict=True)
     if made.scales is not None and not bool(np.isfinite(made.scales).all()):
         raise OctavoError(f"has numbers so large that their scales are beyond {spec.scale_format}")

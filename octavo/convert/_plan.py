@@ -113,9 +113,8 @@ def make_plan(checkpoint: Checkpoint, wish: Wish, inexact: Mapping[str, str]) ->
     extras = writer.extras(weights, kept)
     parts: dict[str, Part] = {}
     for name, part in [*((n, p) for item in items for n, p in item.parts.items()), *((n, p) for n, (p, _) in extras.items())]:
-        if name in parts:
-            raise CheckpointError(f"two tensors would be named {name!r}", where=str(checkpoint.path), remedy="this model has no place in that format")
-        parts[name] = part
+        if parts.setdefault(name, part) != part:  # the experts of a stack share one
+            raise CheckpointError(f"two different tensors would be named {name!r}", where=str(checkpoint.path), remedy="this model has no place in that format")
     return Conversion(items, writer, weights, kept, parts, {name: values for name, (_, values) in extras.items()}, activations, notes)
 
 

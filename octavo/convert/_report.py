@@ -81,7 +81,7 @@ def rows_of(plan: Conversion) -> list[Row]:
     for item in plan.items:
         groups.setdefault((not item.quantized, item.info.stored, written_as(item), item.rounded), []).append(item)
     return [Row(stored, written, rounded, len(items), sum(math.prod(i.info.shape) for i in items), sum(i.info.nbytes for i in items),
-                sum(nbytes(part) for i in items for part in i.parts.values()))
+                sum(map(nbytes, {name: part for i in items for name, part in i.parts.items()}.values())))
             for (_, stored, written, rounded), items in sorted(groups.items(), key=lambda pair: pair[0][0])]
 
 

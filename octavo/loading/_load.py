@@ -30,7 +30,7 @@ LEAST_PAGES = 2       # of the key-value cache
 
 def load(source: str | Path, *, quantization: str | None = None, kv_cache: str | None = None, backend: str = "native", threads: int | None = None,
          isa: str | None = None, cache_dir: str | Path | None = None, use_cache: bool = True, max_model_len: int | None = None,
-         revision: str | None = None, on_progress: OnProgress | None = None) -> LoadedModel:
+         revision: str | None = None, allow_pickle: bool = False, on_progress: OnProgress | None = None) -> LoadedModel:
     """A model folder, a .gguf file or a hub id, quantized as it loads.
 
     quantization   a preset (32bit 16bit 8bit 4bit) or any name that `octavo explain` reads; None: as stored, or 16 bits
@@ -39,6 +39,7 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
     threads, isa   of the native kernels; None: all cores, the best instruction set
     cache_dir      where quantized models are kept for the next start; use_cache=False neither looks there nor writes
     max_model_len  longest sequence to be served; None: what the model was made for
+    allow_pickle   read pickled weights (.bin, .pt), by torch's weights_only loader, where a folder has no others
     on_progress    called before the first weight is read (the report then holds the predicted peak), before each, and at the end; what it
                    raises ends the load
 
@@ -52,7 +53,8 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
     asked = threads or settings.threads
     ops = make_backend(backend, asked if asked is None or asked < 1 else min(asked, machine.cores), isa)
     dispatch = Dispatch({ops.name: ops})
-    origin = Search(source, quantization, max_model_len, revision, folder if use_cache else None, machine, dispatch, ops.name).origin()
+    origin = Search(source, quantization, max_model_len, revision, folder if use_cache else None, machine, dispatch, ops.name,
+                    allow_pickle).origin()
     checkpoint, model, declared, jobs, plan = origin.checkpoint, origin.model, origin.declared, origin.jobs, origin.choice.plan
     cache_spec, cache_note = choose_cache(kv_cache, plan, model.head_dims, dispatch)
     tokenizer_files = mapped_tokenizer(checkpoint) if origin.copied else checkpoint.tokenizer_files()

@@ -71,6 +71,7 @@ class Search:
     machine: Machine
     dispatch: Dispatch
     backend: str
+    allow_pickle: bool = False
 
     def origin(self) -> Origin:
         """Raises what opening, describing and planning raise; a record or a copy that is damaged only costs its use."""
@@ -96,7 +97,7 @@ class Search:
         return Origin(copy, copy.source_config, start.codec, start.stored_bytes, choice, model, declared, found, jobs, start.notes, copied=True)
 
     def _opened(self, starts: Starts | None) -> Origin:
-        checkpoint = open_checkpoint(self.source, revision=self.revision)
+        checkpoint = open_checkpoint(self.source, revision=self.revision, allow_pickle=self.allow_pickle)
         choice = choose_plan(self.quantization, checkpoint, self.machine)
         model, declared, found = self._fit(checkpoint, choice.plan)
         if self.quantization is None and not isinstance(checkpoint, OctavoCheckpoint):
