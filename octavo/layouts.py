@@ -287,6 +287,8 @@ def _scales_and_zeros(part: QTensor, meta: PackedMeta) -> tuple[np.ndarray, np.n
     scales = np.asarray(part.whole_scales, np.float32)
 
     def spread(array: np.ndarray) -> np.ndarray:
+        if array.shape[0] != rows and part.spec.granularity == "block":
+            return np.repeat(array, part.spec.size, axis=0)[:rows]
         return np.broadcast_to(array, (rows, array.shape[1])) if array.shape[0] != rows else array
 
     scales, folded = spread(scales), None

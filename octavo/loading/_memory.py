@@ -33,7 +33,7 @@ def predict(checkpoint: Checkpoint, jobs: Iterable[Job], wanted: Mapping[str, Wa
         "base": resident(),
         "weights": sum(job.nbytes for job in jobs),
         "tables": small + sum(4 * math.prod(table.shape) for table in tables.values()),
-        "temporaries": max((temporary_bytes(job, checkpoint.tensors[job.stored].nbytes) for job in jobs), default=0),
+        "temporaries": max((temporary_bytes(job, checkpoint.tensors[job.stored]) for job in jobs), default=0),
     }
 
 

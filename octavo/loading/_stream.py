@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from .. import formats, layouts
-from ..checkpoints import Checkpoint
+from ..checkpoints import Checkpoint, TensorInfo
 from ..errors import CheckpointError, KernelError
 from ..layouts import Packed
 from ..qtensor import NonFiniteError, QTensor, quantize
@@ -20,10 +21,25 @@ TEMPORARY = 28         # bytes in flight for each of them: float32 twice, codes,
 UNIT = layouts.PANEL
 
 
-def row_chunks(rows: int, columns: int) -> list[slice]:
-    """Slices of whole panels with about CHUNK numbers each."""
-    step = max(UNIT, CHUNK // max(1, columns) // UNIT * UNIT)
+def row_chunks(rows: int, columns: int, cell: int = 1) -> list[slice]:
+    """Slices of whole panels, and of whole cells of so many rows, with about CHUNK numbers each."""
+    unit = math.lcm(UNIT, cell)
+    step = max(unit, CHUNK // max(1, columns) // unit * unit)
     return [slice(a, min(a + step, rows)) for a in range(0, rows, step)]
+
+
+def read_rows(checkpoint: Checkpoint, stored: str) -> Iterator[tuple[slice, QTensor]]:
+    """A matrix piece by piece, in whole cells where scales cross rows; what has one scale for all is read once and cut."""
+    info = checkpoint.tensors[stored]
+    rows, columns = info.shape
+    if info.spec is not None and info.spec.granularity == "tensor":
+        whole = checkpoint.read(stored)
+        for part in row_chunks(rows, columns):
+            yield part, replace(whole, codes=whole.codes[part], shape=(part.stop - part.start, columns))
+        return
+    cell = info.spec.size if info.spec is not None and info.spec.granularity == "block" else 1
+    for part in row_chunks(rows, columns, cell):
+        yield part, checkpoint.read(stored, part)
 
 
 def by_rows(spec: TensorSpec) -> bool:
@@ -31,12 +47,14 @@ def by_rows(spec: TensorSpec) -> bool:
     return spec.granularity in ("none", "channel", "group") and not formats.get(spec.format).two_level
 
 
-def temporary_bytes(job: Job, stored_bytes: int) -> int:
+def temporary_bytes(job: Job, stored: TensorInfo) -> int:
     """Most bytes that are in flight while this weight is made, the pages of the file among them."""
-    numbers = math.prod(job.shape)
-    chunk = min(numbers, max(CHUNK, UNIT * job.shape[1]))
-    if by_rows(job.asked) and layouts.why_not(job.kept) is None:
-        return TEMPORARY * chunk + stored_bytes * chunk // max(1, numbers)
+    numbers, spec, stored_bytes = math.prod(job.shape), stored.spec, stored.nbytes
+    rows = spec.size if spec is not None and spec.granularity == "block" else UNIT
+    chunk = min(numbers, max(CHUNK, math.lcm(UNIT, rows) * job.shape[1]))
+    if (by_rows(job.asked) or (spec is not None and same_numbers(spec, job.asked))) and layouts.why_not(job.kept) is None:
+        whole = spec is not None and spec.granularity == "tensor"
+        return TEMPORARY * chunk + (stored_bytes + numbers if whole else stored_bytes * chunk // max(1, numbers))
     return TEMPORARY * chunk + stored_bytes + 6 * numbers  # the whole in float32, its codes, and one more byte of either
 
 
@@ -46,7 +64,9 @@ def make_packed(checkpoint: Checkpoint, job: Job) -> Packed:
     Raises CheckpointError naming file and tensor for numbers that are not finite, and for what the layout does not hold.
     """
     try:
-        if not by_rows(job.asked) or not by_rows(job.kept):
+        spec = checkpoint.tensors[job.stored].spec
+        moved = spec is not None and same_numbers(spec, job.asked)
+        if not moved and not by_rows(job.asked):
             return layouts.pack(make_tensor(checkpoint, job), job.kept)
         narrow = job.kept.scale_format in ("fp16", "bf16")  # scales that may turn out not to fit
         for kept in (job.kept, replace(job.kept, scale_format="fp32")) if narrow else (job.kept,):
@@ -71,8 +91,8 @@ def _by_rows(checkpoint: Checkpoint, job: Job, kept: TensorSpec) -> Packed | Non
     """The weight in panels, or None where some rows need wider scales than `kept` has."""
     packed: Packed | None = None
     asked = replace(job.asked, scale_format=kept.scale_format) if job.asked == job.kept else job.asked
-    for rows in row_chunks(*job.shape):
-        part, rounded = checkpoint.read(job.stored, rows), False
+    for rows, part in read_rows(checkpoint, job.stored):
+        rounded = False
         if not same_numbers(part.spec, asked):
             part, rounded = quantize(part.dequantize(), asked), True
         if asked.format != kept.format:
