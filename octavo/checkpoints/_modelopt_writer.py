@@ -104,7 +104,10 @@ class ModeloptWriter(Writer):
         elif spec.format == "nvfp4":
             out[name][rows] = packed_low_first(codes)
             scale[rows] = _encoded(scales, "fp8e4m3")
-            out[f"{stem}weight_scale_2"][...] = tensor.outer
+            outer = np.float32(1 if tensor.outer is None else tensor.outer)
+            if not np.array_equal(scales * outer, np.asarray(tensor.whole_scales)):
+                raise InexactError("its second-level scale is no float32 factor, as which ModelOpt stores it")
+            out[f"{stem}weight_scale_2"][...] = outer
         elif spec.format == "mxfp8":
             out[name][rows] = codes
             scale[rows] = _encoded(scales, "e8m0")

@@ -4,7 +4,8 @@ What it is: for each layer `mlp.experts.gate_up_proj_blocks`, uint8 [experts, ou
 half, beside `gate_up_proj_scales`, uint8 exponents [experts, out, in / 32] (value * 2^(scale - 127)); the same for `down_proj`. All else is bfloat16.
 Here each expert's matrix has a name of its own: `...experts.{i}.gate_up_proj.weight` [out, in], its rows as stored: gate and up take turns (even rows
 are gate's). Biases stay stacks: `...experts.gate_up_proj_bias` [experts, out].
-When to choose it: gpt-oss. Dense models in MXFP4 are compressed-tensors' business.
+When to choose it: gpt-oss. This form holds experts and nothing else, so `--to mxfp4` writes layers of any kind as compressed-tensors'
+mxfp4-pack-quantized, which vLLM and transformers read.
 Limits: the layout of the `original/` folders (`mlp1_weight.blocks`) is not read.
 Source: transformers, integrations/mxfp4.py; OCP Microscaling Formats (MX) Specification 1.0.
 """
@@ -17,9 +18,11 @@ from typing import Any
 
 from ..qtensor import QTensor
 from ..schemes import TensorSpec
+from ._compressed_writer import CompressedTensorsWriter
 from ._folder import quant_method
 from ._nibbles import low_first
 from ._quantized import Layer, QuantizedCheckpoint, Raw, decoded_exponents, open_quantized
+from .base import WriterOptions
 
 METHOD = "mxfp4"
 SPEC = TensorSpec("mxfp4", "group", 32, scale_format="e8m0")
@@ -55,7 +58,20 @@ def _experts(stem: str, raw: Raw) -> Iterator[Layer]:
         yield reader(expert)
 
 
+class Mxfp4Writer(CompressedTensorsWriter):
+    """compressed-tensors, with every weight in MXFP4."""
+
+    def why_not(self, name: str, spec: TensorSpec, shape: tuple[int, ...]) -> str | None:
+        return super().why_not(name, spec, shape) if spec == SPEC else f"MXFP4 has groups of 32 with E8M0 scales, this is {spec.format}"
+
+    def nearest(self, name: str, spec: TensorSpec, shape: tuple[int, ...]) -> TensorSpec:
+        return SPEC if shape[1] % 32 == 0 else TensorSpec("fp8e4m3", "channel")
+
+
 class Mxfp4Codec:
+    def writer(self, options: WriterOptions) -> Mxfp4Writer:
+        return Mxfp4Writer(options)
+
     def claims(self, path: Path) -> bool:
         return path.is_dir() and quant_method(path) == METHOD
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from octavo.checkpoints import open_checkpoint
+from octavo.checkpoints import WriterOptions, open_checkpoint
+from octavo.checkpoints.mxfp4 import CODEC
 from octavo.errors import CheckpointError
+from octavo.schemes import TensorSpec
 
-from .quantized_folder import write_folder
+from .quantized_folder import reopened, write_folder
 
 AT = "model.layers.0.mlp.experts"
 CONFIG = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]}
@@ -81,3 +83,14 @@ def test_scales_without_blocks(tmp_path: Path) -> None:
     path = write_folder(tmp_path, {f"{AT}.gate_up_proj_scales": stack(2, 64, 64)["scales"]}, CONFIG)
     with pytest.raises(CheckpointError, match="is quantized, but no scales"):
         open_checkpoint(path)
+
+
+def test_experts_are_written_as_compressed_tensors(tmp_path: Path) -> None:
+    source = open_checkpoint(folder(tmp_path / "a", stack(2, 64, 96), stack(2, 96, 32)))
+    again = reopened(source, CODEC, tmp_path / "b")
+    assert again.codec == "compressed_tensors" and len(again.tensors) == 4
+    for name in again.tensors:
+        assert again.read(name).spec == source.read(name).spec and np.array_equal(again.read(name).dequantize(), source.read(name).dequantize())
+    writer = CODEC.writer(WriterOptions())
+    assert "MXFP4 has groups of 32" in str(writer.why_not("x.weight", TensorSpec("int8", "channel"), (8, 64)))
+    assert writer.nearest("x.weight", TensorSpec("bf16"), (8, 40)).format == "fp8e4m3"
