@@ -30,20 +30,24 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor of the file under its own name; shape outermost first, as NumPy has it."""
+    """A tensor under its own name, and the file that it lies in; shape outermost first, as NumPy has it."""
 
     name: str
     shape: tuple[int, ...]
     stored: str
     start: int
     nbytes: int
+    file: MappedFile
 
 
 @dataclass(frozen=True)
 class GgufFile:
+    """`file` is the first where there are several; metadata is that of the first."""
+
     file: MappedFile
     metadata: dict[str, Any]  # numbers, strings, bools; arrays as lists of strings or NumPy arrays
     tensors: dict[str, GgufTensor]
+    parts: tuple[MappedFile, ...] = ()
 
 
 def parse(file: MappedFile) -> GgufFile:
@@ -171,7 +175,7 @@ def _place(reader: _Reader, claims: list[tuple[str, tuple[int, ...], int, int]],
             raise reader.wrong(f"begins at {offset}, which is not aligned to {alignment} bytes")
         if begin + offset + nbytes > reader.file.size:
             raise reader.wrong(f"needs bytes {begin + offset} to {begin + offset + nbytes} of a file of {reader.file.size}")
-        tensors[name] = GgufTensor(name, shape, storage.name, begin + offset, nbytes)
+        tensors[name] = GgufTensor(name, shape, storage.name, begin + offset, nbytes, reader.file)
     reader.at = ""
     previous = None
     for tensor in sorted(tensors.values(), key=lambda t: t.start):

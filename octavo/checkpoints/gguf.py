@@ -1,10 +1,10 @@
 """GGUF: llama.cpp's file, with tensors, config and tokenizer in one.
 
-What it is: a mapped file of tensors in ggml's types. Read are F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K, each to the
-bit what ggml's own dequantization gives; architectures llama (Mistral too), qwen2, qwen3, smollm3 and gemma3 (text) under Hugging
-Face's names and conventions.
+What it is: a mapped file of tensors in ggml's types. All are read, codebooks (IQ) and ternary ones
+too, each to the bit what ggml's own dequantization gives; architectures llama (Mistral too), qwen2, qwen3, smollm3 and gemma3 (text)
+under Hugging Face's names and conventions. A model in several files is opened by the name of any of them.
 When to choose it: where a model is published in it; it is small, and one file.
-Limits: no importance-matrix (IQ) and ternary types, no files in several parts, little endian only.
+Limits: little endian only; of a sparse mixture of experts nothing is computed, so nothing is read.
 Source: ggml/docs/gguf.md.
 """
 
@@ -21,7 +21,8 @@ from ..errors import CheckpointError
 from ..qtensor import QTensor
 from ._gguf_config import Metadata, config_of
 from ._gguf_names import ARCHITECTURES, heads_interleaved, hugging_face_name, norm_plus_one, row_order
-from ._gguf_reader import GgufFile, GgufTensor, parse
+from ._gguf_reader import GgufFile, GgufTensor
+from ._gguf_split import open_parts
 from ._gguf_tokenizer import end_tokens, tokenizer_config, tokenizer_of
 from ._gguf_types import PLAIN, QUANTIZED, STORAGE, WHOLE, spec_of
 from ._json import shown
@@ -44,8 +45,10 @@ class GgufCheckpoint(MappedCheckpoint):
         if tensors:  # a file may hold nothing but a vocabulary
             check_shapes(config, {name: info for name, (info, _) in tensors.items()}, path)
         super().__init__(path, config, {name: info for name, (info, _) in tensors.items()},
-                         {name: (source.file, tensor.start) for name, (_, tensor) in tensors.items()})
+                         {name: (tensor.file, tensor.start) for name, (_, tensor) in tensors.items()})
         self._source, self._architecture = source, Metadata(source).architecture
+        self._scales = _tensor_scales(source)
+        self.notes = _unused(source)
 
     def read(self, name: str, rows: slice | None = None) -> QTensor:
         """The tensor in Hugging Face's order and convention; see Checkpoint.read."""
@@ -70,10 +73,19 @@ class GgufCheckpoint(MappedCheckpoint):
         elif len(info.shape) > 2:
             raise CheckpointError(f"tensor {shown(name)} has {len(info.shape)} dimensions in type {info.stored}", where=str(info.file))
         else:
-            tensor = _decode(file, start, info, picked if len(info.shape) == 2 else None)
+            tensor = _decode(file, start, info, picked if len(info.shape) == 2 else None, self._outer(info))
             if len(info.shape) == 1 and shape != info.shape:
                 raise CheckpointError(f"tensor {shown(name)} is a quantized vector, which has no rows", where=str(info.file))
         return self.checked(tensor, info)
+
+    def _outer(self, info: TensorInfo) -> float:
+        """The scale of a whole NVFP4 tensor, which stands in a tensor of its own; 1 where there is none."""
+        tensor = self._scales.get(info.name)
+        if tensor is None:
+            return 1.0
+        if tensor.stored != "F32" or math.prod(tensor.shape) != 1:
+            raise CheckpointError(f"tensor {shown(tensor.name)} is no single F32", where=str(tensor.file.path), remedy="fetch the file again")
+        return float(tensor.file.array("<f4", 1, tensor.start)[0])
 
     def _order(self, name: str, info: TensorInfo) -> np.ndarray | None:
         part = heads_interleaved(self._architecture, name)
@@ -93,10 +105,10 @@ class GgufCheckpoint(MappedCheckpoint):
                 "generation": {key: value for key, value in generation.items() if isinstance(value, (int, list))}}
 
     def content_files(self) -> list[Path]:
-        return [self.path]
+        return [part.path for part in self._source.parts or (self._source.file,)]
 
 
-def _decode(file: MappedFile, start: int, info: TensorInfo, picked: slice | np.ndarray | None) -> QTensor:
+def _decode(file: MappedFile, start: int, info: TensorInfo, picked: slice | np.ndarray | None, outer: float = 1.0) -> QTensor:
     """Rows of a quantized tensor, chunk by chunk, so that temporaries stay small."""
     kind = QUANTIZED[info.stored]
     width = info.shape[-1]
@@ -119,20 +131,19 @@ def _decode(file: MappedFile, start: int, info: TensorInfo, picked: slice | np.n
         if offsets is not None and some_offsets is not None:
             offsets[part] = some_offsets.reshape(-1, groups)
     shape = (rows, width) if len(info.shape) == 2 else info.shape
-    outer = np.float32(1) if formats.get(kind.spec.format).two_level else None
-    return QTensor(codes.reshape(shape), scales, kind.spec, shape, offsets=offsets, outer=outer)
+    second = np.float32(outer) if formats.get(kind.spec.format).two_level else None
+    return QTensor(codes.reshape(shape), scales, kind.spec, shape, offsets=offsets, outer=second)
 
 
 def _rename(source: GgufFile) -> dict[str, tuple[TensorInfo, GgufTensor]]:
     """Hugging Face name -> what it is and where. Raises CheckpointError for tensors and types that are not known."""
-    path, architecture = source.file.path, Metadata(source).architecture
-    parts = source.metadata.get("split.count", 0)
-    if type(parts) is int and parts > 1:
-        raise CheckpointError(f"is one of {parts} parts", where=str(path),
-                              remedy="join them with llama-gguf-split --merge")
+    architecture = Metadata(source).architecture
+    scales = {tensor.name for tensor in _tensor_scales(source).values()}
     found: dict[str, tuple[TensorInfo, GgufTensor]] = {}
     for tensor in source.tensors.values():
-        spec = spec_of(tensor.stored)
+        spec, path = spec_of(tensor.stored), tensor.file.path
+        if tensor.name in scales or _input_scale(architecture, tensor.name):
+            continue
         if spec is None and tensor.stored not in WHOLE:
             raise CheckpointError(f"tensor {shown(tensor.name)} is of type {tensor.stored}, which is not read", where=str(path),
                                   remedy=f"known: {', '.join([*PLAIN, *QUANTIZED])}")
@@ -147,6 +158,29 @@ def _rename(source: GgufFile) -> dict[str, tuple[TensorInfo, GgufTensor]]:
     return found
 
 
+def _tensor_scales(source: GgufFile) -> dict[str, GgufTensor]:
+    """Weight (Hugging Face's name) -> the tensor `blk.0.attn_q.scale` with the second-level scale of an NVFP4 `blk.0.attn_q.weight`.
+
+    Raises CheckpointError where a weight of another type has one: nobody would apply it.
+    """
+    architecture, found = Metadata(source).architecture, {}
+    for name, tensor in source.tensors.items():
+        if architecture in ARCHITECTURES and name.endswith(".scale"):
+            weight = source.tensors.get(name.removesuffix(".scale") + ".weight")
+            if weight is None or weight.stored != "NVFP4":
+                raise CheckpointError(f"tensor {shown(name)} is the scale of no NVFP4 weight", where=str(tensor.file.path),
+                                      remedy="the model has parts that Octavo does not compute; take its safetensors folder")
+            found[str(hugging_face_name(architecture, weight.name))] = tensor
+    return found
+
+
+def _input_scale(architecture: str, name: str) -> bool:
+    return architecture in ARCHITECTURES and name.endswith(".input_scale")
+
+
+def _unused(source: GgufFile) -> list[str]:
+    count = sum(_input_scale(Metadata(source).architecture, name) for name in source.tensors)
+    return [f"{count} input scales (static scales of 4-bit activations) are not used: activations are computed as they come"] if count else []
 
 
 class GgufCodec:
@@ -157,7 +191,7 @@ class GgufCodec:
             return path.suffix == ".gguf" or file.read(4) == b"GGUF"
 
     def open(self, path: Path) -> GgufCheckpoint:
-        return GgufCheckpoint(parse(MappedFile(path)))
+        return GgufCheckpoint(open_parts(path))
 
 
 CODEC = GgufCodec()

@@ -52,10 +52,10 @@ def gguf_names(architecture: str) -> dict[str, tuple[int, ...]]:
 
 
 def write_gguf(path: Path, architecture: str, kind: str = "F32", tokenizer: str | None = "gpt2", extra: dict[str, np.ndarray] | None = None,
-               **metadata: Any) -> Path:
-    """A small random model; matrices of type `kind`."""
+               split: int = 0, **metadata: Any) -> Path:
+    """A small random model; matrices of type `kind`. split: most tensors of a file, 0 for one file."""
     rng = np.random.default_rng(1)
-    writer = GGUFWriter(path, architecture)
+    writer = GGUFWriter(path, architecture, split_max_tensors=split)
     writer.add_block_count(LAYERS)
     writer.add_context_length(64)
     writer.add_embedding_length(HIDDEN)
@@ -79,7 +79,7 @@ def write_gguf(path: Path, architecture: str, kind: str = "F32", tokenizer: str 
     for name, shape in gguf_names(architecture).items():
         values = rng.standard_normal(shape).astype(np.float32)
         if len(shape) == 2 and kind != "F32":
-            writer.add_tensor(name, quants.quantize(values, qtype), raw_dtype=qtype)
+            writer.add_tensor(name, _blocks(values, qtype, rng), raw_dtype=qtype)
         else:
             writer.add_tensor(name, values)
     for name, array in (extra or {}).items():
@@ -89,6 +89,15 @@ def write_gguf(path: Path, architecture: str, kind: str = "F32", tokenizer: str 
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _blocks(values: np.ndarray, qtype: GGMLQuantizationType, rng: np.random.Generator) -> np.ndarray:
+    """Rows of blocks; random ones, with finite scales, of types that the package only reads."""
+    try:
+        return quants.quantize(values, qtype)
+    except NotImplementedError:
+        size, count = quants.quant_shape_to_byte_shape(values.shape, qtype)[-1], len(values)
+        return rng.integers(0, 0x38, (count, size), np.uint8)  # no float16 made of such bytes is infinite
 
 
 def add_vocabulary(writer: GGUFWriter, model: str) -> None:

@@ -205,6 +205,54 @@ def test_what_is_not_computed_is_refused_by_name(tmp_path: Path) -> None:
         open_checkpoint(write_gguf(tmp_path / "p.gguf", "llama", split__count=3))
 
 
+def test_scale_of_a_whole_nvfp4_tensor(tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.v_proj.weight"
+    scale = {"blk.0.attn_v.scale": np.array([0.37], np.float32), "blk.0.attn_v.input_scale": np.ones(1, np.float32)}
+    plain = open_checkpoint(write_gguf(tmp_path / "a.gguf", "llama", "NVFP4"))
+    scaled = open_checkpoint(write_gguf(tmp_path / "b.gguf", "llama", "NVFP4", extra=scale))
+    assert set(plain.tensors) == set(scaled.tensors) and not plain.notes
+    assert len(scaled.notes) == 1 and "1 input scales" in scaled.notes[0]
+    np.testing.assert_allclose(scaled.read(name).dequantize(), plain.read(name).dequantize() * np.float32(0.37), rtol=1e-6)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list[Path]:
+    """A model in three files, written by the package; its tensors are those of whole.gguf."""
+    write_gguf(tmp_path / "whole.gguf", "llama", "Q5_0")
+    write_gguf(tmp_path / "m.gguf", "llama", "Q5_0", split=7)
+    return sorted(tmp_path.glob("m-*.gguf"))
+
+
+def test_parts_are_one_model(parts: list[Path], tmp_path: Path) -> None:
+    whole = open_checkpoint(tmp_path / "whole.gguf")
+    for path in parts:
+        split = open_checkpoint(path)
+        assert split.config == whole.config and set(split.tensors) == set(whole.tensors) and split.path == parts[0]
+        for name in whole.tensors:
+            assert_same_bits(split.read(name).dequantize(), whole.read(name).dequantize())
+            split.release(name)
+    assert split.tokenizer_files()["tokenizer"].encode("the").ids == whole.tokenizer_files()["tokenizer"].encode("the").ids
+    key = split.content_key(tmp_path / "cache")
+    data = bytearray(parts[2].read_bytes())
+    data[-1] ^= 1
+    parts[2].write_bytes(data)
+    assert open_checkpoint(parts[0]).content_key(tmp_path / "cache") != key
+
+
+def test_parts_that_do_not_belong_together_are_refused(parts: list[Path]) -> None:
+    second = parts[1].read_bytes()
+    parts[1].unlink()
+    with pytest.raises(CheckpointError, match=r"m-00002-of-00003\.gguf: is missing"):
+        open_checkpoint(parts[2])
+    parts[1].write_bytes(parts[2].read_bytes())
+    with pytest.raises(CheckpointError, match=r"split\.no is '2', not 1"):
+        open_checkpoint(parts[0])
+    parts[1].write_bytes(second)
+    parts[0].unlink()
+    with pytest.raises(CheckpointError, match="the first part is missing"):
+        open_checkpoint(parts[2])
+
+
 def test_types_that_are_not_known_are_named(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", "llama", "Q4_0")
     data = bytearray(path.read_bytes())
