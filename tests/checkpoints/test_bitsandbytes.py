@@ -30,7 +30,7 @@ def values(shape: tuple[int, int], kind: str, seed: int = 0) -> torch.Tensor:
 
 
 def four_bit(path: Path, x: torch.Tensor, kind: str = "nf4", block: int = 64, nested: bool = False, storage: torch.dtype = torch.uint8,
-             **changes: Any) -> tuple[Path, torch.Tensor]:
+             changes: dict[str, torch.Tensor] | None = None) -> tuple[Path, torch.Tensor]:
     """(a folder with one weight, what the library says it stands for)."""
     packed, state = quantize_4bit(x, blocksize=block, compress_statistics=nested, quant_type=kind, quant_storage=storage)
     tensors = {f"{Q}.weight": packed} | {f"{Q}.weight.{name}": part for name, part in state.as_dict(packed=True).items()} | (changes or {})
