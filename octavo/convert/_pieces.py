@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import formats
-from ..checkpoints import Checkpoint, InexactError, TensorInfo
+from ..checkpoints import Checkpoint, InexactError, TensorInfo, Writer
 from ..errors import CheckpointError, OctavoError
 from ..qtensor import NonFiniteError, QTensor, quantize
 from ..schemes import TensorSpec
@@ -35,7 +36,10 @@ def fill(checkpoint: Checkpoint, item: Item, out: Mapping[str, np.ndarray], rele
     try:
         extent = _extent(checkpoint, info) if _rounds(item) and _crosses(item.spec) else None
         for first, piece in pieces(checkpoint, info, item.spec):
-            item.writer.fill(info.name, _rounded(piece, item.spec, extent) if _rounds(item) else piece, first, out)
+            if _rounds(item):
+                _fill_rounded(item.writer, info.name, piece, item.spec, extent, first, out)
+            else:
+                item.writer.fill(info.name, piece, first, out)
             checkpoint.release(info.name)
             release()
     except NonFiniteError as error:
@@ -99,6 +103,19 @@ def _extent(checkpoint: Checkpoint, info: TensorInfo) -> tuple[float, float]:
             low, high = min(low, float(values.min())), max(high, float(values.max()))
         checkpoint.release(info.name)
     return (low, high) if low <= high else (0.0, 0.0)
+
+
+def _fill_rounded(writer: Writer, name: str, piece: QTensor, spec: TensorSpec, extent: tuple[float, float] | None, first: int,
+                  out: Mapping[str, np.ndarray]) -> None:
+    """A second-level scale is rounded as its file holds it, a factor or a divisor. Where it alone does not fit, the codes stay: that changes the last
+    bit of a number, where rounding the numbers again would change more."""
+    made = piece if piece.spec == spec and piece.outer is not None else _rounded(piece, spec, extent)
+    if made.outer is not None and float(made.outer) > 0:
+        for outer in (np.float64(np.float32(made.outer)), 1 / np.float64(np.float32(1 / np.float64(made.outer)))):
+            with contextlib.suppress(InexactError):
+                writer.fill(name, replace(made, outer=outer), first, out)
+                return
+    writer.fill(name, made, first, out)
 
 
 def _rounded(piece: QTensor, spec: TensorSpec, extent: tuple[float, float] | None) -> QTensor:

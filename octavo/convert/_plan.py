@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import formats
 from ..checkpoints import Checkpoint, FileWriter, InexactError, Part, TensorInfo, Writer, WriterOptions, writers
 from ..checkpoints.writing import PlainWriter, held
 from ..errors import CheckpointError, UsageError
@@ -199,13 +200,15 @@ def _weight(checkpoint: Checkpoint, info: TensorInfo, spec: TensorSpec, writer: 
     """A tensor for the target's own writer. `spec` is the stored one, or the one that --quantization names."""
     assert info.spec is not None
     shape = info.shape
-    reason = inexact or writer.why_not(info.name, spec, shape)
-    if reason is None and spec == info.spec:
-        reason = _tried(checkpoint, info, writer)
+    reason = writer.why_not(info.name, spec, shape)
+    by_numbers = reason is None and spec == info.spec
+    if by_numbers:
+        reason = inexact or _tried(checkpoint, info, writer)
     rounded = ""
     if reason is not None:
         rounded = reason if info.spec.quantized or spec != info.spec or isinstance(writer, PlainWriter) else f"quantized from {info.stored}"
-        spec = writer.nearest(info.name, spec, shape)
+        # Two-level scales that do not fit are rounded by themselves; see _pieces.
+        spec = spec if by_numbers and formats.get(spec.format).two_level else writer.nearest(info.name, spec, shape)
     elif spec != info.spec:
         rounded = f"quantized from {info.stored}"
         return Item(info, spec, writer, writer.parts(info.name, spec, shape), "" if not spec.quantized else rounded, spec.quantized)
