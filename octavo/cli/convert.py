@@ -43,7 +43,7 @@ class Options:
     """Leave weights unquantized whose name matches (a glob; may be repeated)."""
 
     include: list[str] = field(default_factory=list)
-    """Quantize weights that convention leaves in 16 bits, such as '*lm_head*' (may be repeated)."""
+    """Quantize weights that convention leaves in 16 bits, such as lm_head.weight (a glob; may be repeated)."""
 
     dtype: str = ""
     """bf16, fp16 or fp32 for what stays unquantized; default: as stored, and fp32, which is exact, for what was quantized."""

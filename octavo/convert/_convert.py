@@ -52,7 +52,7 @@ def convert(source: str | Path, out: str | Path, *, to: str, quantization: str |
     _check_places(checkpoint.path, target, overwrite or dry_run)
     small = travelling(checkpoint.path, code=code)
     if dry_run:
-        plan = make_plan(checkpoint, wish, {})
+        plan = make_plan(checkpoint, wish, {}, out_is_file=_is_file(target))
         return Report(str(source), str(out), to, rows_of(plan), notes=list(plan.notes), dry=True)
     digests: dict[str, str] = getattr(checkpoint, "digests")(cache_dir)  # noqa: B009  # every mapped checkpoint has it
     signature = {"octavo": __version__, "recipe": RECIPE, "source": digests, "wish": asdict(wish), "code": code}
@@ -80,7 +80,7 @@ def _write(checkpoint: Checkpoint, partial: Partial, wish: Wish, signature: dict
     elif found is not None:
         notes.append("an interrupted conversion of other contents or options was there: begun anew")
     while True:
-        plan = make_plan(checkpoint, wish, inexact)
+        plan = make_plan(checkpoint, wish, inexact, out_is_file=_is_file(partial.out))
         layouts = _layouts(checkpoint, plan, wish, partial.out.name)
         header = _plain_json({"signature": signature, "inexact": inexact, "created": created})
         done = partial.begin(header, layouts)
@@ -180,6 +180,11 @@ def _publish_file(partial: Partial, name: str, made: bytes, overwrite: bool) -> 
         write_synced(_beside(out), made)
     except OSError as error:
         raise partial.refused(error) from None
+
+
+def _is_file(out: Path) -> bool:
+    """Whether the name is one of a file."""
+    return out.suffix == ".gguf"
 
 
 def _beside(out: Path) -> Path:

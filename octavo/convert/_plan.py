@@ -78,7 +78,7 @@ class RefusedError(CheckpointError):
     """The target cannot hold what is stored, and rounding was not agreed to."""
 
 
-def make_plan(checkpoint: Checkpoint, wish: Wish, inexact: Mapping[str, str]) -> Conversion:
+def make_plan(checkpoint: Checkpoint, wish: Wish, inexact: Mapping[str, str], *, out_is_file: bool) -> Conversion:
     """The plan; `inexact`: weights that have turned out, in their numbers, not to fit, with the reason.
 
     Raises UsageError, SchemeError, or RefusedError that names the tensors and why.
@@ -96,6 +96,9 @@ def make_plan(checkpoint: Checkpoint, wish: Wish, inexact: Mapping[str, str]) ->
     writer: Writer = kind(options)
     usual = DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), "bf16")
     plain = PlainWriter(WriterOptions(wish.dtype, config), usual if wish.requantize else "fp32")
+    if isinstance(writer, FileWriter) != out_is_file:
+        kind_of = "one file: name it, with its ending (.gguf)" if isinstance(writer, FileWriter) else "a folder: leave the ending away"
+        raise UsageError(f"{wish.target} is written as {kind_of}", where="OUT")
     items, refused = [], {}
     for info in infos:
         if info.spec is None or (_is_odd(info) and not isinstance(writer, FileWriter)):

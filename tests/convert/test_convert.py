@@ -196,11 +196,11 @@ def test_a_file_where_a_folder_should_be(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("wish", "message"), [
     ({"to": "gptqq"}, "unknown target"), ({"to": "safetensors:int3"}, "unknown type 'int3'"), ({"to": "fp8", "quantization": "W8A8C8"}, "cache"),
     ({"to": "fp8", "quantization": "W4A16_AWQQ"}, "precision"), ({"to": "fp8", "quantization": "Wfp8tAfp8ts"}, "calibration"),
-    ({"to": "fp8", "dtype": "int8"}, "unknown type 'int8'"),
+    ({"to": "fp8", "out": "out.gguf"}, "a folder"), ({"to": "fp8", "dtype": "int8"}, "unknown type 'int8'"),
 ])
 def test_wishes_that_cannot_be(model: Path, tmp_path: Path, wish: dict[str, str], message: str) -> None:
     with pytest.raises(OctavoError, match=message):
-        convert(model, tmp_path / "out", **wish)
+        convert(model, tmp_path / wish.pop("out", "out"), **wish)
     assert not list(tmp_path.glob("*out*")) and not list(tmp_path.glob(".*"))
 
 

@@ -72,7 +72,8 @@ def test_transformers_loads_it(model: Path, tmp_path: Path, target: str, scheme:
     settings = {"fp8": FineGrainedFP8Config(dequantize=True), "compressed-tensors": CompressedTensorsConfig(run_compressed=False)}
     kept = {"quantization_config": settings[target]} if target in settings else {}
     assert AutoConfig.from_pretrained(tmp_path / "out").quantization_config["quant_method"] == target
-    loaded, told = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.bfloat16 if target == "fp8" else torch.float32, output_loading_info=True, **kept)
+    dtype = torch.bfloat16 if target == "fp8" else torch.float32  # as which the library dequantizes
+    loaded, told = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=dtype, output_loading_info=True, **kept)
     assert not told["missing_keys"] and not told["unexpected_keys"]
     for name, values in numbers(tmp_path / "out").items():
         module = loaded.get_submodule(name.removesuffix(".weight"))
