@@ -27,7 +27,7 @@ DENSE = {"llama", "mistral", "smollm3", "qwen2", "qwen3", "gemma3_text"}
 
 def check_shapes(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], path: Path) -> None:
     """Raises CheckpointError naming file and tensor. Families whose shapes follow other rules are left to their model file."""
-    if config.get("model_type") not in DENSE:
+    if not isinstance(kind := config.get("model_type"), str) or kind not in DENSE:
         return
     sizes = _sizes(config, path)
     layers = config.get("num_hidden_layers")

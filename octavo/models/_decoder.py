@@ -40,7 +40,10 @@ class Decoder:
     def __init__(self, config: Mapping[str, Any], *, max_model_len: int | None = None, rounding: Rounding = "fp32", tied: bool | None = None) -> None:
         c = self.config = Config(config, {**COMMON, **self.defaults})
         self.rounding = rounding
-        for name in c.get("architectures") or ():
+        names = c.get("architectures") or ()
+        if not isinstance(names, (list, tuple)):
+            raise c.error("architectures", "a list of names")
+        for name in names:
             if not str(name).endswith(SERVED):
                 raise ModelError(f"{name} is no language model that writes text", where="config.json: architectures", remedy="known: ...ForCausalLM")
         self.vocab_size, self.hidden = c.size("vocab_size"), c.size("hidden_size")

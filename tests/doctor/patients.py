@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,18 @@ HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, VOCAB, GROUP = 128, 256, 3, 4, 4, 64, 32
 Tensors = dict[str, np.ndarray]
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]  # column in nibble 0, 1, ...
 BF16, E4M3 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn
+
+
+@contextmanager
+def sized(hidden: int, inner: int, layers: int) -> Iterator[None]:
+    """Inside, models are of this size."""
+    global HIDDEN, INNER, LAYERS
+    before = HIDDEN, INNER, LAYERS
+    HIDDEN, INNER, LAYERS = hidden, inner, layers
+    try:
+        yield
+    finally:
+        HIDDEN, INNER, LAYERS = before
 
 
 def config(**changes: Any) -> dict[str, Any]:
