@@ -61,7 +61,7 @@ class Config(Mapping[str, Any]):
 
     def activation(self, field: str) -> Literal["silu", "gelu_tanh", "gelu"]:
         value = self.get(field)
-        if value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in ACTIVATIONS:
             raise self.error(field, f"one of {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 

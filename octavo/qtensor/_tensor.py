@@ -49,7 +49,7 @@ class QTensor:
         if self.scales is None:
             return decode(self.codes)
         xp = array_namespace(self.codes)
-        rows, width = (1, *self.shape)[-2:]
+        rows, width = (1, 1, *self.shape)[-2:]
         codes = xp.reshape(self.codes, (rows, width))
         scales = self.whole_scales
         values = xp.empty((rows, width), dtype=xp.float32, device=device(codes))

@@ -80,7 +80,7 @@ class TensorSpec:
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Shape of the scales of a tensor [out, in] (or [n], taken as one row)."""
-        rows, width = (1, *shape)[-2:]
+        rows, width = (1, 1, *shape)[-2:]
         if self.granularity in ("none", "tensor"):
             return 1, 1
         if self.granularity == "group":

@@ -8,7 +8,8 @@ import random
 import struct
 from typing import Any
 
-NUMBERS = [0, 1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 31, 32, 33, 64, 128, 255, 256, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
+NUMBERS = [0, 1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 31, 32, 33, 64, 128, 255, 256, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40,
+           2**62, 2**63 - 1, 2**63, 2**64 - 1]
 JUNK: list[Any] = [None, True, False, -1, 0, 1, 2, 3, 4, 8, 16, 32, 64, 1.5, 2**53, 2**64, 10**30, "", "int", "float", "group", "channel", "block", "tensor",
                    "F32", "BF16", "U8", "I64", "x" * 50, "re:.*", "re:(a+)+$", "Linear", [], {}, [0], [-1], [[0]], [1, 2, 3], [2**62] * 3, {"shape": []},
                    "\ud800", "\x1b[2J", 1e400]
@@ -66,7 +67,11 @@ def header_claims(data: bytes, rng: random.Random) -> bytes:
             break
         name, other = rng.choice(names), rng.choice(names)
         entry = header[name]
-        match rng.randrange(12):
+        match rng.randrange(13):
+            case 12 if isinstance(said := header.get("__metadata__"), dict) and said:
+                key = rng.choice(list(said))
+                said[key] = str(said[key])
+                said[key] = rng.choice(["", "x", "{}", "[1]", said[key][:-1], said[key].replace("2", "3"), said[key].replace("null", "7"), "[" * 500])
             case 0:
                 header[name] = junk(rng)
             case 1:
@@ -81,8 +86,8 @@ def header_claims(data: bytes, rng: random.Random) -> bytes:
                 header.pop(name)
             case 6:
                 entry["shape"] = entry["shape"][::-1]
-            case 7 if entry["shape"] and entry["shape"][0] % 2 == 0 if all(type(n) is int for n in entry["shape"]) else False:
-                entry["shape"] = [entry["shape"][0] // 2, *entry["shape"][1:-1], entry["shape"][-1] * 2] if len(entry["shape"]) > 1 else [entry["shape"][0] // 2, 2]
+            case 7 if len(entry["shape"]) > 1 and all(type(n) is int for n in entry["shape"]) and entry["shape"][0] % 2 == 0:
+                entry["shape"] = [entry["shape"][0] // 2, *entry["shape"][1:-1], entry["shape"][-1] * 2]
             case 8:
                 entry["dtype"] = rng.choice(TYPES)
             case 9:  # another tensor's bytes under this name

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from octavo.checkpoints import Checkpoint, codecs, open_checkpoint
+from octavo.checkpoints import Checkpoint, open_checkpoint
 from octavo.checkpoints.survey import survey
 from octavo.errors import OctavoError
 
@@ -57,6 +57,7 @@ class Sound:
     stored: dict[str, tuple[str, tuple[int, ...], bytes]] = field(default_factory=dict)
     fields: list[int] = field(default_factory=list)
     head: int = 0
+    metadata: list[Any] = field(default_factory=list)
 
     @property
     def gguf(self) -> bool:
@@ -68,8 +69,8 @@ def sound(codec: str, name: str, folder: Path) -> Sound:
     checkpoint = open_checkpoint(model_path(folder))
     if checkpoint.codec != codec:
         raise ValueError(f"the seed {name!r} of {codec} is of {checkpoint.codec}")
-    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix in (".safetensors", ".gguf") or file.name == "config.json"
-             or file.name.endswith(".index.json")}
+    mutated = ("config.json", "hf_quant_config.json", "model.safetensors.index.json")
+    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix in (".safetensors", ".gguf") or file.name in mutated}
     values = {n: checkpoint.read(n).dequantize() for n, info in checkpoint.tensors.items() if info.spec is not None}
     seed = Sound(folder, files, values, {n: info.parts or (n,) for n, info in checkpoint.tensors.items()})
     if seed.gguf:
@@ -77,7 +78,7 @@ def sound(codec: str, name: str, folder: Path) -> Sound:
         seed.head = data.index(b"blk.0.ffn_norm") + 60
         seed.fields = [at for at in range(4, seed.head) if data[at - 1] >= 32 or data[at] < 32]
     else:
-        seed.stored = held(folder)
+        seed.stored, seed.metadata = held(folder), metadata(folder)
     return seed
 
 
@@ -85,6 +86,11 @@ def held(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """What the files of a folder hold: name -> (type, shape, bytes)."""
     found = survey(folder)
     return {name: (entry.dtype, entry.shape, b"".join(piece.tobytes() for piece in found.bytes(name))) for name, entry in found.tensors.items()}
+
+
+def metadata(folder: Path) -> list[Any]:
+    """What the headers of a folder say beside the tensors."""
+    return [mutations.header_of(file.read_bytes())[0].get("__metadata__") for file in sorted(folder.glob("*.safetensors"))]
 
 
 def mutate(seed: Sound, rng: random.Random) -> tuple[str, str]:
@@ -127,7 +133,7 @@ def judge(seed: Sound, name: str) -> str:
     if seed.gguf:
         judge_file(seed, checkpoint, values)
     else:
-        judge_folder(seed, checkpoint, values, refusals, same_config=name != "config.json")
+        judge_folder(seed, checkpoint, values, refusals, same_config=name.endswith(".safetensors") and metadata(seed.folder) == seed.metadata)
     return "refused" if refusals else "loaded"
 
 
@@ -159,7 +165,8 @@ def judge_folder(seed: Sound, checkpoint: Checkpoint, values: dict[str, np.ndarr
     now = held(seed.folder)
     used = {part for info in checkpoint.tensors.values() for part in (info.parts or (info.name,))}
     notes = " ".join(checkpoint.notes)
-    silent = [name for name in now if name not in used and not name.endswith(("k_scale", "v_scale", "q_scale", "input_scale_ub", "_scale_ub")) and name not in notes]
+    known = ("k_scale", "v_scale", "q_scale", "_scale_ub")  # of the cache, of inputs
+    silent = [name for name in now if name not in used and not name.endswith(known) and name not in notes]
     if silent and checkpoint.codec != "octavo" and "ignored" not in notes:
         raise JudgedError(f"loads without a word about {silent[:3]}")
     whole = same_config and now.keys() == seed.stored.keys()
@@ -244,7 +251,7 @@ def main() -> int:
         results = fuzz(options.codec, options.files, options.first, time.monotonic() + 60 * options.minutes)
         print(f"{options.codec}: {sum(results.values())} files: " + ", ".join(f"{count} {what}" for what, count in sorted(results.items())), flush=True)
         return 0
-    known, failed = sorted(codecs()), []
+    known, failed = sorted(SEEDS), []
     for codec in known:
         each = -(-options.files // len(known))
         command = [sys.executable, "-m", "tests.fuzzing.run", "--codec", codec, "--files", str(each), "--first", str(options.first),

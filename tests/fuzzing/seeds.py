@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
-from octavo.checkpoints import open_checkpoint
+from octavo.convert import convert
 from octavo.loading import load
 
 from ..checkpoints.checkpoint_files import add_vocabulary
+from ..checkpoints.test_hqq_codec import CASES as HQQ_CASES
+from ..checkpoints.test_hqq_codec import folder as hqq
+from ..checkpoints.test_torchao import HEADERS, golden, opened
 from ..doctor import patients as p
 
 Seed = Callable[[Path], Path]
@@ -54,6 +56,29 @@ def mxfp4_experts(path: Path) -> Path:
                     f"{at}.experts.{part}_scales": rng.integers(110, 125, (2, rows, 2), dtype=np.uint8),
                     f"{at}.experts.{part}_bias": np.zeros((2, rows), p.BF16)}
     return p.write(path, tensors, {"quant_method": "mxfp4", "modules_to_not_convert": ["model.embed_tokens", "lm_head"]}, model_type="gpt_oss")
+
+
+def converted(to: str, quantization: str | None = None) -> Seed:
+    """The plain model as a Writer of Octavo's own leaves it."""
+    def make(path: Path) -> Path:
+        convert(p.plain(path.with_name(path.name + "-source")), path, to=to, quantization=quantization, threads=1)
+        return path
+
+    return make
+
+
+def fastdeploy(path: Path) -> Path:
+    return p.edit_json(p.plain(path), "config.json", lambda c: c.update(torch_dtype="bfloat16", quantization_config={
+        "quantization": "wint4", "is_quantized": False}))
+
+
+def torchao(kind: str) -> Seed:
+    def make(path: Path) -> Path:
+        tensors, _ = golden(kind)
+        opened(path, tensors, HEADERS[kind])
+        return path
+
+    return make
 
 
 def own(path: Path) -> Path:
@@ -102,29 +127,25 @@ def gguf(*types: str) -> Seed:
 # Codec -> its seeds. A codec without one fails test_fuzz.py.
 SEEDS: dict[str, dict[str, Seed]] = {
     "safetensors": {"whole": small(p.plain), "shards": small(lambda d: p.shards(p.plain(d)))},
-    "gptq": {"v1": small(p.gptq), "v2, asymmetric": small(lambda d: p.gptq(d, sym=False, stored="gptq_v2", said="gptq_v2")), "3 bits": small(lambda d: p.gptq(d, bits=3)),
+    "gptq": {"v1": small(p.gptq), "v2, asymmetric": small(lambda d: p.gptq(d, sym=False, stored="gptq_v2", said="gptq_v2")),
+             "3 bits": small(lambda d: p.gptq(d, bits=3)),
              "8 bits": small(lambda d: p.gptq(d, bits=8))},
-    "awq": {"gemm": small(p.awq)},
+    "awq": {"gemm": small(p.awq)}, "fastdeploy": {"to be quantized": small(fastdeploy)}, "hqq": {case: (lambda d, c=case: hqq(d, c)) for case in HQQ_CASES},
+    "modelopt": {to: small(converted(to)) for to in ("modelopt:fp8", "modelopt:nvfp4")},
+    "torchao": {kind: torchao(kind) for kind in HEADERS},
     "auto_round": {"auto_gptq": small(auto_round)},
-    "bitsandbytes": {"nf4": small(p.nf4)},
+    "bitsandbytes": {"nf4": small(p.nf4), "int8": small(converted("bitsandbytes", "W8A16"))},
     "fp8": {"blocks": small(p.fp8_blocks)},
     "fbgemm_fp8": {"rows": small(fbgemm)},
     "mxfp4": {"experts": small(mxfp4_experts)},
-    "compressed_tensors": {"pack": small(p.pack_quantized), "pack, 3 bits": small(lambda d: p.pack_quantized(d, 3)), "float": small(p.fp8_static)},
+    "compressed_tensors": {"pack": small(p.pack_quantized), "pack, 3 bits": small(lambda d: p.pack_quantized(d, 3)), "float": small(p.fp8_static),
+                           **{name: small(converted("compressed-tensors", name)) for name in ("Wnvfp4A16", "Wmxfp4A16", "W8A8", "W4g32zA16")}},
     "octavo": {"4 bits": small(own)},
     "gguf": {"legacy": gguf("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16"), "k": gguf("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K"),
              "iq": gguf("IQ4_XS", "IQ3_S", "IQ2_XS", "IQ2_XXS", "IQ3_XXS", "IQ4_NL"), "odd": gguf("IQ1_S", "IQ1_M", "IQ2_S", "TQ1_0", "TQ2_0", "MXFP4")},
 }
 
 
-def codec_of(path: Path) -> str:
-    return open_checkpoint(model_path(path)).codec
-
-
 def model_path(folder: Path) -> Path:
     """What is opened: the folder, or the .gguf file in it."""
     return next(folder.glob("*.gguf"), folder)
-
-
-def said(folder: Path) -> dict:
-    return json.loads((folder / "config.json").read_text())
