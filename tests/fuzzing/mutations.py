@@ -110,7 +110,8 @@ def flipped(data: bytes, rng: random.Random) -> bytes:
         first, last = rng.choice(entries)["data_offsets"]
         at = begin + rng.randrange(first, last)
         if rng.random() < 0.3:
-            changed[at : at + 2] = rng.choice([b"\xff\xff", b"\x00\x00", b"\x00\x7c", b"\x80\x7f", b"\x00\x80"])[: begin + last - at]
+            two = rng.choice([b"\xff\xff", b"\x00\x00", b"\x00\x7c", b"\x80\x7f", b"\x00\x80"])[: begin + last - at]
+            changed[at : at + len(two)] = two
         else:
             changed[at] ^= 1 << rng.randrange(8)
     return bytes(changed)

@@ -4,8 +4,8 @@ A mutated checkpoint is either refused, with one line, or loads and then every t
 model's config asks for, and has the numbers of before wherever its own bytes and the config are those of before. Nothing else may happen: no
 other exception, no crash, no more than a moment, no more memory than a few times the file.
 
-    python -m tests.fuzzing.run --files 50000      every codec in a process of its own (`make fuzz`)
-    python -m tests.fuzzing.run --codec gptq --first 1234 --files 1      one mutation again
+    PYTHONPATH=tests python -m fuzzing.run --files 50000      every codec in a process of its own (`make fuzz`)
+    PYTHONPATH=tests python -m fuzzing.run --codec gptq --first 1234 --files 1      one mutation again
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ def main() -> int:
     known, failed = sorted(SEEDS), []
     for codec in known:
         each = -(-options.files // len(known))
-        command = [sys.executable, "-m", "tests.fuzzing.run", "--codec", codec, "--files", str(each), "--first", str(options.first),
+        command = [sys.executable, "-m", "fuzzing.run", "--codec", codec, "--files", str(each), "--first", str(options.first),
                    "--minutes", str(options.minutes / len(known))]
         if subprocess.run(command, timeout=60 * options.minutes / len(known) + 120, check=False).returncode:
             failed.append(codec)

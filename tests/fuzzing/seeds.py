@@ -6,16 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from checkpoints.checkpoint_files import add_vocabulary
+from checkpoints.test_hqq_codec import CASES as HQQ_CASES
+from checkpoints.test_hqq_codec import folder as hqq
+from checkpoints.test_torchao import HEADERS, golden, opened
+from doctor import patients as p
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
 from octavo.convert import convert
 from octavo.loading import load
-
-from ..checkpoints.checkpoint_files import add_vocabulary
-from ..checkpoints.test_hqq_codec import CASES as HQQ_CASES
-from ..checkpoints.test_hqq_codec import folder as hqq
-from ..checkpoints.test_torchao import HEADERS, golden, opened
-from ..doctor import patients as p
 
 Seed = Callable[[Path], Path]
 WIDTH, ROWS = 256, 32
@@ -139,7 +138,7 @@ SEEDS: dict[str, dict[str, Seed]] = {
     "fbgemm_fp8": {"rows": small(fbgemm)},
     "mxfp4": {"experts": small(mxfp4_experts)},
     "compressed_tensors": {"pack": small(p.pack_quantized), "pack, 3 bits": small(lambda d: p.pack_quantized(d, 3)), "float": small(p.fp8_static),
-                           **{name: small(converted("compressed-tensors", name)) for name in ("Wnvfp4A16", "Wmxfp4A16", "W8A8", "W4g32zA16")}},
+                           **{name: small(converted("compressed-tensors", name)) for name in ("Wmxfp4A16", "W8A8", "W4g32zA16")}},
     "octavo": {"4 bits": small(own)},
     "gguf": {"legacy": gguf("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16"), "k": gguf("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K"),
              "iq": gguf("IQ4_XS", "IQ3_S", "IQ2_XS", "IQ2_XXS", "IQ3_XXS", "IQ4_NL"), "odd": gguf("IQ1_S", "IQ1_M", "IQ2_S", "TQ1_0", "TQ2_0", "MXFP4")},

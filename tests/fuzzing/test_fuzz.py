@@ -9,7 +9,7 @@ from octavo.checkpoints import codecs
 from .run import fuzz
 from .seeds import SEEDS
 
-FILES = 240
+FILES = 150
 
 
 def test_every_codec_is_fuzzed() -> None:
