@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,7 +50,7 @@ class QTensor:
         if self.scales is None:
             return decode(self.codes)
         xp = array_namespace(self.codes)
-        rows, width = (1, 1, *self.shape)[-2:]
+        rows, width = math.prod(self.shape[:-1]), (1, *self.shape)[-1]
         codes = xp.reshape(self.codes, (rows, width))
         scales = self.whole_scales
         values = xp.empty((rows, width), dtype=xp.float32, device=device(codes))

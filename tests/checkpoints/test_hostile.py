@@ -93,6 +93,20 @@ def test_config(text: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "config" in refusal(folder, capsys)
 
 
+@pytest.mark.parametrize("kind", [{"a": 1}, ["llama"], 7, None])
+def test_a_model_type_that_is_no_name(kind: Any, folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    assert Q in open_checkpoint(folder).tensors
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (2, 3, 4)])
+def test_codes_of_any_number_of_dimensions(shape: tuple[int, ...], folder: Path) -> None:
+    array = np.arange(np.prod(shape, dtype=int), dtype=np.uint8).reshape(shape)
+    save_file({"mask": array}, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    assert np.array_equal(open_checkpoint(folder).read("mask").dequantize(), array)
+
+
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_weights_that_are_not_finite(kind: str, bad: float, folder: Path) -> None:
