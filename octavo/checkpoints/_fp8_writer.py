@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ..errors import UsageError
 from ..qtensor import QTensor
 from ..schemes import TensorSpec
 from .base import InexactError, Part, Writer, WriterOptions
@@ -18,12 +20,17 @@ SCALE = "weight_scale_inv"
 
 class Fp8Writer(Writer):
     """E4M3 codes and float32 scales of blocks, which are of one size in the whole model: the most frequent one that comes, else 128 x 128. One scale
-    for the whole weight is repeated for its blocks."""
+    for the whole weight is repeated for its blocks. The variant names the block: programs that take no ragged ones want one that divides all widths."""
 
     def __init__(self, options: WriterOptions) -> None:
         self.options = options
         blocks = Counter((s.size, s.columns) for s in options.specs.values() if (s.format, s.granularity) == ("fp8e4m3", "block"))
         rows, columns = blocks.most_common(1)[0][0] if blocks else (128, 128)
+        if options.variant:
+            named = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", options.variant)
+            if named is None:
+                raise UsageError(f"unknown block {options.variant!r} of fp8", remedy="write rows x columns, such as fp8:64x64")
+            rows, columns = int(named[1]), int(named[2])
         self.spec = TensorSpec("fp8e4m3", "block", rows, columns)
 
     def why_not(self, name: str, spec: TensorSpec, shape: tuple[int, ...]) -> str | None:

@@ -5,7 +5,8 @@ ragged. Despite its name the scale multiplies. Without `weight_block_size` there
 `weight_scale`). Scales are float32, bfloat16 or powers of two ("ue8m0"); DeepSeek-V4 calls them `X.scale` and has experts in MXFP4.
 When to choose it: GPUs that multiply FP8 (Ada, Hopper, Blackwell).
 Limits: E4M3 matrices; stacks of experts in one tensor are refused. Activations are quantized at run time, per token and 128 values ("dynamic"), or
-with one stored scale per weight ("static"). What is written has float32 scales of blocks.
+with one stored scale per weight ("static"). What is written has float32 scales of blocks, 128 x 128 or as `--to fp8:64x64` says; transformers without
+a GPU reads them only where they divide every width.
 Source: DeepSeek-V3's README_WEIGHTS.md; transformers' fine-grained FP8 integration; vLLM's reader of AutoFP8's checkpoints.
 """
 

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize, Fp8Quantize, _dequantize_fp8_weight
 
-from octavo.checkpoints import Checkpoint, open_checkpoint
+from octavo.checkpoints import Checkpoint, WriterOptions, open_checkpoint
 from octavo.checkpoints.fp8 import CODEC
-from octavo.errors import CheckpointError
+from octavo.errors import CheckpointError, UsageError
+from octavo.schemes import TensorSpec
 
 from .quantized_folder import Q, reopened, write_folder
 
@@ -106,6 +107,14 @@ def test_fbgemm(tmp_path: Path) -> None:
     checkpoint = opened(tmp_path, weight, scale, {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}, "weight_scale")
     assert checkpoint.codec == "fbgemm_fp8" and checkpoint.tensors[f"{Q}.weight"].activation is not None
     assert np.array_equal(checkpoint.read(f"{Q}.weight").dequantize(), (weight.float() * scale).numpy())
+
+
+def test_the_block_to_write() -> None:
+    for variant, size in (("", (128, 128)), ("64x32", (64, 32))):
+        assert CODEC.writer(WriterOptions(variant)).nearest(f"{Q}.weight", TensorSpec("bf16"), (8, 8)) == TensorSpec("fp8e4m3", "block", *size)
+    for variant in ("64", "0x64", "64x", "axb", "64x999999"):
+        with pytest.raises(UsageError, match="unknown block"):
+            CODEC.writer(WriterOptions(variant))
 
 
 ONES = torch.ones(1, 1)
