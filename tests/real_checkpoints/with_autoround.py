@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +32,10 @@ def quantize(source: Path, out: Path, kind: str) -> None:
     dataset = [tokenizer(text, return_tensors="pt", max_length=128, truncation=True).input_ids for text in golden.texts(8)]
     tuned = AutoRound(model, tokenizer, bits=bits, group_size=64, sym=symmetric, iters=steps, seqlen=128, nsamples=8, batch_size=4, dataset=dataset,
                       device_map="cpu", disable_opt_rtn=True, low_gpu_mem_usage=False)
-    tuned.quantize_and_save(str(out), format=form)
+    with tempfile.TemporaryDirectory(dir=out.parent) as parent:  # it saves into a folder of its own naming
+        tuned.quantize_and_save(parent, format=form)
+        (config,) = Path(parent).rglob("config.json")
+        config.parent.rename(out)
 
 
 def dequantized(folder: Path) -> Iterator[tuple[str, Any]]:
@@ -69,9 +73,9 @@ def through(layer: Any, inputs: int) -> Any:
 
 
 def main(source: Path, out: Path, only: list[str]) -> None:
-    for kind in KINDS:
+    for kind in only or KINDS:
         folder = out / f"autoround-{kind}"
-        if (only and kind not in only) or (folder / "golden.npz").exists():
+        if (folder / "golden.npz").exists():
             continue
         if not (folder / "config.json").exists():
             quantize(source, folder, kind)

@@ -42,25 +42,27 @@ def dequantized(folder: Path) -> Iterator[tuple[str, Any]]:
     import torch
     from gptqmodel import BACKEND, GPTQModel
     from gptqmodel.nn_modules.qlinear import BaseQuantLinear
+    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
 
-    loaded = GPTQModel.load(str(folder), backend=BACKEND.GPTQ_TORCH if "gptq" in folder.name.split("gptqmodel-")[1] else BACKEND.AWQ_TORCH, device="cpu")
+    stored, config = golden.stored_tensors(folder), golden.quantization_config(folder)
+    if config["quant_method"] == "awq":
+        for module, state in golden.modules(stored, "qweight").items():
+            yield f"{module}.weight", dequantize_gemm(state["qweight"], state["qzeros"], state["scales"].float(), config["bits"], config["group_size"]).T
+        return
+    loaded = GPTQModel.load(str(folder), backend=BACKEND.GPTQ_TORCH, device="cpu")
     for name, module in loaded.model.named_modules():
         if isinstance(module, BaseQuantLinear):
-            module.scales = module.scales.to(torch.float32)
-            weight = module.dequantize_weight()
-            if weight.shape != (module.out_features, module.in_features):
-                weight = weight.T
-            elif module.out_features == module.in_features:
-                weight = weight.T  # [in, out] as GPTQ stores it
-            yield f"{name}.weight", weight.to(torch.float32)
+            module.scales = stored[f"{name}.scales"].to(torch.float32)  # the module's own copy was rounded to the model's bfloat16
+            yield f"{name}.weight", module.dequantize_weight().to(torch.float32).T
 
 
 def main(source: Path, out: Path, only: list[str]) -> None:
+    os.chdir(out)  # it leaves logs where it runs
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its default on two cores is one, which its own model loader refuses
     maker = f"gptqmodel {version('gptqmodel')}"
-    for kind in KINDS:
+    for kind in only or KINDS:
         folder = out / f"gptqmodel-{kind}"
-        if (only and kind not in only) or (folder / "golden.npz").exists():
+        if (folder / "golden.npz").exists():
             continue
         if not (folder / "config.json").exists():
             quantize(source, folder, kind)
@@ -68,4 +70,4 @@ def main(source: Path, out: Path, only: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    main(Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve(), sys.argv[3:])

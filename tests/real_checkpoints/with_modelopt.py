@@ -14,7 +14,7 @@ from typing import Any
 import golden
 
 KINDS = {"fp8": "FP8_DEFAULT_CFG", "nvfp4": "NVFP4_DEFAULT_CFG", "w4a16-nvfp4": "W4A16_NVFP4_CFG", "mxfp8": "MXFP8_DEFAULT_CFG",
-         "fp8-kv8": "FP8_DEFAULT_CFG+FP8_KV_CFG", "w4a16-awq": "INT4_AWQ_CFG", "fp8-pc-pt": "FP8_PER_CHANNEL_PER_TOKEN_CFG"}
+         "fp8-kv8": "FP8_DEFAULT_CFG+FP8_KV_CFG", "fp8-pc-pt": "FP8_PER_CHANNEL_PER_TOKEN_CFG", "w4a16-awq": "INT4_AWQ_CFG"}
 
 
 def quantize(source: Path, out: Path, kind: str) -> None:
@@ -37,8 +37,8 @@ def quantize(source: Path, out: Path, kind: str) -> None:
         from modelopt.torch.quantization.utils import update_quant_cfg_with_kv_cache_quant
 
         config = update_quant_cfg_with_kv_cache_quant(config, getattr(mtq, kv_name)["quant_cfg"])
-    if kind == "w4a16-awq":  # 576 is no multiple of the preset's 128
-        config = with_block(config, 64)
+    if kind == "w4a16-awq":  # 576 is no multiple of the preset's 128; three strengths of smoothing are tried, not eleven
+        config = with_block(config, 64) | {"algorithm": {"method": "awq_lite", "alpha_step": 0.5}}
     model = mtq.quantize(model, config, run)
     with torch.inference_mode():
         export_hf_checkpoint(model, export_dir=out)
