@@ -28,6 +28,7 @@ class BitsandbytesWriter(Writer):
     def __init__(self, options: WriterOptions) -> None:
         if options.variant not in ("", *VARIANTS):
             raise UsageError(f"unknown type {options.variant!r} of bitsandbytes", remedy=f"known: {', '.join(VARIANTS)}")
+        self.options = options
         coming = [spec.format for spec in options.specs.values() if spec.format in VARIANTS and spec.symmetric]
         self.variant = options.variant or (max(VARIANTS, key=coming.count) if coming else "nf4")
         dtype = str(options.config.get("dtype") or options.config.get("torch_dtype") or "")
@@ -100,8 +101,10 @@ class BitsandbytesWriter(Writer):
         # A head that shares the embedding's weight is no tensor of its own, and is not quantized.
         skipped = list(dict.fromkeys([*(name.removesuffix(".weight") for name in kept), *([] if "lm_head.weight" in weights else ["lm_head"])]))
         small = self.variant != "int8"
+        inputs = [self.options.activations.get(name) for name in weights]
+        threshold = 0.0 if inputs and all(spec is not None and spec.format == "int8" for spec in inputs) else 6.0  # 0: no input stays in 16 bits
         quantization: dict[str, Any] = {"quant_method": METHOD, "load_in_4bit": small, "load_in_8bit": not small, "llm_int8_skip_modules": skipped,
-                                        "llm_int8_threshold": 6.0, "llm_int8_enable_fp32_cpu_offload": False, "llm_int8_has_fp16_weight": False}
+                                        "llm_int8_threshold": threshold, "llm_int8_enable_fp32_cpu_offload": False, "llm_int8_has_fp16_weight": False}
         if small:
             kinds = [spec.format for spec in weights.values() if spec.format in FORMATS] or [self.variant]
             quantization |= {"bnb_4bit_quant_type": max(FORMATS, key=kinds.count), "bnb_4bit_compute_dtype": self.dtype,

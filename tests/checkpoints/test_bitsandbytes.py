@@ -75,6 +75,7 @@ def test_int8(threshold: float, tmp_path: Path) -> None:
         activation = checkpoint.tensors[f"{Q}.weight"].activation
         assert (activation is None and checkpoint.notes) if threshold else (activation is not None and activation.granularity == "token")
         again = reopened(checkpoint, CODEC, tmp_path / f"{i}again")
+        assert again.tensors[f"{Q}.weight"].activation == activation
         assert np.array_equal(again.read(f"{Q}.weight").dequantize(), tensor.dequantize())
         assert all(torch.equal(a, load_file(again.path / "model.safetensors")[name]) for name, a in tensors.items() if name != f"{Q}.SCB")
 
