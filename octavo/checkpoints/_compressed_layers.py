@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import CheckpointError, SchemeError
 from ..qtensor import QTensor
 from ..schemes import TensorSpec
-from ._compressed_config import Group, number_format, size
+from ._compressed_config import Group, number_format, size, strategy_of
 from ._int_words import unpack, words
 from ._json import shown
 from ._nibbles import low_first
@@ -29,7 +29,7 @@ def make_layer(raw: Raw, module: str, group: Group, where: str) -> Layer:
     arguments = group.weight
     assert arguments is not None
     place = f"{where}: config_groups: {shown(group.name)[1:-1]}: weights"
-    token = number_format(arguments, place)
+    token = number_format(arguments, place, group.format)
     packed = f"{module}.weight_packed" in raw
     codes, shape, symmetric = (_packed if packed else _plain)(raw, module, token, arguments)
     spec = _spec(raw, module, token, arguments, symmetric, shape, place)
@@ -48,6 +48,11 @@ def make_layer(raw: Raw, module: str, group: Group, where: str) -> Layer:
     first = ("weight_packed" if packed else "weight", "weight_scale")
     parts = tuple(f"{module}.{part}" for part in (*first, *SIDE) if part in first or f"{module}.{part}" in raw)
     inputs = next((f"{module}.{name}" for name in ("input_scale", "input_global_scale") if f"{module}.{name}" in raw), None)
+    if group.static is not None and f"{module}.{group.static}" not in raw:
+        raise raw.error(f"{module}.{group.static}", "is missing: the config says that scales of inputs are stored",
+                        "the checkpoint is incomplete: fetch it again")
+    if f"{module}.input_zero_point" in raw and group.activation is not None and not group.activation.symmetric:
+        inputs = None  # a scale is half of them only; who converts is told that they are missing
     label = f"{group.format or 'compressed-tensors'} {token}, {_cells(spec)}{'' if symmetric else ', zero points'}{', act-order' if order is not None else ''}"
     return Layer(f"{module}.weight", shape, spec, label, tuple(dict.fromkeys(parts)), read, group.activation, inputs,
                  reciprocal=inputs is not None and inputs.endswith("global_scale"))
@@ -134,7 +139,7 @@ def _symmetric(raw: Raw, module: str, arguments: Mapping[str, Any]) -> bool:
 
 
 def _spec(raw: Raw, module: str, token: str, arguments: Mapping[str, Any], symmetric: bool, shape: tuple[int, int], where: str) -> TensorSpec:
-    name, strategy = f"{module}.weight_scale", arguments.get("strategy") or ("group" if arguments.get("group_size") else "tensor")
+    name, strategy = f"{module}.weight_scale", strategy_of(arguments)
     try:
         if token in MICRO:
             scale_format, columns = MICRO[token]

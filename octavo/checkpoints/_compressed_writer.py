@@ -28,6 +28,12 @@ class CompressedTensorsWriter(Writer):
         if options.variant:
             raise UsageError(f"compressed-tensors has no variant {options.variant!r}", remedy="name the target alone; --quantization says the precision")
         self.options = options
+        for name, spec in options.activations.items():
+            if spec.quantized and spec.format not in (*MICRO, "fp8e4m3") and formats.get(spec.format).kind != "int":
+                raise UsageError(f"compressed-tensors has no inputs in {spec.format} ({name})", remedy="name another precision of activations")
+            if self._static(name) and name not in options.input_scales:
+                raise UsageError(f"compressed-tensors stores a scale of the inputs of {name} ({spec.format}), and the source has none that it could hold",
+                                 remedy="name dynamic ones or none with --quantization, such as W4A16, and --requantize")
 
     def why_not(self, name: str, spec: TensorSpec, shape: tuple[int, ...]) -> str | None:
         if not spec.quantized:
@@ -55,7 +61,9 @@ class CompressedTensorsWriter(Writer):
         sizes = [size for size in (128, 64, 32, 16) if shape[1] % size == 0]
         if token == "int8" or not sizes:
             return TensorSpec(token, "channel", symmetric=spec.symmetric)
-        return TensorSpec(token, "group", sizes[0], symmetric=spec.symmetric, scale_format="fp16")
+        dtype = self.options.config.get("dtype") or self.options.config.get("torch_dtype")
+        # Engines round scales to the type of the model as they load them.
+        return TensorSpec(token, "group", sizes[0], symmetric=spec.symmetric, scale_format="bf16" if dtype == "bfloat16" else "fp16")
 
     def parts(self, name: str, spec: TensorSpec, shape: tuple[int, ...]) -> dict[str, Part]:
         stem, (rows, columns) = name.removesuffix("weight"), (shape[0], shape[1])
@@ -106,8 +114,8 @@ class CompressedTensorsWriter(Writer):
     def _fill_scales(self, stem: str, tensor: QTensor, first: int, out: Mapping[str, np.ndarray]) -> None:
         spec, scales = tensor.spec, np.asarray(tensor.scales, np.float32)
         if spec.format == "nvfp4":
-            divisor = np.float32(1 / np.float64(1 if tensor.outer is None else tensor.outer))
-            if not np.array_equal(scales / divisor, np.asarray(tensor.whole_scales)):
+            divisor = np.float32(1 / np.float64(1 if tensor.outer is None or not tensor.outer else tensor.outer))  # 0: all zeros
+            if not np.isfinite(divisor) or not np.array_equal(scales / divisor, np.asarray(tensor.whole_scales)):
                 raise InexactError("its second-level scale is no divisor of a float32, as which compressed-tensors stores it")
             out[f"{stem}weight_global_scale"][:] = divisor
         stored = formats.get(spec.scale_format).encode(scales)

@@ -19,19 +19,28 @@ LARGEST_TEMPLATE = 4 << 20
 OLDER: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("quantize_config.json", "gptq", {}), ("quant_config.json", "awq", {"w_bit": "bits", "q_group_size": "group_size"}),
     (MODELOPT_FILE, "modelopt", {}))
+_METHODS = {"sparseml": "compressed-tensors", "compressed_tensors": "compressed-tensors"}  # older names
 
 
 def find_quantization(path: Path) -> dict[str, Any] | None:
     """The quantization_config of a folder, with its quant_method, wherever it stands; None for unquantized weights."""
     config = read_object(path / "config.json", required=False)
     for part in (config, config.get("text_config"), config.get("llm_config")):
-        if isinstance(part, dict) and isinstance(found := part.get("quantization_config"), dict):
-            return {**found, "quant_method": str(found.get("quant_method") or _unnamed(found))}
+        for key in ("quantization_config", "compression_config"):  # the second is what compressed-tensors wrote in 2024
+            if isinstance(part, dict) and isinstance(found := part.get(key), dict):
+                found = _unwrapped(found)
+                return {**found, "quant_method": _METHODS.get(method := str(found.get("quant_method") or _unnamed(found)), method)}
     for name, method, keys in OLDER:
         if (path / name).is_file():
             found = read_object(path / name)
             return {**{keys.get(key, key): value for key, value in found.items()}, "quant_method": str(found.get("quant_method") or method)}
     return None
+
+
+def _unwrapped(quantization: dict[str, Any]) -> dict[str, Any]:
+    """Older compressed-tensors files have the config of quantization one level deeper, beside that of sparsity."""
+    inner = quantization.get("quantization_config")
+    return {**{key: value for key, value in quantization.items() if key != "quantization_config"}, **inner} if isinstance(inner, dict) else quantization
 
 
 def _unnamed(quantization: dict[str, Any]) -> str:
@@ -41,6 +50,8 @@ def _unnamed(quantization: dict[str, Any]) -> str:
     scheme = quantization.get("quantization")
     if "quant_algo" in quantization or (isinstance(scheme, dict) and "quant_algo" in scheme):
         return "modelopt"
+    if "config_groups" in quantization or "sparsity_config" in quantization:
+        return "compressed-tensors"
     return "fastdeploy" if "quantization" in quantization else "unnamed"
 
 

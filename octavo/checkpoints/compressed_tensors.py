@@ -3,7 +3,8 @@
 What it is: config.json with groups of modules and what becomes of their weights, inputs and KV cache; per weight `weight_packed` (words of 2 to 8 bit
 integers, or FP4 two to a byte) or `weight` (INT8, FP8), with `weight_scale` and whatever belongs to it.
 When to choose it: handing a model to vLLM or SGLang, in whatever precision; it is the only format of the field that can hold them all, mixed too.
-Limits: no 2:4 sparse or Marlin layouts, no transforms at run time. A config that names a layer whose tensors are plain, or the other way, is refused.
+Limits: no 2:4 sparse or Marlin layouts, no transforms at run time (those that are folded into the weights are none). A config that names a layer whose
+tensors are plain, or the other way, is refused. Act-order is read and not written: the library dropped it.
 pack-quantized has two packings under one name for 3, 5, 6 and 7 bits (values across words since June 2026, padded words before): told apart by shape.
 Source: vllm-project/compressed-tensors.
 """
@@ -48,8 +49,8 @@ def _check_plain(settings: Settings, raw: Raw) -> None:
     for name, entry in raw.entries.items():
         module, _, part = name.rpartition(".")
         if part == "weight" and len(entry.shape) == 2 and ".layers." in name and entry.dtype in ("F32", "F16", "BF16"):
-            group = settings.group(module)
-            if group is not None and group.weight is not None:
+            group = settings.expected(module)
+            if group is not None:
                 raise raw.error(name, f"is not quantized ({entry.dtype}), but group {group.name!r} of the config says that it is")
 
 
@@ -61,6 +62,8 @@ class CompressedTensorsCodec:
         quantization: dict[str, Any] = quantization_config(path)
         settings = read_settings(quantization, f"{path / 'config.json'}: quantization_config")
         checkpoint = open_quantized(path, "compressed_tensors", lambda config, found, raw: _layers(settings, raw), used=is_cache_scale)
+        if any(group.outputs for group in settings.groups):
+            checkpoint.notes = [*checkpoint.notes, "the config wants outputs of layers quantized (output_activations): they stay as computed, as in vLLM"]
         return with_cache(checkpoint, settings.cache)
 
     def writer(self, options: WriterOptions) -> Writer:

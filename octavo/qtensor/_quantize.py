@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace, device
 
 from .. import formats
@@ -69,7 +70,8 @@ def quantize(x: Array, spec: TensorSpec, *, outer: float | None = None, extent: 
         low, high = (xp.full_like(low, end) for end in extent)
     if number.two_level:
         largest = max(extent[1], -extent[0]) if extent is not None else float(xp.max(xp.maximum(high, -low))) if rows else 0.0
-        second = xp.asarray(largest / (number.high * formats.get(spec.scale_format).high) if outer is None else outer, dtype=xp.float32)
+        natural = largest / (number.high * formats.get(spec.scale_format).high)
+        second = xp.asarray(outer if outer is not None else natural if spec.dynamic else _second_level(natural), dtype=xp.float32)
     wanted, zeros = _scales(low, high, spec, second)
     if not strict and not _fits(wanted, spec.scale_format):
         spec = replace(spec, scale_format="fp32")
@@ -86,6 +88,18 @@ def quantize(x: Array, spec: TensorSpec, *, outer: float | None = None, extent: 
         scale = per_row(scales if second is None else scales * second, spec, part)
         codes[part] = flattened(_encode(chunk / _nonzero(scale), number, zero), width)
     return QTensor(xp.reshape(codes, shape), scales, spec, shape, zeros=zeros, outer=second)
+
+
+def _second_level(natural: float) -> float:
+    """The next float32 from `natural` on that means the same to readers that multiply by it (ModelOpt) and to readers that divide by its stored
+    reciprocal (compressed-tensors): all scales, whose significands are eighths, come out equal in float32. A few units in the last place."""
+    if not 2.0**-100 < natural < 2.0**100:
+        return natural
+    tried = np.float32(natural) + np.spacing(np.float32(natural)) * np.arange(4096, dtype=np.float32)
+    divisors = (1 / tried.astype(np.float64)).astype(np.float32)
+    eighths = np.arange(8, 16, dtype=np.float32)[:, None]
+    same = (eighths * tried == eighths / divisors).all(axis=0)
+    return float(tried[np.argmax(same)])
 
 
 def round_scales(scales: Array, scale_format: str) -> Array:
