@@ -108,7 +108,7 @@ def _mxfp8(prefix: str, group: int | None, raw: Raw) -> Weight:
     raw.entry(scale, ("U8", "F8_E8M0"), MXFP8.scale_shape((rows, columns)))
 
     def part(first: int, last: int) -> QTensor:
-        return QTensor(raw.array(weight, ("F8_E4M3",))[first:last], raw.exponents(scale)[first:last], MXFP8, (last - first, columns))
+        return QTensor(raw.array(weight, ("F8_E4M3",))[first:last], raw.exponents(scale, rows=slice(first, last)), MXFP8, (last - first, columns))
 
     return (rows, columns), MXFP8, part
 
@@ -129,7 +129,7 @@ def _four_bit_floats(spec: TensorSpec, scale_dtypes: tuple[str, ...]) -> Callabl
         def part(first: int, last: int) -> QTensor:
             codes = low_first(raw.array(weight, ("U8",))[first:last], columns)
             if not two:
-                scales: np.ndarray = raw.exponents(scale)[first:last]
+                scales: np.ndarray = raw.exponents(scale, rows=slice(first, last))
             else:
                 scales = formats.get("fp8e4m3").decode(raw.array(scale, scale_dtypes)[first:last])
             scales = np.repeat(scales, size // spec.size, axis=1)  # groups of 32 (W4A8_NVFP4_FP8) are pairs of 16 with one scale
@@ -158,7 +158,7 @@ def _int4(prefix: str, group: int | None, raw: Raw) -> Weight:
         codes = np.empty((len(packed), 2, columns), np.uint8)
         codes[:, 0], codes[:, 1] = packed << 4, packed & 0xF0
         signed = codes.reshape(-1, columns)[first % 2 : first % 2 + last - first].view(np.int8) >> 4
-        return QTensor(signed, raw.floats(scale)[first:last], spec, (last - first, columns))
+        return QTensor(signed, raw.floats(scale, rows=slice(first, last)), spec, (last - first, columns))
 
     return (2 * half, columns), spec, part
 

@@ -30,6 +30,8 @@ from .safetensors import SPECS, SafetensorsCheckpoint, map_tensors
 DTYPES = {"BOOL": "u1", "U8": "u1", "I8": "i1", "F8_E4M3": "u1", "F8_E5M2": "u1", "F8_E8M0": "u1", "F4": "u1", "I16": "<i2", "U16": "<u2", "F16": "<f2",
           "BF16": "<u2", "I32": "<i4", "U32": "<u4", "F32": "<f4", "F64": "<f8", "I64": "<i8", "U64": "<u8"}
 
+ALL = slice(None)
+
 
 @dataclass(frozen=True)
 class Raw:
@@ -69,13 +71,15 @@ class Raw:
             array = array.copy()
         return array.reshape(entry.shape if entry.dtype != "F4" else (*entry.shape[:-1], -1))
 
-    def exponents(self, name: str, shape: Sequence[int | None] | None = None) -> np.ndarray:
+    def exponents(self, name: str, shape: Sequence[int | None] | None = None, rows: slice = ALL) -> np.ndarray:
         """Scales that are powers of two, stored as exponents in bytes (E8M0), as float32; checked as `entry` does. 255 is NaN."""
-        return decoded_exponents(self.array(name, ("U8", "F8_E8M0"), shape))
+        array = self.array(name, ("U8", "F8_E8M0"), shape)
+        return decoded_exponents(array if rows is ALL else array[rows])
 
-    def floats(self, name: str, shape: Sequence[int | None] | None = None) -> np.ndarray:
-        """Scales and the like as float32: a tensor of F32, F16 or BF16, checked as `entry` does."""
+    def floats(self, name: str, shape: Sequence[int | None] | None = None, rows: slice = ALL) -> np.ndarray:
+        """Scales and the like as float32: a tensor of F32, F16 or BF16, checked as `entry` does; all of it, or some rows (not of a scalar)."""
         array = self.array(name, ("F32", "F16", "BF16"), shape)
+        array = array if rows is ALL else array[rows]
         if self.entries[name].dtype == "BF16":
             return (array.astype(np.uint32) << 16).view(np.float32)
         return array.astype(np.float32)

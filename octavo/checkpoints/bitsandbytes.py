@@ -59,7 +59,7 @@ def _eight_bit(prefix: str, threshold: float, raw: Raw) -> Layer:
     spec = TensorSpec("int8", "channel")
 
     def read(first: int, last: int) -> QTensor:
-        scales = (raw.floats(largest)[first:last] / np.float32(127)).reshape(-1, 1)
+        scales = (raw.floats(largest, rows=slice(first, last)) / np.float32(127)).reshape(-1, 1)
         return QTensor(raw.array(weight, ("I8",))[first:last], scales, spec, (last - first, columns))
 
     return Layer(weight, (rows, columns), spec, "bitsandbytes int8", (weight, largest, *((form,) if form in raw else ())), read,
@@ -81,7 +81,7 @@ def _four_bit(name: str, kind: str, raw: Raw) -> Layer:
         scales_of = _nested(name, state, blocks, raw)
     else:
         raw.entry(f"{name}.absmax", ("F32", "F16", "BF16"), (blocks,))
-        scales_of = lambda first, last: raw.floats(f"{name}.absmax")[first:last]  # noqa: E731
+        scales_of = lambda first, last: raw.floats(f"{name}.absmax", rows=slice(first, last))  # noqa: E731
     group = math.gcd(columns, block)
     spec = TensorSpec(kind, "group", group)
 
