@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import CheckpointError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
-PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "*.txt", "LICENSE*", "NOTICE*", "README*"]
 IGNORED = ["original/*", "onnx/*", "*.bin.index.json"]
 
 

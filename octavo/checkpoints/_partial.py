@@ -185,7 +185,10 @@ class Partial:
         self.files.mkdir()
         for layout in layouts:
             with (self.files / layout.name).open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, layout.size)  # a full disk says so here, not as a signal to whoever writes to the mapping
+                if hasattr(os, "posix_fallocate"):  # a full disk says so here, not as a signal to whoever writes to the mapping
+                    os.posix_fallocate(file.fileno(), 0, layout.size)
+                else:
+                    file.truncate(layout.size)
                 file.write(layout.head)
                 file.flush()
                 os.fsync(file.fileno())

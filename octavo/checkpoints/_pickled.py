@@ -27,7 +27,9 @@ from .safetensors import SPECS
 
 INDEX = "pytorch_model.bin.index.json"
 ENDINGS = (".bin", ".pt", ".pth")
-TYPES = {"torch.float32": "F32", "torch.float64": "F64", "torch.float16": "F16", "torch.bfloat16": "BF16"}
+TYPES = {"torch.float32": "F32", "torch.float64": "F64", "torch.float16": "F16", "torch.bfloat16": "BF16", "torch.bool": "BOOL", "torch.uint8": "U8",
+         "torch.int8": "I8", "torch.int16": "I16", "torch.int32": "I32", "torch.int64": "I64"}
+UNDERSTOOD = ("F32", "F64", "F16", "BF16")
 
 
 class PickledCheckpoint(MappedCheckpoint):
@@ -56,6 +58,13 @@ class PickledCheckpoint(MappedCheckpoint):
             with np.errstate(over="ignore"):  # to infinity, which is refused below
                 codes = codes.astype(np.float32)
         return self.checked(QTensor(codes, None, info.spec, tuple(codes.shape)), info)
+
+    def as_stored(self, name: str) -> np.ndarray:
+        """See SafetensorsCheckpoint.as_stored."""
+        import torch
+
+        flat: np.ndarray = self._held[name].contiguous().reshape(-1).view(torch.uint8).numpy()
+        return flat
 
     def release(self, name: str) -> None:
         """Nothing: torch holds the mapping; clean pages of a file go when the system needs them."""
@@ -128,6 +137,9 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def _info(name: str, tensor: Any, file: Path) -> TensorInfo:
-    stored = TYPES.get(str(tensor.dtype), str(tensor.dtype).removeprefix("torch."))
-    return TensorInfo(name, tuple(tensor.shape), SPECS[stored][0] if stored in SPECS else None, tensor.numel() * tensor.element_size(), file, stored)
+    stored = TYPES.get(str(tensor.dtype))
+    if stored is None:
+        raise CheckpointError(f"tensor {shown(name)} is of type {tensor.dtype}, which is not read", where=str(file),
+                              remedy="take the safetensors files of the model")
+    return TensorInfo(name, tuple(tensor.shape), SPECS[stored][0] if stored in UNDERSTOOD else None, tensor.numel() * tensor.element_size(), file, stored)
 

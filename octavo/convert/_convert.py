@@ -59,7 +59,8 @@ def convert(source: str | Path, out: str | Path, *, to: str, quantization: str |
     threads = threads or detect(None).cores
     with Partial(target) as partial:
         try:
-            report = _write(checkpoint, partial, wish, signature, small, threads, on_progress, overwrite)
+            name = checkpoint.path.name if Path(source).expanduser().exists() else str(source)
+            report = _write(checkpoint, partial, wish, signature, name, small, threads, on_progress, overwrite)
         except KeyboardInterrupt:
             raise  # what is done stays, for the next run
         except BaseException:
@@ -69,8 +70,8 @@ def convert(source: str | Path, out: str | Path, *, to: str, quantization: str |
     return report
 
 
-def _write(checkpoint: Checkpoint, partial: Partial, wish: Wish, signature: dict[str, Any], small: Sequence[Path], threads: int,
-           on_progress: OnProgress | None, overwrite: bool) -> Report:
+def _write(checkpoint: Checkpoint, partial: Partial, wish: Wish, signature: dict[str, Any], name: str, small: Sequence[Path],
+           threads: int, on_progress: OnProgress | None, overwrite: bool) -> Report:
     found = partial.header()
     notes: list[str] = []
     inexact: dict[str, str] = {}
@@ -88,13 +89,13 @@ def _write(checkpoint: Checkpoint, partial: Partial, wish: Wish, signature: dict
         if not failed:
             break
         if not wish.requantize:
-            name, reason = next(iter(failed.items()))
+            weight, reason = next(iter(failed.items()))
             more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-            raise RefusedError(f"{wish.to} cannot hold {name}{more} exactly: {reason}", where=str(checkpoint.path),
+            raise RefusedError(f"{wish.to} cannot hold {weight}{more} exactly: {reason}", where=str(checkpoint.path),
                                remedy="add --requantize to round to the nearest that it holds")
         inexact = {**inexact, **failed}
     report = Report("", "", wish.to, rows_of(plan), notes=[*plan.notes, *notes], resumed=len(done))
-    made = as_json(manifest(checkpoint, signature["source"], plan, wish.to, __version__, created))
+    made = as_json(manifest(checkpoint, name, signature["source"], plan, wish.to, __version__, created))
     if isinstance(plan.writer, FileWriter):
         _publish_file(partial, layouts[0].name, made, overwrite)
         report.files = [partial.out.name, _beside(partial.out).name]

@@ -102,7 +102,7 @@ def make_plan(checkpoint: Checkpoint, wish: Wish, inexact: Mapping[str, str], *,
     items, refused = [], {}
     for info in infos:
         if info.spec is None or (_is_odd(info) and not isinstance(writer, FileWriter)):
-            items.append(_moved(info, writer))
+            items.append(_moved(checkpoint, info, writer))
         elif isinstance(writer, (FileWriter, PlainWriter)) or info.name in specs:
             item = _weight(checkpoint, info, specs.get(info.name, info.spec), writer, inexact.get(info.name, ""))
             if item.rounded and not (wish.requantize or isinstance(writer, PlainWriter) or _agreed(info, item, specs, wish)):
@@ -243,10 +243,10 @@ def _plain(info: TensorInfo, plain: PlainWriter) -> Item:
     return Item(info, target, plain, plain.parts(info.name, info.spec, info.shape), reason or "")
 
 
-def _moved(info: TensorInfo, writer: Writer) -> Item:
-    if isinstance(writer, FileWriter):
-        raise CheckpointError(f"tensor {info.name!r} of type {info.stored} has no place in a single file", where=str(info.file),
-                              remedy="convert to a folder format")
+def _moved(checkpoint: Checkpoint, info: TensorInfo, writer: Writer) -> Item:
+    if isinstance(writer, FileWriter) or not hasattr(checkpoint, "as_stored"):
+        raise CheckpointError(f"tensor {info.name!r} of type {info.stored} has no place in the target", where=str(info.file),
+                              remedy="it is no weight: take a copy of the model without it")
     return Item(info, None, None, {info.name: Part(info.stored, info.shape)})
 
 

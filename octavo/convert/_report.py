@@ -94,8 +94,8 @@ def written_as(item: Item) -> str:
     return " + ".join(Counter(part.dtype for part in item.parts.values()))
 
 
-def manifest(checkpoint: Checkpoint, digests: dict[str, str], plan: Conversion, target: str, version: str, began: str) -> dict[str, Any]:
-    """octavo-manifest.json: what the copy was made of, and how."""
+def manifest(checkpoint: Checkpoint, name: str, digests: dict[str, str], plan: Conversion, target: str, version: str, began: str) -> dict[str, Any]:
+    """octavo-manifest.json: what the copy was made of (`name`: of the folder or file, or the hub id), and how."""
     rows = rows_of(plan)
     written = Counter({row.written: 0 for row in rows})
     for row in rows:
@@ -103,7 +103,7 @@ def manifest(checkpoint: Checkpoint, digests: dict[str, str], plan: Conversion, 
     exact = sum(row.tensors for row in rows if row.exact)
     return {
         "octavo": version, "target": target, "created": began,
-        "source": {"name": checkpoint.path.name, "format": checkpoint.codec, "sha256": digests},
+        "source": {"name": name, "format": checkpoint.codec, "sha256": digests},
         "scheme": dict(written),
         "calibration": {"text_sha256": None, "seed": None},
         "tensors": {"exact": exact, "rounded": sum(row.tensors for row in rows) - exact},

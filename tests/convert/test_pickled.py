@@ -48,6 +48,20 @@ def test_the_same_numbers(model: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "pytorch_model.bin").exists()
 
 
+def test_buffers_move_as_they_are(model: Path, tmp_path: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    buffers = {"ids": torch.arange(7), "mask": torch.tensor([True, False]), "wide": torch.tensor([1e-300], dtype=torch.float64)}
+    torch.save(tensors | buffers, model / "pytorch_model.bin")
+    report = convert(model, tmp_path / "out", to="fp8", allow_pickle=True)
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in buffers.items())
+    assert {row.written for row in report.rows if row.exact} == {"BF16", "I64", "BOOL", "F64"}
+    torch.save(tensors | {"c": torch.zeros(2, dtype=torch.complex64)}, model / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"type torch\.complex64"):
+        open_checkpoint(model, allow_pickle=True)
+
+
 def test_shards_by_their_index(model: Path, tmp_path: Path) -> None:
     before = numbers(model)
     tensors = load_file(model / "model.safetensors")
