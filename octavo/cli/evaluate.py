@@ -52,7 +52,7 @@ def run(options: Options) -> None:
             "windows": result.windows, "tokens": result.tokens, "perplexity": result.value, "low": result.low, "high": result.high,
         }))
         return
-    print(f"{loaded.name} as {loaded.plan}, {loaded.cache_spec.format} cache")
+    print(f"{loaded.name} as {loaded.plan.short}, {loaded.cache_spec.format} cache")
     print(f"perplexity {result.value:.4f}, 95% interval {result.low:.4f} to {result.high:.4f} "
           f"({result.tokens} tokens in {result.windows} windows of {options.context})")
 

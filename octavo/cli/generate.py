@@ -91,7 +91,7 @@ def run(options: Options) -> int:
     if told:
         print(told, file=sys.stderr)
     load_seconds = time.perf_counter() - began
-    print(f"{loaded.name} as {loaded.plan} in {load_seconds:.2f} s", file=sys.stderr)
+    print(f"{loaded.name} as {loaded.plan.short} in {load_seconds:.2f} s: {'; '.join(map(str, loaded.report.runs))}", file=sys.stderr)
     ids = _tokens(loaded, prompt, options)
     sampling = Sampling(
         temperature=options.temperature, top_p=options.top_p, top_k=options.top_k, min_p=options.min_p, seed=options.seed,

@@ -166,7 +166,8 @@ def greeting(loaded: LoadedModel, engine: Engine, names: tuple[str, ...], url: s
     origin = "mapped from the cache" if report.cache_hit else f"loaded from {report.codec}"
     rows = [
         ("model", f"{', '.join(names)}: {report.model_type}, {origin} in {report.seconds:.1f} s, up to {engine.max_model_len} tokens"),
-        ("precision", f"{loaded.plan}: {report.reason}"),
+        ("precision", f"{loaded.plan.short}: {report.reason}"),
+        *(("weights", str(one)) for one in report.runs),
         ("runs", f"{report.backend} kernels, {loaded.cache_spec.format} key-value cache"),
         *(("", note) for note in report.notes),
         ("memory", f"{report.measured_peak / 1e6:.0f} MB at most while loading ({report.predicted_peak / 1e6:.0f} MB predicted), of which weights "

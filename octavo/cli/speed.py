@@ -71,7 +71,7 @@ def run(options: Options) -> int:
     if options.json:
         print(json.dumps(as_json(loaded, machine, known, rates.threads, rows), indent=1))
     else:
-        print(f"{loaded.name} as {loaded.plan}, {rates.threads} threads, {machine.isa}\n")
+        print(f"{loaded.name} as {loaded.plan.short}, {rates.threads} threads, {machine.isa}\n")
         _show(rows)
         print(f"\nceilings: {rates.read_rate(loaded.report.weight_bytes) / 1e9:.1f} GB/s for the weights, {rates.ints / 1e12:.2f} TOPS int8, "
               f"{rates.floats / 1e12:.2f} TOPS float32")

@@ -74,7 +74,7 @@ def run(options: Options) -> int:
                           **summary.as_json(rates)}, indent=1))
     else:
         what = f"decode, batch {options.batch}, context {options.context}" if options.prompt is None else f"prompt of {options.prompt} tokens"
-        print(f"{loaded.name} as {loaded.plan}: {what}, {rates.threads} threads, {machine.isa}\n")
+        print(f"{loaded.name} as {loaded.plan.short}: {what}, {rates.threads} threads, {machine.isa}\n")
         show(summary, rates)
     return 0
 

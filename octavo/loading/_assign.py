@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -15,7 +15,8 @@ from ..kernels.op import Problem
 from ..layers import Wanted
 from ..models import Decoder
 from ..policy import Dispatch
-from ..schemes import Plan, TensorSpec
+from ..schemes import Plan, TensorSpec, write_tensor
+from ._report import Runs
 
 BF16 = TensorSpec("bf16")
 INT8_TOKEN = TensorSpec("int8", "token", dynamic=True)
@@ -104,6 +105,16 @@ def _job(want: Wanted, info: TensorInfo, plan: Plan, dispatch: Dispatch) -> tupl
         return Job(want.name, info.name, (rows, columns), asked, kept, act, kernels[0]), note
     assert first is not None
     raise first
+
+
+def what_runs(jobs: Sequence[Job]) -> list[Runs]:
+    """The jobs by class, the largest first."""
+    classes: dict[tuple[str, str, str, str], list[Job]] = {}
+    for job in jobs:
+        key = (write_tensor(job.asked, "weight"), write_tensor(job.kept, "weight"), write_tensor(job.activation, "activation"), job.kernel)
+        classes.setdefault(key, []).append(job)
+    found = [Runs(*key, len(same), sum(job.nbytes for job in same)) for key, same in classes.items()]
+    return sorted(found, key=lambda one: -one.bytes)
 
 
 def ways(asked: TensorSpec, activation: TensorSpec) -> list[tuple[TensorSpec, TensorSpec, str]]:

@@ -16,7 +16,7 @@ from ..policy import Dispatch
 from ..settings import read_settings
 from ..text import Text
 from ._ahead import Ahead, read_all
-from ._assign import Job
+from ._assign import Job, what_runs
 from ._choices import choose_cache, make_backend
 from ._kept import KeptWriter, fits, mapped_tokenizer
 from ._memory import check_fits, peak, predict
@@ -61,10 +61,10 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
     text = Text(tokenizer_files["tokenizer"], tokenizer_files["config"], tokenizer_files["generation"])
 
     report = LoadReport(
-        source=str(source), codec=origin.codec, model_type=str(origin.config.get("model_type")), scheme=str(plan), reason=origin.choice.reason,
+        source=str(source), codec=origin.codec, model_type=str(origin.config.get("model_type")), scheme=plan.short, reason=origin.choice.reason,
         backend=ops.name, cache_format=cache_spec.format, stored_bytes=origin.stored_bytes, weight_bytes=sum(job.nbytes for job in jobs),
         predicted=predict(checkpoint, jobs, declared.wanted, declared.tables), cache_hit=origin.copied,
-        kv_bytes_per_token=KVPool.bytes_per_page(model.kv_heads, model.head_dims, cache_spec) // PAGE,
+        runs=what_runs(jobs), kv_bytes_per_token=KVPool.bytes_per_page(model.kv_heads, model.head_dims, cache_spec) // PAGE,
         notes=[note for note in (*origin.notes, cache_note, _spare(asked, machine.cores), origin.damage) if note],
     )
     if origin.copied:

@@ -7,6 +7,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+@dataclass(frozen=True)
+class Runs:
+    """Weights that are asked for in one precision and run in one way. asked: as the plan, or the file, has them; kept: how they lie in memory (asked's
+    numbers rounded to bf16 where no kernel reads asked); activation: their inputs; names of the grammar. kernel: the backend. bytes: in memory."""
+
+    asked: str
+    kept: str
+    activation: str
+    kernel: str
+    tensors: int
+    bytes: int
+
+    @property
+    def runs_as(self) -> str:
+        return f"W{self.kept}A{self.activation}"
+
+    def __str__(self) -> str:
+        how = f"run as {self.runs_as}" + (" (emulated)" if self.kept != self.asked and self.asked not in ("fp16", "32") else "")
+        return f"{self.tensors} weight{'s' if self.tensors > 1 else ''} of W{self.asked} {how} on {self.kernel}, {self.bytes / 1e6:.0f} MB"
+
+
 @dataclass
 class LoadReport:
     """Known before the first weight is read: everything down to `notes`. Sizes in bytes.
@@ -14,6 +35,7 @@ class LoadReport:
     predicted    parts of the predicted peak of the process while loading: base (what it holds before the first weight), weights, tables
                  (rotary angles, norms, biases), temporaries (in flight at once, at most)
     kv_bytes_per_token   what a token of context needs in the key-value cache, which is not part of the peak
+    runs         what really runs, by class of weights
     notes        what is not as asked: emulated formats, files set aside, a cache that could not be used
     """
 
@@ -28,6 +50,7 @@ class LoadReport:
     weight_bytes: int
     predicted: dict[str, int]
     kv_bytes_per_token: int
+    runs: list[Runs] = field(default_factory=list)
     cache_hit: bool = False
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -45,11 +68,12 @@ class LoadReport:
             f"{self.source} ({self.model_type}, {self.codec}, {self.stored_bytes / 1e6:.0f} MB)",
             f"precision {self.scheme}: {self.reason}",
             f"predicted peak {self.predicted_peak / 1e6:.0f} MB = {parts}; key-value cache {self.kv_bytes_per_token / 1e3:.1f} kB a token",
+            *map(str, self.runs),
             *(f"note: {note}" for note in self.notes),
         ]
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "predicted_peak": self.predicted_peak}
+        return {**vars(self), "runs": [vars(one) for one in self.runs], "predicted_peak": self.predicted_peak}
 
 
 @dataclass(frozen=True)

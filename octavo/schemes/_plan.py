@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,6 +14,7 @@ from ._types import Scheme, default_spec
 # The table of words and the output layer: each row meets every token or becomes a logit, and 4 bits hurt there most.
 OUTER_LAYERS = ("*lm_head*", "*embed_tokens*")
 LEAST_OUTER_BITS = 8
+MOST_SHOWN = 4  # overrides, in `short`
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,14 @@ class Plan:
 
     def __str__(self) -> str:
         return "; ".join([str(self.default), *(f"{pattern}={scheme or 'keep'}" for pattern, scheme in self.overrides)])
+
+    @property
+    def short(self) -> str:
+        """As `str`, but overrides without number are counted: "W4g32zA16C16; 31 tensors W8g32A16C16". Not to be parsed."""
+        if len(self.overrides) <= MOST_SHOWN:
+            return str(self)
+        counts = Counter(str(scheme or "kept as they are") for _, scheme in self.overrides)
+        return "; ".join([str(self.default), *(f"{count} tensor{'s' if count > 1 else ''} {scheme}" for scheme, count in counts.most_common())])
 
     def to_json(self) -> dict[str, Any]:
         """{"default": name, "overrides": [[pattern, name or null], ...]}; names are canonical, so nothing is lost."""

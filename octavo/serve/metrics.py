@@ -63,6 +63,7 @@ class Exposition:
         yield GaugeMetricFamily("octavo_ready", "1 when requests are taken", float(service.state.value == "ready"))
         if service.engine is not None and service.loaded is not None:
             yield _info(service.loaded, service.engine, service.options.names[0])
+            yield _weights(service.loaded)
             yield from _engine(service.engine.telemetry)
 
 
@@ -91,11 +92,21 @@ def _histogram(metric: Histogram) -> Any:
     return HistogramMetricFamily(f"octavo_{metric.name}", metric.help, buckets=buckets, sum_value=metric.sum)
 
 
+def _weights(loaded: LoadedModel) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    family = GaugeMetricFamily("octavo_weight_bytes", "Bytes of weights in memory, by the precision asked for and what really runs",
+                               labels=("asked", "runs_as", "kernel"))
+    for one in loaded.report.runs:
+        family.add_metric((f"W{one.asked}", one.runs_as, one.kernel), one.bytes)
+    return family
+
+
 def _info(loaded: LoadedModel, engine: Engine, name: str) -> Metric:
     from prometheus_client.core import InfoMetricFamily
 
     facts = {
-        "model": name, "scheme": str(loaded.plan.default), "plan": str(loaded.plan), "cache": loaded.cache_spec.format,
+        "model": name, "scheme": str(loaded.plan.default), "plan": loaded.plan.short, "cache": loaded.cache_spec.format,
         "max_model_len": str(engine.max_model_len), "version": __version__,
     }
     return InfoMetricFamily("octavo_model", "What is served, and in which precision", value=facts)

@@ -255,6 +255,7 @@ def test_models_tokens_and_version(client: OpenAI, server: Server) -> None:
     assert httpx.get(f"{server.url}/version", headers=headers).json()["version"]
     metrics = httpx.get(f"{server.url}/metrics").text
     assert 'octavo_http_requests_total{route="/v1/chat/completions",status="200"}' in metrics
+    assert "octavo_weight_bytes{asked=" in metrics
     assert 'octavo_model_info{' in metrics and "octavo_first_token_seconds_bucket" in metrics
 
 
