@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from ._command import Command
+from ._printing import columns, printable, size
 
 if TYPE_CHECKING:
     from ..checkpoints import Checkpoint, TensorInfo
@@ -45,7 +46,7 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """What is in a checkpoint: tensors, formats, sizes, and what each precision would need."""
+    """What is in a checkpoint: maker, scheme, true bits per weight, layers, sizes, which engines load it, and what each precision would need."""
     from ..checkpoints import open_checkpoint
     from ..machine import detect
 
@@ -55,7 +56,10 @@ def run(options: Options) -> None:
 
 def inspect(checkpoint: Checkpoint, schemes: Sequence[str], machine: Machine) -> dict[str, Any]:
     """Everything about a checkpoint as JSON-able data. Reads no tensor data."""
+    from ..inspect import facts_of, verdicts
+
     infos = list(checkpoint.tensors.values())
+    facts = facts_of(checkpoint)
     stored = Counter(info.stored for info in infos)
     return {
         "path": str(checkpoint.path),
@@ -63,8 +67,11 @@ def inspect(checkpoint: Checkpoint, schemes: Sequence[str], machine: Machine) ->
         "model_type": checkpoint.config.get("model_type"),
         "parameters": sum(math.prod(info.shape) for info in infos),
         "bytes": sum(info.nbytes for info in infos),
+        **facts.to_json(),
+        "loads_in": [verdict.to_json() for verdict in verdicts(checkpoint, facts)],
         "stored": {kind: {"tensors": count, "bytes": sum(i.nbytes for i in infos if i.stored == kind)} for kind, count in stored.most_common()},
-        "tensors": [{"name": i.name, "shape": list(i.shape), "stored": i.stored, "bytes": i.nbytes, "file": i.file.name} for i in infos],
+        "tensors": [{"name": i.name, "shape": list(i.shape), "stored": i.stored, "bits_per_number": round(8 * i.nbytes / max(1, math.prod(i.shape)), 4),
+                     "bytes": i.nbytes, "file": i.file.name} for i in infos],
         "schemes": [price(checkpoint, name, machine) for name in schemes],
     }
 
@@ -99,17 +106,32 @@ def _cache_bytes(checkpoint: Checkpoint, spec: Any) -> tuple[int | None, str]:
 
 
 def _text(found: dict[str, Any], all_tensors: bool) -> str:
-    kinds = ", ".join(f"{kind} {_size(part['bytes'])} in {part['tensors']}" for kind, part in found["stored"].items())
-    head = [f"{found['path']}", f"  {_printable(str(found['model_type']))}, {_count(found['parameters'])} parameters in "
-            f"{len(found['tensors'])} tensors, {_size(found['bytes'])} ({found['format']})", f"  stored as: {kinds or 'nothing'}"]
-    rows = [(t["name"], "x".join(map(str, t["shape"])), t["stored"], _size(t["bytes"])) for t in found["tensors"]] if all_tensors else _layers(found)
-    table = _columns([("TENSOR" if all_tensors else "PART", "SHAPE" if all_tensors else "PARAMETERS", "STORED AS", "SIZE"), *rows])
+    kinds = ", ".join(f"{kind} {size(part['bytes'])} in {part['tensors']}" for kind, part in found["stored"].items())
+    head = [f"{found['path']}", f"  {printable(str(found['model_type']))}, {_count(found['parameters'])} parameters in "
+            f"{len(found['tensors'])} tensors, {size(found['bytes'])} ({found['format']})", f"  stored as: {kinds or 'nothing'}", *_facts(found)]
+    rows = [(t["name"], "x".join(map(str, t["shape"])), t["stored"], size(t["bytes"])) for t in found["tensors"]] if all_tensors else _layers(found)
+    table = columns([("TENSOR" if all_tensors else "PART", "SHAPE" if all_tensors else "PARAMETERS", "STORED AS", "SIZE"), *rows])
     priced = [("PRECISION", "SCHEME", "WEIGHTS", "CACHE PER TOKEN")]
     for scheme in found["schemes"]:
         per_token = scheme["kv_bytes_per_token"]
-        priced.append((scheme["name"], scheme["scheme"], _size(scheme["weight_bytes"]), "-" if per_token is None else _size(per_token)))
+        priced.append((scheme["name"], scheme["scheme"], size(scheme["weight_bytes"]), "-" if per_token is None else size(per_token)))
     reasons = sorted({scheme["why_not"] for scheme in found["schemes"] if scheme["why_not"]})
-    return "\n".join([*head, "", *table, "", *_columns(priced), *(f"  not served: {reason}" for reason in reasons)])
+    elsewhere = [("LOADS IN", "", "BECAUSE"), *((f"{v['engine']} {v['version']}", v["answer"], v["why"]) for v in found["loads_in"])]
+    return "\n".join([*head, "", *table, "", *columns(priced), *(f"  not served: {reason}" for reason in reasons), "", *columns(elsewhere)])
+
+
+def _facts(found: dict[str, Any]) -> list[str]:
+    """Who made it, its scheme or schemes, the KV cache, and what is to be known."""
+    lines = [f"  made by: {printable(found['producer'])}"] if found["producer"] else []
+    lines.append(f"  scheme: {found['scheme'] or 'none'}, {found['bits_per_weight']:.4g} bits per weight over all matrices")
+    if len(found["classes"]) > 1:
+        lines += [f"    {one['scheme']}: {one['tensors']} weight{'s' if one['tensors'] > 1 else ''}, {_count(one['parameters'])} parameters, "
+                  f"{one['bits_per_weight']:.4g} bits each, such as {printable(one['example'])}" for one in found["classes"]]
+    if scales := found["cache_scales"]:
+        lines.append(f"  KV cache: {found['cache'] or 'not said'}, {scales['tensors']} stored scales from {scales['smallest']:.4g} to {scales['largest']:.4g}")
+    elif found["cache"]:
+        lines.append(f"  KV cache: {found['cache']}, no stored scales")
+    return [*lines, *(f"  note: {printable(note)}" for note in found["notes"])]
 
 
 def _layers(found: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -132,26 +154,7 @@ def _held(tensors: Iterable[dict[str, Any]]) -> tuple[str, str, str]:
     tensors = list(tensors)
     kinds = Counter(t["stored"] for t in tensors)
     return (_count(sum(math.prod(t["shape"]) for t in tensors)), " ".join(f"{n}x{kind}" if n > 1 else kind for kind, n in kinds.most_common()),
-            _size(sum(t["bytes"] for t in tensors)))
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    rows = [[_printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _printable(text: str) -> str:
-    """Names come out of files: nothing in them may steer the terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
+            size(sum(t["bytes"] for t in tensors)))
 
 
 def _count(number: int) -> str:

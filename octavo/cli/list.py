@@ -14,11 +14,12 @@ from typing import Any, Literal
 from ._command import Command
 
 Row = dict[str, Any]
+WRITTEN_ONLY = ("nvfp4",)  # a name for writing one form of another format
 
 
 @dataclass
 class Options:
-    kind: Literal["formats", "methods", "checkpoints", "models", "kernels", "schemes"]
+    kind: Literal["formats", "methods", "checkpoints", "models", "kernels", "schemes", "findings"]
     """What to list."""
 
     _: KW_ONLY
@@ -69,8 +70,25 @@ def methods() -> list[Row]:
 
 
 def checkpoints() -> list[Row]:
-    """The formats on disk that load."""
-    return _plugins("octavo.checkpoints", "CODEC")
+    """The formats on disk: what each is, whether it is written, when to choose it, and where its limits are."""
+    from ..checkpoints import codecs, writers
+
+    written = writers()
+    rows = []
+    for name in codecs():
+        module = f"octavo.checkpoints.{name}"
+        rows.append({"name": name.replace("_", "-"), "what it is": _first_line(sys.modules[module]).partition(": ")[2],
+                     "reads": "no" if name in WRITTEN_ONLY else "yes", "writes": "yes" if name in written else "no", "when": _heading(module, "When to choose it"), "limits": _heading(module, "Limits"),
+                     "source": _heading(module, "Source")})
+    return rows
+
+
+def findings() -> list[Row]:
+    """What `octavo doctor` can find, by its code."""
+    from ..doctor import topics
+
+    return [{"code": one.code, "topic": name, "severity": one.severity, "what it is": one.what, "what to do": one.remedy}
+            for name, topic in topics().items() for one in topic.disorders()]
 
 
 def models() -> list[Row]:
@@ -85,6 +103,7 @@ def kernels() -> list[Row]:
 
 KINDS: dict[str, Callable[[], list[Row]]] = {
     "formats": formats, "methods": methods, "checkpoints": checkpoints, "models": models, "kernels": kernels, "schemes": schemes,
+    "findings": findings,
 }
 
 
@@ -101,7 +120,7 @@ def _plain(rows: list[Row]) -> str:
     """Columns with blanks between them; the headings that a terminal has no room for are left to --json."""
     if not rows:
         return "nothing"
-    columns = [c for c in rows[0] if c != "when"]
+    columns = [c for c in rows[0] if c not in ("when", "limits", "source", "what to do")]
     table = [columns, *([str(row[c]) for c in columns] for row in rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in table)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -53,6 +54,7 @@ class Parrot:
     head_dims: list[int] = [1]         # noqa: RUF012
     cache_spec = TensorSpec("fp32")
     eos_token_ids = (END,)
+    report = SimpleNamespace(runs=[])
 
     def __init__(self, template: str | None = TOOL_TEMPLATE, pause: float = 0.0) -> None:
         self.text, self.plan, self.pause = byte_text(template), Plan.parse("W16A16C16"), pause
