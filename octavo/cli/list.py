@@ -77,9 +77,11 @@ def checkpoints() -> list[Row]:
     rows = []
     for name in codecs():
         module = f"octavo.checkpoints.{name}"
-        rows.append({"name": name.replace("_", "-"), "what it is": _first_line(sys.modules[module]).partition(": ")[2],
-                     "reads": "no" if name in WRITTEN_ONLY else "yes", "writes": "yes" if name in written else "no", "when": _heading(module, "When to choose it"), "limits": _heading(module, "Limits"),
-                     "source": _heading(module, "Source")})
+        rows.append({
+            "name": name.replace("_", "-"), "what it is": _first_line(sys.modules[module]).partition(": ")[2], "reads": "no" if name in WRITTEN_ONLY else "yes",
+            "writes": "yes" if name in written else "no", "when": _heading(module, "When to choose it"), "limits": _heading(module, "Limits"),
+            "source": _heading(module, "Source"),
+        })
     return rows
 
 
