@@ -1,7 +1,8 @@
 """gptq: weights of 2, 3, 4 or 8 bits as AutoGPTQ, GPTQModel and Optimum write them.
 
 What it is: per linear layer `qweight` (packed along the inputs), `qzeros`, `scales` and `g_idx`, the group of each input. In `gptq` (v1) files qzeros
-hold the zero point minus one, in `gptq_v2` the zero point. With act-order (desc_act) a group's inputs are spread over the row.
+hold the zero point minus one, in `gptq_v2` the zero point. With act-order (desc_act) a group's inputs are spread over the row. `gemm` is AWQ's layout,
+which GPTQModel writes under this method too.
 When to choose it: 4-bit weights that vLLM, SGLang, transformers and GPTQModel load; v1 for symmetric weights (every reader knows it), v2 for zero points.
 Limits: no Marlin, BitBLAS, planar (gptq_p) or other repacked layouts. A symmetric file whose zero points are all one off the midpoint is refused: it was
 written in the other convention than its config says. Zero points of 0 in v1 (stored as -1) are undone as their maker made them: GPTQModel takes one off whole
@@ -19,7 +20,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ._folder import quant_method
 from ._gptq_writer import GptqWriter
-from ._int_layers import WORDS, Findings, Setting, gptq_layer, group_size, prefixes, truth, whole
+from ._int_layers import WORDS, Findings, Setting, awq_layer, gptq_layer, group_size, prefixes, truth, whole
 from ._json import shown
 from ._patterns import Pattern, PatternError, compiled
 from ._quantized import Layer, QuantizedCheckpoint, Raw, open_quantized
@@ -27,13 +28,15 @@ from .base import WriterOptions
 
 METHOD = "gptq"
 FORMATS = {"gptq": "minus_one", "gptq_v2": "plain"}
+AWQ_LAYOUT = "gemm"  # GPTQModel 7 writes AWQ's layout under quant_method gptq too
 BITS = (2, 3, 4, 8)
 MOST_PATTERNS = 200
 
 
 def _layers(quantization: dict[str, Any], raw: Raw, findings: Findings) -> Iterator[Layer]:
     where = f"{raw.path / 'config.json'}: quantization_config"
-    base, dynamic = _setting(quantization, where), _dynamic(quantization, where)
+    found = _format(quantization, where)
+    base, dynamic = _setting(found, quantization, where), _dynamic(quantization, where)
     for prefix in prefixes(raw, "qweight", ("qzeros", "g_idx")):
         try:
             setting = _of_module(prefix[:-1], base, dynamic, where)
@@ -43,23 +46,30 @@ def _layers(quantization: dict[str, Any], raw: Raw, findings: Findings) -> Itera
             raise raw.error(f"{prefix}qweight", "is quantized, but `dynamic` in the config says that its layer is not")
         if setting.bits == 3 and setting.words != "int32":
             raise CheckpointError(f"3 bits in words of {setting.words} are not read", where=where)
-        yield gptq_layer(raw, prefix, setting, METHOD if setting.zeros != "plain" else "gptq_v2", findings)
+        if found == AWQ_LAYOUT and (setting.bits, setting.words) != (4, "int32"):
+            raise CheckpointError(f"{setting.bits} bits in words of {setting.words} are not read in layout {AWQ_LAYOUT}", where=where)
+        yield (awq_layer if found == AWQ_LAYOUT else gptq_layer)(raw, prefix, setting, f"gptq {found}" if found == AWQ_LAYOUT else found, findings)
 
 
-def _setting(quantization: dict[str, Any], where: str) -> Setting:
+def _format(quantization: dict[str, Any], where: str) -> str:
+    """The checkpoint format that the config names; v1 where it names none."""
     named = {str(quantization[key]).lower() for key in ("checkpoint_format", "format") if quantization.get(key) is not None}
     if quantization.get("is_marlin_format"):
         named.add("marlin")
     if len(named) > 1:
         raise CheckpointError(f"names two formats, {' and '.join(shown(n) for n in sorted(named))}", where=where)
     found = named.pop() if named else METHOD
-    if found not in FORMATS:
+    if found not in (*FORMATS, AWQ_LAYOUT):
         raise CheckpointError(f"checkpoint_format is {shown(found)}, a layout for one kind of GPU that is not read", where=where,
                               remedy="take the model in checkpoint_format gptq or gptq_v2, or save it again in one of them with GPTQModel")
+    return found
+
+
+def _setting(found: str, quantization: dict[str, Any], where: str) -> Setting:
     kept_in = str(quantization.get("pack_dtype") or "int32").removeprefix("torch.")
     if kept_in not in WORDS:
         raise CheckpointError(f"pack_dtype is {shown(kept_in)}, known: {', '.join(WORDS)}", where=where)
-    zeros = FORMATS[found]
+    zeros = FORMATS.get(found, "plain")
     if zeros == "minus_one" and _maker(quantization).startswith("gptqmodel"):
         zeros = "minus_one_carried"
     other = next(name for name in FORMATS if name != found)

@@ -47,6 +47,16 @@ def test_older_folder(tmp_path: Path) -> None:
     np.testing.assert_array_equal(open_checkpoint(path).read(NAME).dequantize().astype(np.float16), GOLDEN["g64.weight"])
 
 
+def test_under_the_name_of_gptq(tmp_path: Path) -> None:
+    """GPTQModel 7 writes this layout with quant_method gptq and checkpoint_format gemm, when it rounds without calibration."""
+    quantization = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "desc_act": False, "checkpoint_format": "gemm", "format": "gemm",
+                    "meta": {"quantizer": ["gptqmodel:7.7.0"]}}
+    checkpoint = open_checkpoint(write(tmp_path / "m", tensors_of("g32"), quantization))
+    np.testing.assert_array_equal(checkpoint.read(NAME).dequantize().astype(np.float16), GOLDEN["g32.weight"])
+    assert checkpoint.tensors[NAME].stored == "gptq gemm 4 bits, groups of 32, zero points"
+    refused(write(tmp_path / "m", tensors_of("g32"), {**quantization, "bits": 8}), "8 bits")
+
+
 def test_groups_of_the_whole_row(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write(tmp_path / "m", tensors_of("g64"), config("g64", group_size=-1)))
     np.testing.assert_array_equal(checkpoint.read(NAME).dequantize().astype(np.float16), GOLDEN["g64.weight"])
