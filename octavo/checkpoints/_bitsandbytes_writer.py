@@ -19,6 +19,7 @@ STATE = "quant_state.bitsandbytes__"
 FORMATS = ("nf4", "fp4")
 VARIANTS = (*FORMATS, "int8")
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # block sizes that the library takes
+USUAL = 64
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -48,7 +49,7 @@ class BitsandbytesWriter(Writer):
     def nearest(self, name: str, spec: TensorSpec, shape: tuple[int, ...]) -> TensorSpec:
         if self.variant == "int8":
             return TensorSpec("int8", "channel")
-        wanted = TensorSpec(self.variant, "group", 64)
+        wanted = TensorSpec(self.variant, "group", USUAL)
         # Numbers that do not divide into blocks are rounded by `fill`, in one run.
         return wanted if _block(wanted, shape) is not None else TensorSpec("fp32")
 
@@ -74,8 +75,9 @@ class BitsandbytesWriter(Writer):
             codes, scales = _rounded(np.asarray(tensor.codes, np.float32).reshape(-1), kind, block)
         else:
             codes = np.asarray(tensor.codes).reshape(-1)
-            scales = np.repeat(tensor.scales, _group(tensor.spec, shape) // block, axis=1)[:, : shape[1] // block].reshape(-1)
-        pairs = np.append(codes, np.zeros(codes.size % 2, np.uint8)).reshape(-1, 2)
+            scales = _of_blocks(np.asarray(tensor.scales), _group(tensor.spec, shape), block, shape[1])
+        zero = formats.get(kind).encode(np.zeros(codes.size % 2, np.float32))  # what the library fills the last byte up with
+        pairs = np.append(codes, zero).reshape(-1, 2)
         out[name].reshape(-1)[begin // 2 : begin // 2 + len(pairs)] = pairs[:, 0] << 4 | pairs[:, 1]
         out[f"{name}.absmax"][begin // block : begin // block + scales.size] = scales
         out[f"{name}.quant_map"][...] = np.array(formats.get(kind).table, np.float32)
@@ -89,7 +91,7 @@ class BitsandbytesWriter(Writer):
 
     def _form(self, spec: TensorSpec, shape: tuple[int, ...]) -> tuple[str, int, int]:
         """(format, block, number of values)."""
-        block = _block(spec, shape) if spec.quantized else 64
+        block = _block(spec, shape) if spec.quantized else USUAL
         assert block is not None
         return (spec.format if spec.quantized else self.variant), block, shape[0] * shape[1]
 
@@ -130,11 +132,24 @@ def _rounded(values: np.ndarray, kind: str, block: int) -> tuple[np.ndarray, np.
     return np.asarray(tensor.codes).reshape(-1)[: values.size], np.asarray(tensor.scales).reshape(-1)
 
 
+def _of_blocks(scales: np.ndarray, group: int, block: int, width: int) -> np.ndarray:
+    """The scale of each block of a run of whole rows. Raises InexactError where groups within a block differ."""
+    if group >= block:
+        return np.repeat(scales, group // block, axis=1)[:, : width // block].reshape(-1)
+    flat = scales.reshape(-1)
+    firsts: np.ndarray = flat[:: block // group]
+    if not np.array_equal(np.repeat(firsts, block // group)[: flat.size], flat):
+        raise InexactError(f"its scales do not follow blocks of {block}")
+    return firsts
+
+
 def _group(spec: TensorSpec, shape: tuple[int, ...]) -> int:
     return spec.size if spec.granularity == "group" else shape[1]
 
 
 def _block(spec: TensorSpec, shape: tuple[int, ...]) -> int | None:
-    """The largest block that lies in one group and one row; None where there is none."""
+    """The largest block that lies in one group and one row. Where there is none, 64 if groups divide it: blocks that cross rows, as they are read from
+    bitsandbytes itself, whose scales come repeated. None for all else."""
     group = _group(spec, shape)
-    return max((block for block in BLOCKS if group % block == 0 and shape[1] % block == 0), default=None)
+    whole = max((block for block in BLOCKS if group % block == 0 and shape[1] % block == 0), default=None)
+    return whole or (USUAL if spec.granularity == "group" and USUAL % group == 0 and shape[1] % group == 0 else None)

@@ -13,11 +13,13 @@ import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit, int8_vectorwise_dequant, int8_vectorwise_quant, quantize_4bit
 from safetensors.torch import load_file
 
-from octavo.checkpoints import open_checkpoint
+from octavo.checkpoints import InexactError, WriterOptions, open_checkpoint
 from octavo.checkpoints.bitsandbytes import CODEC
 from octavo.errors import CheckpointError
+from octavo.qtensor import QTensor
+from octavo.schemes import TensorSpec
 
-from .quantized_folder import Q, reopened, write_folder
+from .quantized_folder import CODES, Q, reopened, write_folder
 
 FOUR = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 EIGHT = {"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_threshold": 6.0}
@@ -87,7 +89,8 @@ def test_a_config_without_quant_method(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
-@pytest.mark.parametrize(("shape", "block"), [((8, 64), 64), ((3, 576), 64), ((1100, 128), 128), ((4, 4096), 4096), ((5, 96), 32)])
+@pytest.mark.parametrize(("shape", "block"), [((8, 64), 64), ((3, 576), 64), ((1100, 128), 128), ((4, 4096), 4096), ((5, 96), 32), ((7, 100), 64), ((5, 3), 64),
+                                              ((600, 33), 64), ((1, 1), 64)])
 def test_round_trip_is_byte_exact(shape: tuple[int, int], block: int, kind: str, tmp_path: Path) -> None:
     path, expected = four_bit(tmp_path / "a", values(shape, "random"), kind, block)
     again = reopened(open_checkpoint(path), CODEC, tmp_path / "b", config={"torch_dtype": "float32"})
@@ -99,6 +102,26 @@ def test_round_trip_is_byte_exact(shape: tuple[int, int], block: int, kind: str,
         else:
             assert torch.equal(tensor, after[name]), name
     assert np.array_equal(again.read(f"{Q}.weight").dequantize(), expected.numpy())
+
+
+def test_scales_that_follow_no_blocks_are_not_exact(tmp_path: Path) -> None:
+    path, _ = four_bit(tmp_path / "a", values((8, 100), "random"), block=32)  # groups of 4, which blocks of 64 need not hold
+    with pytest.raises(InexactError, match="do not follow blocks of 64"):
+        reopened(open_checkpoint(path), CODEC, tmp_path / "b")
+
+
+def test_numbers_are_rounded_in_one_run_where_rows_do_not_divide(tmp_path: Path) -> None:
+    x = values((600, 100), "random").numpy()
+    name, spec = f"{Q}.weight", TensorSpec("fp32")
+    writer = CODEC.writer(WriterOptions("nf4"))
+    assert writer.nearest(name, spec, x.shape) == spec
+    arrays = {part: np.zeros(p.shape, CODES[p.dtype]) for part, p in writer.parts(name, spec, x.shape).items()}
+    for first in (0, 512):
+        writer.fill(name, QTensor(x[first : first + 512], None, spec, x[first : first + 512].shape), first, arrays)
+    path = write_folder(tmp_path, {part: torch.from_numpy(array) for part, array in arrays.items()}, FOUR)
+    _, expected = four_bit(tmp_path / "theirs", torch.from_numpy(x))
+    error, theirs = (np.square(values - x).mean() for values in (open_checkpoint(path).read(name).dequantize(), expected.numpy()))
+    assert error <= theirs * 1.001
 
 
 def test_double_quantization_keeps_its_numbers_when_written(tmp_path: Path) -> None:
