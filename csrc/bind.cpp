@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "blocks.h"
 #include "ceilings.h"
 #include "pages.h"
 #include "program.h"
@@ -307,6 +308,19 @@ NB_MODULE(_native, m) {
     nb::gil_scoped_release released;
     populate(data, size);
   }, nb::arg("bytes"), "Bring the pages of a mapped file into memory and into this process, in order; other threads run meanwhile.");
+  m.def("encode_blocks", [](int type, Any x, nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> out, const std::string& isa) {
+    const BlockShape shape = block_shape(BlockType(type));
+    const bool wide = x.dtype() == nb::dtype<float>(), brain = x.dtype() == nb::dtype<uint16_t>();
+    const bool half = x.dtype().code == uint8_t(nb::dlpack::dtype_code::Float) && x.dtype().bits == 16;
+    if (!shape.numbers || !(wide || brain || half)) bad("encode_blocks: a known type and float32, float16 or bfloat16 (as uint16) numbers expected");
+    const size_t rows = x.ndim() == 2 ? x.shape(0) : 0, width = x.ndim() == 2 ? x.shape(1) : 0, blocks = width / size_t(shape.numbers);
+    if (x.ndim() != 2 || width % size_t(shape.numbers) || out.shape(0) != rows || out.shape(1) != blocks * size_t(shape.bytes)) bad("encode_blocks: the shapes do not fit");
+    const void* from = x.data();
+    uint8_t* to = out.data();
+    nb::gil_scoped_release released;
+    return encode_blocks(isa, BlockType(type), wide ? Floats::F32 : half ? Floats::F16 : Floats::BF16, from, rows * width, to);
+  }, nb::arg("type"), nb::arg("x"), nb::arg("out"), nb::arg("isa") = "",
+     "Rows of floats as ggml's blocks of a type (its number); returns how many blocks have a scale beyond float16. On the calling thread, without the GIL.");
   m.attr("PAGE") = kPage;
   m.attr("PANEL") = kPanel;
 
