@@ -25,6 +25,7 @@ _LAYER = {
 }
 _GEMMA_LAYER = {**_LAYER, "ffn_norm": "pre_feedforward_layernorm", "post_attention_norm": "post_attention_layernorm",
                 "post_ffw_norm": "post_feedforward_layernorm"}
+_HUGGING_FACE_LAYER = re.compile(r"model\.layers\.(\d{1,6})\.([a-z_.]+)\.(weight|bias)")
 _BLOCK = re.compile(r"blk\.(\d{1,6})\.([a-z_]+)\.(weight|bias)")
 
 
@@ -37,6 +38,17 @@ def hugging_face_name(architecture: str, name: str) -> str | None:
     match = _BLOCK.fullmatch(name)
     part = (_GEMMA_LAYER if architecture == "gemma3" else _LAYER).get(match[2]) if match else None
     return f"model.layers.{int(match[1])}.{part}.{match[3]}" if match and part else None
+
+
+def gguf_name(architecture: str, name: str) -> str | None:
+    """The inverse of `hugging_face_name` for a known architecture; None where GGUF has no such tensor."""
+    whole = {theirs: ours for ours, theirs in _WHOLE.items()}
+    match = _HUGGING_FACE_LAYER.fullmatch(name)
+    if match is None:
+        return whole.get(name)
+    layer = _GEMMA_LAYER if architecture == "gemma3" else _LAYER
+    part = next((ours for ours, theirs in layer.items() if theirs == match[2]), None)
+    return None if part is None else f"blk.{int(match[1])}.{part}.{match[3]}"
 
 
 def heads_interleaved(architecture: str, name: str) -> str | None:
@@ -52,3 +64,10 @@ def norm_plus_one(architecture: str, name: str) -> bool:
 def row_order(heads: int, rows: int) -> np.ndarray:
     """For each row as Hugging Face orders them, the row of the GGUF: within a head, (pair, half) becomes (half, pair)."""
     return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(rows)
+
+
+def place_of_rows(head: int, first: int, count: int) -> np.ndarray:
+    """Where rows first .. first + count, as Hugging Face orders them, stand in the GGUF: the inverse of `row_order`, piece by piece."""
+    rows = np.arange(first, first + count)
+    within = rows % head
+    return rows - within + within % (head // 2) * 2 + within // (head // 2)

@@ -117,7 +117,7 @@ def _vocabulary(tokens: list[str]) -> dict[str, int]:
 
 
 def _byte_level(metadata: Mapping[str, Any], tokens: list[str], path: Path) -> Tokenizer:
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, normalizers
 
     pre = metadata.get("tokenizer.ggml.pre", "default")
     family = _PRE.get(pre) if isinstance(pre, str) else None
@@ -129,19 +129,30 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], path: Path) -> T
         cut = merge.find(" ", 1)
         merges.append((merge[:cut], merge[cut + 1 :]))
     tokenizer = Tokenizer(models.BPE(_vocabulary(tokens), merges, ignore_merges=family in _WHOLE_WORDS_FIRST))
+    tokenizer.pre_tokenizer = cutter(family, bool(metadata.get("tokenizer.ggml.add_space_prefix", False)))
+    if family in _COMPOSED:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def cut_rules() -> tuple[str, ...]:
+    """The families of rules by which text is cut before merging."""
+    return tuple(_CUTS)
+
+
+def cutter(family: str, prefix: bool) -> Any:
+    """The pre-tokenizer of a family; prefix: a space goes before a text."""
+    from tokenizers import Regex, pre_tokenizers
+
     cuts: list[Any] = []
     for cut_by in _CUTS[family]:
         if cut_by == "digits":
             cuts.append(pre_tokenizers.Digits(individual_digits=True))
         elif cut_by != "gpt2":
             cuts.append(pre_tokenizers.Split(Regex(cut_by), "isolated"))
-    prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", False))
     cuts.append(pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex="gpt2" in _CUTS[family]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
-    if family in _COMPOSED:
-        tokenizer.normalizer = normalizers.NFC()
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
+    return pre_tokenizers.Sequence(cuts)
 
 
 def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], path: Path) -> Tokenizer:

@@ -28,7 +28,7 @@ from ._gguf_types import PLAIN, QUANTIZED, STORAGE, WHOLE, spec_of
 from ._json import shown
 from ._mapped import MappedCheckpoint, MappedFile, row_range
 from ._shapes import check_shapes
-from .base import TensorInfo
+from .base import TensorInfo, Writer, WriterOptions
 
 CHUNK = 1 << 19  # numbers decoded at a time
 BYTES_OF_BLOCK = {storage.name: storage.bytes for storage in STORAGE.values()}
@@ -192,6 +192,12 @@ class GgufCodec:
 
     def open(self, path: Path) -> GgufCheckpoint:
         return GgufCheckpoint(open_parts(path))
+
+    def writer(self, options: WriterOptions) -> Writer:
+        """Raises UsageError for a type, a model or a tokenizer that is not written."""
+        from ._gguf_writer import GgufWriter
+
+        return GgufWriter(options)
 
 
 CODEC = GgufCodec()
