@@ -2,9 +2,10 @@
 
 What it is: a mapped file of tensors in ggml's types. All are read, codebooks (IQ) and ternary ones
 too, each to the bit what ggml's own dequantization gives; architectures llama (Mistral too), qwen2, qwen3, smollm3 and gemma3 (text)
-under Hugging Face's names and conventions. A model in several files is opened by the name of any of them.
+under Hugging Face's names and conventions. A model in several files is opened by the name of any of them. Written are plain types, Q4_0 to Q8_0,
+the K types and llama.cpp's mixes of them, IQ4_NL, TQ1_0, TQ2_0 and MXFP4, in one file.
 When to choose it: where a model is published in it; it is small, and one file.
-Limits: little endian only; of a sparse mixture of experts nothing is computed, so nothing is read.
+Limits: little endian only; experts are not read; codebook types (IQ1 to IQ3) are not written.
 Source: ggml/docs/gguf.md.
 """
 
