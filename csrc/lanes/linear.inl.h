@@ -372,6 +372,67 @@ static void float_panels(const LinearCall& c, int panel, int panels, int row0, i
     for (int p = 0; p < panels; p++) finish(c, panel + p, r, load(s.sums + (r - row0) * stride + p * kPanel));
 }
 
+// One row of floats against codes, never widened into memory: the same operations in the same order as float_panels.
+enum class Lanes { Signed, Table, E4M3, E5M2 };
+
+template <Lanes L, int P>
+static void float_row(const LinearCall& c, int panel) {
+  const Packed& w = *c.w;
+  const bool small = w.store == Store::Codes4;
+  const float* x = c.in.x;
+  alignas(64) uint8_t bytes[P][kStep * kPanel];
+  const uint8_t *base[P], *at[P];
+  f32x16 total[P], scale[P], shift[P];
+  for (int p = 0; p < P; p++) {
+    base[p] = w.data + size_t(panel + p) * w.panel_bytes;
+    total[p] = scale[p] = zero();
+    shift[p] = set1(small && L == Lanes::Signed ? 8.f : 0.f);
+  }
+  for (int k = 0, group = 0, group_end = 0; k < w.k; k += 4) {
+    if (k % kStep == 0)
+      for (int p = 0; p < P; p++) {
+        at[p] = base[p] + w.values_offset + size_t(k) * (small ? kPanel / 2 : kPanel);
+        if (!small) continue;
+        spread_codes(at[p], bytes[p]);
+        at[p] = bytes[p];
+      }
+    if (k == group_end) {
+      for (int p = 0; p < P; p++) {
+        scale[p] = load_scales(w, base[p], group);
+        if (w.has_zeros) shift[p] = load_zeros(w, base[p], group);
+      }
+      group++;
+      group_end += w.group;
+    }
+    const int count = w.k - k < 4 ? w.k - k : 4;
+    for (int p = 0; p < P; p++) {
+      f32x16 v[4];
+      if (!small) prefetch(at[p] + 2048);
+      if (L == Lanes::Table) table_lanes(w.table, at[p], v);
+      else if (L == Lanes::E4M3) float8_lanes<false>(at[p], v);
+      else if (L == Lanes::E5M2) float8_lanes<true>(at[p], v);
+      else signed_lanes(at[p], v);
+      const auto add = [&](int i) __attribute__((always_inline)) {
+        total[p] = fmadd(set1(x[k + i]), mul(L == Lanes::Signed ? sub(v[i], shift[p]) : v[i], scale[p]), total[p]);
+      };
+      if (count == 4) {
+        add(0);
+        add(1);
+        add(2);
+        add(3);
+      } else {
+        for (int i = 0; i < count; i++) add(i);
+      }
+      at[p] += 4 * kPanel;
+    }
+  }
+  for (int p = 0; p < P; p++) finish(c, panel + p, 0, total[p]);
+}
+template <Lanes L> static void float_row_panels(const LinearCall& c, int panel, int last) {
+  for (; panel + 2 <= last; panel += 2) float_row<L, 2>(c, panel);
+  if (panel < last) float_row<L, 1>(c, panel);
+}
+
 void linear(const LinearCall& call, int panel0, int panel1, void* scratch) {
   Scratch& s = *static_cast<Scratch*>(scratch);
   const Packed& w = *call.w;
@@ -379,6 +440,13 @@ void linear(const LinearCall& call, int panel0, int panel1, void* scratch) {
   const bool integer = call.in.q != nullptr && !w.is_float();
   if (integer && rows == 1 && w.store == Store::Codes4 && w.meaning == Meaning::Int) {
     for (int p = panel0; p < panel1; p++) codes4_row(call, p, 0);
+    return;
+  }
+  if (!integer && rows == 1 && !w.is_float()) {
+    if (w.store == Store::E4M3) float_row_panels<Lanes::E4M3>(call, panel0, panel1);
+    else if (w.store == Store::E5M2) float_row_panels<Lanes::E5M2>(call, panel0, panel1);
+    else if (w.meaning == Meaning::Table) float_row_panels<Lanes::Table>(call, panel0, panel1);
+    else float_row_panels<Lanes::Signed>(call, panel0, panel1);
     return;
   }
   for (int row0 = 0; row0 < rows; row0 += kRowBlock) {
