@@ -92,7 +92,9 @@ def _packed(raw: Raw, module: str, token: str, arguments: Mapping[str, Any]) -> 
     held = raw.entry(name, ("I32",), (None, None)).shape
     if not (0 < rows < 1 << 31 and 0 < columns < 1 << 31) or held[0] != rows:
         raise raw.error(name, f"has {held[0]} rows, {module.rpartition('.')[2]}.weight_shape says {rows} x {columns}")
-    per_word = packing(held[1], columns, bits)
+    zeros = raw.entries.get(f"{module}.weight_zero_point")
+    packed_zeros = zeros is not None and not symmetric and zeros.dtype == "I32" and len(zeros.shape) == 2
+    per_word = packing(held[1], columns, bits, packing(zeros.shape[0], rows, bits) if zeros is not None and packed_zeros else None)
     if per_word is None:
         raise raw.error(name, f"has {held[1]} words a row; {columns} values of {bits} bits take {words(columns, bits)}, "
                               f"or {-(-columns // (32 // bits))} padded ones")
@@ -107,15 +109,16 @@ def _packed(raw: Raw, module: str, token: str, arguments: Mapping[str, Any]) -> 
     return codes, (rows, columns), symmetric
 
 
-def packing(held: int, count: int, bits: int) -> int | None:
+def packing(held: int, count: int, bits: int, sibling: int | None = None) -> int | None:
     """How `count` values lie in `held` words: 0 densely (since 2026), else that many to a word with unused bits above; None: in neither way.
 
     Both ways are the same where `bits` divides a word, and where one word holds all. Where only the number of words is the same (a few dozen values), it
-    is the dense one.
+    is that of `sibling`, the weight's zero points or codes, which were packed at the same time, else the dense one.
     """
-    if held == words(count, bits):
-        return 0
-    return 32 // bits if held == -(-count // (32 // bits)) else None
+    dense, padded = held == words(count, bits), held == -(-count // (32 // bits))
+    if dense and padded:
+        return sibling or 0
+    return 0 if dense else 32 // bits if padded else None
 
 
 def _unpacked(packed: np.ndarray, bits: int, count: int, per_word: int) -> np.ndarray:
@@ -196,7 +199,7 @@ def _zeros(raw: Raw, module: str, token: str, spec: TensorSpec, shape: tuple[int
             raise raw.error(name, f"has shape {list(held)}, expected {list(wanted)}")
         return lambda: raw.array(name, ("I8",)).reshape(wanted).astype(np.float32) + np.float32(1 << (bits - 1))
     held = raw.entry(name, ("I32",), (None, wanted[1])).shape
-    per_word = packing(held[0], wanted[0], bits)
+    per_word = packing(held[0], wanted[0], bits, packing(raw.entry(f"{module}.weight_packed", ("I32",), (None, None)).shape[1], shape[1], bits))
     if per_word is None:
         raise raw.error(name, f"has {held[0]} words for {wanted[0]} rows of {bits} bits")
     return lambda: _unpacked(raw.array(name, ("I32",)).T, bits, wanted[0], per_word).T.astype(np.float32)

@@ -57,8 +57,10 @@ class CompressedTensorsWriter(Writer):
         number = formats.get(spec.format)
         if spec.format == "fp8e5m2":
             return TensorSpec("fp8e4m3", "channel")
+        if spec.format in MICRO and self.why_not(name, spec, shape) is None:
+            return spec  # only its second level did not fit
         token = spec.format if spec.quantized and number.kind == "int" else "int8" if spec.quantized and spec.bits == 8 else "int4"
-        sizes = [size for size in (128, 64, 32, 16) if shape[1] % size == 0]
+        sizes = [size for size in (spec.size if spec.granularity == "group" else 128, 128, 64, 32, 16) if shape[1] % size == 0]
         if token == "int8" or not sizes:
             return TensorSpec(token, "channel", symmetric=spec.symmetric)
         dtype = self.options.config.get("dtype") or self.options.config.get("torch_dtype")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 from compressed_tensors.utils.match import match_name
 from hypothesis import given
 from hypothesis import strategies as st
@@ -164,3 +165,27 @@ def test_inputs_that_cannot_be_written() -> None:
         CODEC.writer(WriterOptions(activations={"a.weight": TensorSpec("fp8e5m2", "token", dynamic=True)}))
     writer = CODEC.writer(WriterOptions(config={"torch_dtype": "bfloat16"}))
     assert writer.nearest("a.weight", TensorSpec("bf16"), (64, 192)) == TensorSpec("int4", "group", 64, scale_format="bf16")
+    nvfp4, zeros = TensorSpec("nvfp4", "group", 16, scale_format="fp8e4m3"), TensorSpec("int5", "group", 32, symmetric=False, scale_format="bf16")
+    assert writer.nearest("a.weight", nvfp4, (64, 192)) == nvfp4 and writer.nearest("a.weight", zeros, (64, 256)) == zeros
+
+
+def older(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """Words that hold as many whole values as fit, as until June 2026 (commit 66e631f): [rows, count] of unsigned values."""
+    per_word = 32 // bits
+    padded = torch.nn.functional.pad(values.to(torch.int64), (0, -values.shape[1] % per_word)).reshape(len(values), -1, per_word)
+    whole = (padded << (torch.arange(per_word) * bits)).sum(2)
+    return torch.where(whole >= 2**31, whole - 2**32, whole).to(torch.int32)
+
+
+@pytest.mark.parametrize("bits", [3, 5, 6, 7])
+@pytest.mark.parametrize("shape", [(40, 192), (33, 192), (192, 32), (96, 96)])
+def test_folders_in_the_older_packing(bits: int, shape: tuple[int, int], tmp_path: Path) -> None:
+    """Codes along the rows, zero points down the columns, both with unused bits: the numbers of the dense packing."""
+    args = arguments(num_bits=bits, strategy="group", group_size=32, symmetric=False)
+    state, expected = compressed("pack-quantized", torch.randn(shape, generator=torch.Generator().manual_seed(bits)), args)
+    middle = 1 << (bits - 1)
+    state["weight_packed"] = older(unpack_from_int32(state["weight_packed"], bits, torch.Size(shape)).to(torch.int64) + middle, bits)
+    zeros = unpack_from_int32(state["weight_zero_point"], bits, torch.Size((shape[0], shape[1] // 32)), packed_dim=0).to(torch.int64) + middle
+    state["weight_zero_point"] = older(zeros.T, bits).T
+    checkpoint = open_checkpoint(stored(tmp_path, "pack-quantized", state, args))
+    np.testing.assert_array_equal(checkpoint.read(f"{Q}.weight").dequantize(), expected.numpy())
