@@ -45,7 +45,7 @@ def dequantized(folder: Path) -> Iterator[tuple[str, Any]]:
     from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
 
     stored, config = golden.stored_tensors(folder), golden.quantization_config(folder)
-    if config["quant_method"] == "awq":
+    if "gemm" in (config.get("checkpoint_format"), config.get("format"), config.get("version")):
         for module, state in golden.modules(stored, "qweight").items():
             yield f"{module}.weight", dequantize_gemm(state["qweight"], state["qzeros"], state["scales"].float(), config["bits"], config["group_size"]).T
         return
