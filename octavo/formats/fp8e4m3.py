@@ -2,7 +2,8 @@
 
 What it is: 1 sign, 4 exponent and 3 mantissa bits, bias 7; the variant without infinities ("fn"): largest 448, S.1111.111 is NaN.
 When to choose it: weights and activations on GPUs that multiply it (Ada, Hopper, Blackwell); scales of NVFP4.
-Limits: 4 bits of precision. CPUs read weights of it as they are and keep activations in 16 bits; older GPUs emulate it. Values beyond 448 and infinities saturate.
+Limits: 4 bits of precision. CPUs read weights of it as they are and keep activations in 16 bits; older GPUs emulate it. Values beyond 448 and
+infinities saturate.
 Source: arXiv 2209.05433; OCP 8-bit Floating Point Specification (OFP8) 1.0, section 5.
 """
 
