@@ -121,6 +121,8 @@ def _fill_rounded(writer: Writer, name: str, piece: QTensor, spec: TensorSpec, e
 def _rounded(piece: QTensor, spec: TensorSpec, extent: tuple[float, float] | None) -> QTensor:
     """The piece in another precision; unquantized where the writer rounds by itself."""
     if not spec.quantized:
+        if spec.format == "fp32" and not piece.spec.quantized:  # what was read is finite, and so is this
+            return piece if piece.spec == spec else QTensor(piece.dequantize(), None, spec, piece.shape)
         return piece if piece.spec == spec else quantize(piece.dequantize(), spec)
     made = quantize(piece.dequantize(), spec, extent=extent, strict=True)
     if made.scales is not None and not bool(np.isfinite(made.scales).all()):
