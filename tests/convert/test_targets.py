@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from octavo.checkpoints import open_checkpoint
 from octavo.convert import convert
@@ -20,8 +21,8 @@ SAME = [
     ("compressed-tensors", "W4g64A16", ("gptq", "awq", "compressed-tensors")), ("compressed-tensors", "W4g64zA16", ("gptq", "awq")),
     ("gptq", "W4g32A16", ("compressed-tensors", "awq", "gptq")), ("gptq", "W8g64A16", ("compressed-tensors", "gptq")),
     ("awq", "W4g128zA16", ("gptq", "compressed-tensors")), ("compressed-tensors", "Wfp8Afp8", ("modelopt",)),
-    ("fp8", "Wfp8b128x128Afp8g128", ("compressed-tensors", "fp8")), ("modelopt", "Wnvfp4A16", ("modelopt",)),
-    ("compressed-tensors", "Wnvfp4A16", ("compressed-tensors",)), ("bitsandbytes", "WNF4g64A16", ("bitsandbytes",)),
+    ("fp8", "Wfp8b128x128Afp8g128", ("compressed-tensors", "fp8")), ("modelopt", "Wnvfp4A16", ("modelopt", "compressed-tensors")),
+    ("compressed-tensors", "Wnvfp4A16", ("compressed-tensors", "modelopt")), ("bitsandbytes", "WNF4g64A16", ("bitsandbytes",)),
     ("compressed-tensors", "Wmxfp4A16", ("compressed-tensors",)),
 ]
 
@@ -38,11 +39,16 @@ def test_exact_is_exact(model: Path, tmp_path: Path, first: str, scheme: str, ta
 
 
 def test_a_second_level_scale_alone_is_rounded(model: Path, tmp_path: Path) -> None:
-    """compressed-tensors divides by NVFP4's second scale, ModelOpt multiplies by it: not every number has a float32 for both."""
-    convert(model, tmp_path / "first", to="compressed-tensors", quantization="Wnvfp4A16")
+    """compressed-tensors divides by NVFP4's second scale, ModelOpt multiplies by it: not every number (Octavo's own choice, yes) has a float32 for both."""
+    convert(model, tmp_path / "first", to="modelopt", quantization="Wnvfp4A16")
+    file = tmp_path / "first" / "model.safetensors"
+    stored = load_file(file)
+    for number, name in enumerate(sorted(name for name in stored if name.endswith("weight_scale_2"))):
+        stored[name] = stored[name] * (1.1 + 0.01 * number)
+    save_file(stored, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="second-level scale"):
-        convert(tmp_path / "first", tmp_path / "out", to="modelopt")
-    report = convert(tmp_path / "first", tmp_path / "out", to="modelopt", requantize=True)
+        convert(tmp_path / "first", tmp_path / "out", to="compressed-tensors")
+    report = convert(tmp_path / "first", tmp_path / "out", to="compressed-tensors", requantize=True)
     assert {row.written for row in report.rows if row.written.startswith("W")} == {"Wnvfp4"}
     before, after = open_checkpoint(tmp_path / "first"), open_checkpoint(tmp_path / "out")
     for name, info in before.tensors.items():
@@ -92,7 +98,6 @@ def test_compressed_tensors_own_decompressor(model: Path, tmp_path: Path, scheme
     import torch
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationConfig
-    from safetensors.torch import load_file
 
     convert(model, tmp_path / "out", to="compressed-tensors", quantization=scheme)
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
