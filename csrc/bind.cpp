@@ -308,7 +308,7 @@ NB_MODULE(_native, m) {
     nb::gil_scoped_release released;
     populate(data, size);
   }, nb::arg("bytes"), "Bring the pages of a mapped file into memory and into this process, in order; other threads run meanwhile.");
-  m.def("encode_blocks", [](int type, Any x, nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> out, const std::string& isa) {
+  m.def("encode_blocks", [](int type, nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu> x, nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> out, const std::string& isa) {
     const BlockShape shape = block_shape(BlockType(type));
     const bool wide = x.dtype() == nb::dtype<float>(), brain = x.dtype() == nb::dtype<uint16_t>();
     const bool half = x.dtype().code == uint8_t(nb::dlpack::dtype_code::Float) && x.dtype().bits == 16;

@@ -56,7 +56,7 @@ class GgufWriter(FileWriter):
         return f"{kind} holds codes with scales, not {spec.format}" if not spec.quantized else why_not(kind, spec, shape[-1])
 
     def nearest(self, name: str, spec: TensorSpec, shape: tuple[int, ...]) -> TensorSpec:
-        return FLOAT
+        return FLOAT if spec.quantized else spec  # unquantized numbers are rounded as they come
 
     def parts(self, name: str, spec: TensorSpec, shape: tuple[int, ...]) -> dict[str, Part]:
         kind = self._type(name, self.options.specs.get(name, spec), shape)

@@ -71,6 +71,7 @@ def test_sixteen_bit_numbers_are_rounded_like_their_float32() -> None:
     brain = (x.view(np.uint32) >> 16).astype(np.uint16)
     for kind in ("Q4_0", "Q8_0", "Q6_K"):
         np.testing.assert_array_equal(encoded(kind, x.astype(np.float16)), encoded(kind, x.astype(np.float16).astype(np.float32)))
+        brain.flags.writeable = False  # as views of mapped files are
         np.testing.assert_array_equal(encoded(kind, brain), encoded(kind, (brain.astype(np.uint32) << 16).view(np.float32)))
 
 

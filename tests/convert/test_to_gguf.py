@@ -104,3 +104,14 @@ def test_rope_scaling_of_llama3(tmp_path: Path, tiny_model: Path) -> None:
     after = open_checkpoint(tmp_path / "m.gguf")
     assert after.config["rope_scaling"] == config["rope_scaling"] and after.config["rope_theta"] == 500000.0
     assert after.config["tie_word_embeddings"] and "lm_head.weight" not in after.tensors
+
+
+def test_float32_and_float16_sources(tmp_path: Path) -> None:
+    """What lies in the mapped file is rounded as it lies there."""
+    for kind in ("F32", "F16", "BF16"):
+        source = write_gguf(tmp_path / f"{kind}.gguf", "qwen3", kind)
+        convert(source, tmp_path / f"{kind}-q.gguf", to="gguf:Q4_0")
+        before, after = by_package(source), {t.name: t for t in GGUFReader(tmp_path / f"{kind}-q.gguf").tensors}
+        expected = quants.quantize(before["blk.1.ffn_up.weight"].astype(np.float32), after["blk.1.ffn_up.weight"].tensor_type)
+        assert after["blk.1.ffn_up.weight"].tensor_type.name == "Q4_0"
+        np.testing.assert_array_equal(after["blk.1.ffn_up.weight"].data, expected)
