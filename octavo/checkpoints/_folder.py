@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
-from ._json import read_object
+from ._json import read_object, shown
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -73,7 +73,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(file))
     except Exception as error:
-        raise CheckpointError(f"is no tokenizer: {str(error)[:160]}", where=str(file), remedy="fetch it again") from None
+        raise CheckpointError(f"is no tokenizer: {shown(str(error)[:100])}", where=str(file), remedy="fetch it again") from None
 
 
 def read_tokenizer_files(path: Path) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def tokenizer_of(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"holds a tokenizer that cannot be built: {str(error)[:160]}", where=str(path), remedy="fetch it again") from None
+        raise CheckpointError(f"holds a tokenizer that cannot be built: {shown(str(error)[:100])}", where=str(path), remedy="fetch it again") from None
     return tokenizer
 
 

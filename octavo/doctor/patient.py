@@ -94,7 +94,7 @@ class Patient:
         canonical = self.model.canonical if self.model is not None else str
         if not self.survey.tensors:
             return {canonical(name): name for name in self.names}
-        found: dict[str, str] = {}
+        found: dict[str, str] = {canonical(name): name for name in self.checkpoint.tensors} if self.checkpoint is not None else {}
         for module, parts in self.weights.items():
             for part, name in parts.items():
                 if part in CODES or (part in SCALES and not any(code in parts for code in CODES)):
@@ -102,6 +102,11 @@ class Patient:
                 elif part == "bias":
                     found[canonical(name)] = name
         return found
+
+    @cached_property
+    def used(self) -> set[str]:
+        """Stored tensors that the codec knows to be parts of weights."""
+        return {part for info in self.checkpoint.tensors.values() for part in info.parts} if self.checkpoint is not None else set()
 
     def number(self, key: str) -> int | None:
         """A whole number above 0 of the text config, or None."""

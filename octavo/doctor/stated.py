@@ -35,7 +35,8 @@ def stated(patient: Patient, module: str) -> Stated | None:
         return None
     packing = str(said.get("packing_format") or said.get("checkpoint_format") or said.get("backend") or "").lower()
     sym = _flag(said.get("sym")) if "sym" in said else (None if "zero_point" not in said else not said["zero_point"])
-    return Stated(_whole(said.get("bits")), _whole(said.get("group_size")), sym, patient.method == "awq" or "awq" in packing, "v2" in packing)
+    awq = patient.method == "awq" or "awq" in packing or packing == "gemm"
+    return Stated(_whole(said.get("bits")), _whole(said.get("group_size")), sym, awq, "v2" in packing)
 
 
 def _group_of(said: Mapping[str, Any], module: str) -> dict[str, Any] | None:

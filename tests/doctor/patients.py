@@ -199,7 +199,8 @@ def mixture(path: Path) -> Path:
                 tensors |= {f"{name}.weight": rng.standard_normal(shape).astype(E4M3), f"{name}.weight_scale": np.array([0.01], np.float32),
                             f"{name}.input_scale": np.array([0.01 + 0.001 * expert], np.float32)}
     number = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor", "dynamic": False}
-    return write(path, tensors, ct_config("float-quantized", number, number), model_type="mixtral", num_local_experts=4)
+    said = ct_config("float-quantized", number, number) | {"ignore": ["lm_head", "re:.*self_attn.*", "re:.*mlp[.]gate$"]}
+    return write(path, tensors, said, model_type="mixtral", num_local_experts=4)
 
 
 HEALTHY: dict[str, Callable[[Path], Path]] = {

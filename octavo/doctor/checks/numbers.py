@@ -165,7 +165,7 @@ def _weight(checkpoint: Checkpoint, info: TensorInfo, shifts: dict[int, Shifts])
             columns = used.any(axis=0) if columns is None else columns | used.any(axis=0)
             if part.scales is not None:
                 scales, zero_scales = scales + part.scales.size, zero_scales + int((part.scales == 0).sum())
-            if spec.quantized and spec.format.startswith("int") and part.offsets is None:
+            if spec.quantized and spec.format.startswith("int") and part.offsets is None and info.parts:  # GGUF's scales have signs
                 codes = part.codes.astype(np.float32)
                 codes -= 0.0 if part.zeros is None else float(part.zeros.mean())
                 counted, total = counted + codes.size, total + float(codes.sum(dtype=np.float64))
@@ -174,7 +174,8 @@ def _weight(checkpoint: Checkpoint, info: TensorInfo, shifts: dict[int, Shifts])
         if not columns.any():
             yield EMPTY(info.name, f"{list(info.shape)}")
         else:
-            yield from _dead(info.name, info.shape, rows, int((~columns).sum()))
+            # Small columns may well round to zero; a row has scales of its own, whose largest weight does not.
+            yield from _dead(info.name, info.shape, rows, 0 if spec.quantized else int((~columns).sum()))
             if not info.parts and 2 * zero_scales > scales:
                 yield ZERO(info.name, f"{zero_scales} of {scales}")
     if counted:

@@ -76,7 +76,8 @@ def _whole(patient: Patient) -> Iterator[Finding]:
     for module, parts in (patient.weights or {name.rpartition(".")[0]: {name.rpartition(".")[2]: name} for name in patient.names}).items():
         for part, name in parts.items():
             whole = canonical(f"{module}.bias" if part == "bias" else f"{module}.weight" if part in KNOWN or part.startswith("weight.") else name)
-            if whole in patient.wanted or CACHE.search(name) or any(fnmatchcase(canonical(n), pattern) for pattern in ignored for n in (whole, name)):
+            if whole in patient.wanted or name in patient.used or CACHE.search(name) or any(
+                    fnmatchcase(canonical(n), pattern) for pattern in ignored for n in (whole, name)):
                 continue
             shape = patient.survey.tensors[name].shape if name in patient.survey.tensors else ()
             yield EXTRA(name, f"{list(shape)}, no use in a model of type {patient.text_config.get('model_type')}")
