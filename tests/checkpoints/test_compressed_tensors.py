@@ -21,7 +21,7 @@ from octavo.checkpoints import WriterOptions, open_checkpoint
 from octavo.checkpoints._compressed_layers import _unpacked, packing
 from octavo.checkpoints.base import InexactError
 from octavo.checkpoints.compressed_tensors import CODEC
-from octavo.errors import CheckpointError
+from octavo.errors import CheckpointError, UsageError
 from octavo.qtensor import QTensor, quantize
 from octavo.schemes import TensorSpec
 
@@ -176,6 +176,12 @@ def test_what_cannot_be_held_is_said() -> None:
         writer.fill("a.weight", QTensor(codes, scales * np.float32(1.0001), spec, (32, 32), zeros=scales), 0, out)
     with pytest.raises(InexactError, match="permuted"):
         writer.fill("a.weight", QTensor(codes, scales, spec, (32, 32), zeros=scales, order=np.arange(32, dtype=np.int32)), 0, out)
+
+
+def test_static_inputs_with_zero_points_are_refused() -> None:
+    static = TensorSpec("int8", "tensor", symmetric=False)
+    with pytest.raises(UsageError, match=r"the inputs of a\.weight have a stored zero point"):
+        CODEC.writer(WriterOptions(activations={"a.weight": static}, input_scales={"a.weight": np.float32([1])}))
 
 
 def test_mixed_precisions_static_inputs_and_cache_are_written(tmp_path: Path) -> None:
