@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ class GgufFile:
     metadata: dict[str, Any]  # numbers, strings, bools; arrays as lists of strings or NumPy arrays
     tensors: dict[str, GgufTensor]
     parts: tuple[MappedFile, ...] = ()
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # metadata key -> first byte of its type and value, and one past the last
 
 
 def parse(file: MappedFile) -> GgufFile:
@@ -64,19 +66,22 @@ def parse(file: MappedFile) -> GgufFile:
     tensor_count, pair_count = reader.number("<Q"), reader.number("<Q")
     reader.room_for(pair_count, 8 + 4 + 1, "metadata pairs")
     metadata: dict[str, Any] = {}
+    spans: dict[str, tuple[int, int]] = {}
     for _ in range(pair_count):
         key = reader.name("a metadata key")
         reader.at = f"metadata {shown(key)}"
         if key in metadata:
             raise reader.wrong("stands twice")
+        begin = reader.position
         metadata[key] = reader.value(reader.number("<I"))
+        spans[key] = begin, reader.position
     reader.at = ""
     reader.room_for(tensor_count, 8 + 4 + 4 + 8, "tensors")
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 8 or alignment > 1 << 20 or alignment & (alignment - 1):
         raise reader.wrong(f"has the alignment {shown(alignment)}, which is no power of two from 8 to 1 MiB")
     claims = [reader.tensor() for _ in range(tensor_count)]
-    return GgufFile(file, metadata, _place(reader, claims, -(-reader.position // alignment) * alignment, alignment))
+    return GgufFile(file, metadata, _place(reader, claims, -(-reader.position // alignment) * alignment, alignment), spans=spans)
 
 
 class _Reader:

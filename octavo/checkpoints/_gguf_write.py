@@ -19,7 +19,8 @@ _TYPES = {"u1": 0, "i1": 1, "u2": 2, "i2": 3, "u4": 4, "i4": 5, "f4": 6, "b1": 7
 def lay_out(name: str, metadata: Mapping[str, Any], parts: Mapping[str, Part]) -> Layout:
     """The file that holds the tensors `parts`, in this order.
 
-    metadata: strings, bools, NumPy scalars, lists of strings, NumPy arrays; an int is a u32, a float a float32. A part of blocks has a shape in
+    metadata: strings, bools, NumPy scalars, lists of strings, NumPy arrays; an int is a u32, a float a float32; bytes are type and
+    value as another file has them. A part of blocks has a shape in
     numbers and holds bytes.
     """
     head = [b"GGUF", struct.pack("<IQQ", 3, len(parts), len(metadata))]
@@ -49,6 +50,8 @@ def _string(text: str) -> bytes:
 
 
 def _value(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
     if isinstance(value, str):
         return struct.pack("<I", 8) + _string(value)
     if isinstance(value, list):

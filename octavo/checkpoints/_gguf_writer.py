@@ -99,7 +99,8 @@ class GgufWriter(FileWriter):
         metadata = {"general.architecture": self.architecture, "general.type": "model", "general.name": PurePath(file_name).stem,
                     "general.file_type": self._file_type(parts), "general.quantization_version": 2, **metadata_of(self.options.config)}
         metadata[f"{self.architecture}.vocab_size"] = rows
-        return lay_out(file_name, metadata | tokenizer_metadata(tokenizer, rows), parts)
+        stored = tokenizer.get("gguf")  # of another GGUF file
+        return lay_out(file_name, metadata | (tokenizer_metadata(tokenizer, rows) if stored is None else stored), parts)
 
     def _file_type(self, parts: Mapping[str, Part]) -> int:
         if self.variant:

@@ -163,4 +163,5 @@ class FileWriter(Writer, Protocol):
     `fill`, unquantized ones and vectors too: names, order of rows and precision of each are its own choice. `config` is not asked."""
 
     def layout(self, file_name: str, parts: Mapping[str, Part], tokenizer: Mapping[str, Any]) -> Layout:
-        """The file that holds `parts`; `tokenizer` is what Checkpoint.tokenizer_files gave. Made before anything is filled."""
+        """The file that holds `parts`; `tokenizer` is what Checkpoint.tokenizer_files gave, or {"gguf": metadata as stored} of another
+        GGUF file. Made before anything is filled."""

@@ -34,6 +34,8 @@ from .base import TensorInfo, Writer, WriterOptions
 CHUNK = 1 << 19  # numbers decoded at a time
 BYTES_OF_BLOCK = {storage.name: storage.bytes for storage in STORAGE.values()}
 
+OF_A_FILE = ("general.architecture", "general.file_type", "general.quantization_version", "general.alignment")  # not of the model
+
 
 class GgufCheckpoint(MappedCheckpoint):
     """A .gguf file, mapped."""
@@ -96,6 +98,11 @@ class GgufCheckpoint(MappedCheckpoint):
         if not heads or info.shape[0] % (2 * heads):
             raise CheckpointError(f"tensor {shown(name)} has {info.shape[0]} rows, which are not {heads} heads", where=str(info.file))
         return row_order(heads, info.shape[0])
+
+    def stored_metadata(self) -> dict[str, bytes]:
+        """What the metadata says of tokenizer and model, as it lies in the file (type and value), by key: for another GGUF file."""
+        return {key: self._source.file.bytes(begin, end - begin) for key, (begin, end) in self._source.spans.items()
+                if key.startswith(("tokenizer.", "general.")) and key not in OF_A_FILE}
 
     def tokenizer_files(self) -> dict[str, Any]:
         """The tokenizer, its config and generation settings, all out of the metadata."""

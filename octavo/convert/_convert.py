@@ -12,6 +12,7 @@ from typing import Any
 
 from .. import __version__
 from ..checkpoints import Checkpoint, FileWriter, InexactError, Layout, open_checkpoint
+from ..checkpoints.gguf import GgufCheckpoint
 from ..checkpoints.writing import Partial, index_of, lay_out, nbytes, write_synced
 from ..errors import UsageError
 from ..machine import detect
@@ -110,7 +111,9 @@ def _write(checkpoint: Checkpoint, partial: Partial, wish: Wish, signature: dict
 
 def _layouts(checkpoint: Checkpoint, plan: Conversion, wish: Wish, name: str) -> list[Layout]:
     if isinstance(plan.writer, FileWriter):
-        return [plan.writer.layout(name, plan.parts, checkpoint.tokenizer_files())]
+        # Between GGUF files tokenizer and description go over as they are.
+        tokenizer = {"gguf": checkpoint.stored_metadata()} if isinstance(checkpoint, GgufCheckpoint) else checkpoint.tokenizer_files()
+        return [plan.writer.layout(name, plan.parts, tokenizer)]
     return lay_out(plan.parts, wish.shard_size)
 
 
@@ -126,6 +129,7 @@ def _fill_all(checkpoint: Checkpoint, partial: Partial, plan: Conversion, done: 
             ready += sum(map(nbytes, item.parts.values()))
         else:
             open_items.append(item)
+    open_items.sort(key=lambda item: sum(map(nbytes, item.parts.values())), reverse=True)  # a large one at the end would leave the other threads idle
     running: dict[Future[None], Item] = {}
     with ThreadPoolExecutor(threads) as pool:
         try:

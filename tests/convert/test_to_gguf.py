@@ -115,3 +115,16 @@ def test_float32_and_float16_sources(tmp_path: Path) -> None:
         expected = quants.quantize(before["blk.1.ffn_up.weight"].astype(np.float32), after["blk.1.ffn_up.weight"].tensor_type)
         assert after["blk.1.ffn_up.weight"].tensor_type.name == "Q4_0"
         np.testing.assert_array_equal(after["blk.1.ffn_up.weight"].data, expected)
+
+
+def test_tokenizer_and_description_go_over_as_they_are(smollm2_path: Path, tmp_path: Path) -> None:
+    """Between GGUF files: every key of the tokenizer and of the model's description, but not what is of the file."""
+    source = GGUFReader(smollm2_path)
+    convert(smollm2_path, tmp_path / "m.gguf", to="gguf:Q8_0", requantize=True)
+    written = GGUFReader(tmp_path / "m.gguf")
+    of_a_file = {"general.file_type", "general.quantization_version", "general.alignment"}
+    keys = [key for key in source.fields if key.startswith(("tokenizer.", "general.")) and key not in of_a_file]
+    assert len(keys) > 8 and "tokenizer.ggml.tokens" in keys
+    for key in keys:
+        theirs, ours = source.fields[key], written.fields[key]
+        assert theirs.types == ours.types and [bytes(part) for part in theirs.parts] == [bytes(part) for part in ours.parts], key
