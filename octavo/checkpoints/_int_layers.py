@@ -6,8 +6,9 @@ zero points are all the midpoint is symmetric and becomes a symmetric QTensor (c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..qtensor import QTensor
 from ..schemes import TensorSpec
 from ._int_words import WORD, regrouped, repeated, unpack, words
 from ._json import shown
-from ._quantized import Layer, Raw
+from ._quantized import Layer, QuantizedCheckpoint, Raw, open_quantized
 
 FLOATS = ("F16", "BF16", "F32")
 SCALE_FORMATS = {"F16": "fp16", "BF16": "bf16", "F32": "fp32"}
@@ -61,6 +62,17 @@ class Findings:
                 (self.no_index, "g_idx is all zero though there are several groups: it is taken as missing, groups in order"),
                 (self.wrapped, "zero points of 0, which GPTQ v1 stores as -1: they are read as their maker wrote them, other readers may not"))
         return [f"{len(names)} weights ({shown(names[0])}, ...): {text}" for names, text in told if names]
+
+
+def open_integers(path: Path, codec: str, describe: Callable[[dict[str, Any], Raw, Findings], Iterable[Layer]]) -> QuantizedCheckpoint:
+    """Opens a folder whose layers `describe(quantization_config, raw, findings)` gives; what was found on the way becomes its notes."""
+    findings, notes = Findings(), list[str]()
+
+    def layers(config: dict[str, Any], quantization: dict[str, Any], raw: Raw) -> Iterable[Layer]:
+        yield from describe(quantization, raw, findings)
+        notes.extend(findings.notes())
+
+    return open_quantized(path, codec, layers, notes=notes)
 
 
 def whole(config: dict[str, Any], keys: Iterable[str], default: int | None, allowed: str, test: Any, where: str) -> int:

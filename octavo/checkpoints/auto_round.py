@@ -17,10 +17,10 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ._folder import quant_method
-from ._int_layers import Findings, Setting, awq_layer, gptq_layer, group_size, prefixes, truth, whole
+from ._int_layers import Findings, Setting, awq_layer, gptq_layer, group_size, open_integers, prefixes, truth, whole
 from ._json import shown
 from ._patterns import Pattern, PatternError, compiled
-from ._quantized import Layer, QuantizedCheckpoint, Raw, open_quantized
+from ._quantized import Layer, QuantizedCheckpoint, Raw
 
 METHOD = "auto_round"
 GPTQ, RAW_GPTQ, AWQ = "auto_round:auto_gptq", "auto_round:gptqmodel", "auto_round:auto_awq"
@@ -90,13 +90,7 @@ class AutoRoundCodec:
         return path.is_dir() and (quant_method(path) or "").replace("-", "_") == METHOD
 
     def open(self, path: Path) -> QuantizedCheckpoint:
-        findings, notes = Findings(), list[str]()
-
-        def layers(config: dict[str, Any], quantization: dict[str, Any], raw: Raw) -> Iterator[Layer]:
-            yield from _layers(quantization, raw, findings)
-            notes.extend(findings.notes())
-
-        return open_quantized(path, METHOD, layers, notes=notes)
+        return open_integers(path, METHOD, _layers)
 
 
 CODEC = AutoRoundCodec()

@@ -17,9 +17,9 @@ from typing import Any
 from ..errors import CheckpointError
 from ._awq_writer import AwqWriter
 from ._folder import quant_method
-from ._int_layers import Findings, Setting, awq_layer, group_size, prefixes, truth, whole
+from ._int_layers import Findings, Setting, awq_layer, group_size, open_integers, prefixes, truth, whole
 from ._json import shown
-from ._quantized import Layer, QuantizedCheckpoint, Raw, open_quantized
+from ._quantized import Layer, QuantizedCheckpoint, Raw
 from .base import WriterOptions
 
 METHOD = "awq"
@@ -52,13 +52,7 @@ class AwqCodec:
         return path.is_dir() and quant_method(path) == METHOD
 
     def open(self, path: Path) -> QuantizedCheckpoint:
-        findings, notes = Findings(), list[str]()
-
-        def layers(config: dict[str, Any], quantization: dict[str, Any], raw: Raw) -> Iterator[Layer]:
-            yield from _layers(quantization, raw, findings)
-            notes.extend(findings.notes())
-
-        return open_quantized(path, METHOD, layers, notes=notes)
+        return open_integers(path, METHOD, _layers)
 
 
 CODEC = AwqCodec()
