@@ -1,7 +1,7 @@
 """Bursts: several steps of decoding computed one after another before the engine looks at what came of them.
 
-Between two forwards of a small model the scheduler, the sampler and the text of each token cost as much as a third of the forward: their code and objects
-have left the caches by the time they run again. In a burst only what decides the next token runs in between. Tokens are the same (each depends on nothing
+Between two forwards of a small model the scheduler, the sampler and the text of each token take 0.12 to 0.18 ms (SmolLM2; LOG.md): their code and objects have
+left the caches by the time they run again. In a burst only what decides the next token runs in between. Tokens are the same (each depends on nothing
 but its own logits, its seed and its place); those after the end of an answer are dropped. The price: tokens come a burst at a time, and a new request
 waits for up to one. So a burst takes no longer than an eye needs to see it, and models that are slower than that never get one.
 """
