@@ -15,7 +15,7 @@ and cannot be compared with these.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,7 @@ from .intervals import block_bootstrap
 from .measures import negative_log_likelihood
 
 CHUNK = 256  # rows of logits at a time: 50 MB for a vocabulary of 49,152
+DOCUMENTS = 8  # from so many on, documents are the blocks of intervals; of fewer, drawing again says little
 
 
 class Tokenizer(Protocol):
@@ -46,15 +47,34 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Windows:
-    """Token ids [windows, context] and how many tokens at the end of each window are scored."""
+    """Token ids [windows, context], how many tokens at the end of each window are scored, and of which document each scored token is."""
 
     tokens: np.ndarray
     scored: np.ndarray
+    documents: np.ndarray | None = None
 
     @property
     def targets(self) -> int:
         """Scored tokens in all."""
         return int(self.scored.sum())
+
+    @property
+    def window_of(self) -> np.ndarray:
+        """The window of each scored token."""
+        return np.repeat(np.arange(len(self.scored)), self.scored)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """How many tokens each scored token has before it in its window."""
+        context = self.tokens.shape[1]
+        return np.concatenate([np.arange(context - int(scored), context) for scored in self.scored])
+
+    @property
+    def blocks(self) -> np.ndarray:
+        """What intervals take as one piece, a label for each scored token: its document where there are DOCUMENTS of them, else its window."""
+        if self.documents is not None and len(np.unique(self.documents)) >= DOCUMENTS:
+            return self.documents
+        return self.window_of
 
 
 @dataclass(frozen=True)
@@ -69,14 +89,18 @@ class Perplexity:
     losses: np.ndarray  # nats of each scored token, in order; for paired comparisons
 
 
-def windows_of(model: Model, text: str, *, context: int = 1024, stride: int | None = None, windows: int | None = None) -> Windows:
-    """The windows of a text, see above; at most `windows` of them. Raises UsageError when the text is too short for one."""
+def windows_of(model: Model, text: str | Sequence[str], *, context: int = 1024, stride: int | None = None, windows: int | None = None) -> Windows:
+    """The windows of a text, see above; at most `windows` of them. Raises UsageError when the text is too short for one.
+
+    Several documents are tokenized as the one text that they make when they are put together as they are.
+    """
+    documents = [text] if isinstance(text, str) else list(text)
     stride = context if stride is None else stride
     if not 1 < context <= model.max_model_len:
         raise UsageError(f"a context of {context} tokens", remedy=f"this model takes 2 to {model.max_model_len}")
     if not 0 < stride <= context or (windows is not None and windows < 1):
         raise UsageError(f"a stride of {stride} and {windows} windows", remedy=f"the stride is 1 to {context}, and at least one window is needed")
-    ids = np.asarray(model.text.encode(text, special=False), np.int32)
+    ids = np.asarray(model.text.encode("".join(documents), special=False), np.int32)
     begin = beginning(model.text)
     width = context - len(begin)
     step = min(stride, width)
@@ -85,7 +109,18 @@ def windows_of(model: Model, text: str, *, context: int = 1024, stride: int | No
         raise UsageError(f"the text has {len(ids)} tokens, fewer than one window of {width}", remedy="use a longer text or a smaller context")
     rows = [np.concatenate([begin, ids[start : start + width]]).astype(np.int32) for start in starts]
     first = width - (0 if len(begin) else 1)
-    return Windows(np.stack(rows), np.array([first] + [step if step < width else first] * (len(rows) - 1)))
+    scored = np.array([first] + [step if step < width else first] * (len(rows) - 1))
+    owner = _owners(model, documents, len(ids))
+    return Windows(np.stack(rows), scored, np.concatenate([owner[s + width - n : s + width] for s, n in zip(starts, scored.tolist(), strict=True)]))
+
+
+def _owners(model: Model, documents: Sequence[str], count: int) -> np.ndarray:
+    """The document of each token. (A token across two documents makes this wrong by one token, which is nothing to an interval.)"""
+    if len(documents) == 1:
+        return np.zeros(count, np.int32)
+    sizes = [len(model.text.encode(document, special=False)) for document in documents]
+    owner = np.repeat(np.arange(len(documents), dtype=np.int32), sizes)[:count]
+    return np.concatenate([owner, np.full(count - len(owner), len(documents) - 1, np.int32)])
 
 
 def beginning(text: Tokenizer) -> list[int]:
@@ -116,7 +151,7 @@ def logits_of(model: Model, windows: Windows) -> Iterator[tuple[np.ndarray, np.n
                 yield logits, tokens[start + select + 1]
 
 
-def perplexity(model: Model, text: str, *, context: int = 1024, stride: int | None = None, windows: int | None = None,
+def perplexity(model: Model, text: str | Sequence[str], *, context: int = 1024, stride: int | None = None, windows: int | None = None,
                on_window: Callable[[int, int, float], None] | None = None) -> Perplexity:
     """Perplexity of `model` on `text`; `windows` bounds the number of windows, None takes the whole text. Raises UsageError.
 
@@ -137,5 +172,5 @@ def perplexity(model: Model, text: str, *, context: int = 1024, stride: int | No
 
 def summarize(losses: np.ndarray, windows: Windows) -> Perplexity:
     """Perplexity from the losses of each scored token [tokens], in the order of the windows."""
-    low, high = block_bootstrap(losses, int(windows.scored[0]))
+    low, high = block_bootstrap(losses, windows.blocks)
     return Perplexity(math.exp(losses.mean()), math.exp(low), math.exp(high), len(losses), len(windows.tokens), losses)
