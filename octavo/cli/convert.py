@@ -13,7 +13,7 @@ from ..errors import UsageError
 from ._command import Command
 
 if TYPE_CHECKING:
-    from ..convert import Report
+    from ..conversion import Report
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
@@ -84,7 +84,7 @@ def run(options: Options) -> None:
     if not options.to:
         raise UsageError("no format to convert to", where="--to", remedy="such as --to gptq; `octavo convert --help` lists them")
 
-    from ..convert import convert
+    from ..conversion import convert
 
     bar = _Bar() if sys.stderr.isatty() and not options.dry_run else None
     try:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from ._assign import ways
 from ._load import load
 from ._model import LoadedModel
+from ._origin import open_model
 from ._policy import apply_kernels, apply_policy, fingerprint, linear_facts, native_of
 from ._report import LoadReport, Progress, Runs
 
 __all__ = [
-    "LoadReport", "LoadedModel", "Progress", "Runs", "apply_kernels", "apply_policy", "fingerprint", "linear_facts", "load", "native_of", "ways",
+    "LoadReport", "LoadedModel", "Progress", "Runs", "apply_kernels", "apply_policy", "fingerprint", "linear_facts", "load", "native_of",
+    "open_model", "ways",
 ]

@@ -131,6 +131,20 @@ class Search:
         return model, declared, find(checkpoint, model, declared.wanted)
 
 
+def open_model(checkpoint: Checkpoint, max_model_len: int | None = None) -> tuple[Checkpoint, Decoder, dict[str, str]]:
+    """(the checkpoint, the architecture that its config describes, name there -> name in the checkpoint), for those who read weights themselves.
+
+    max_model_len bounds what tables of positions are made for. Raises what reading a config, and CheckpointError for tensors that do not fit it.
+    """
+    model = read_model(checkpoint.config)
+    if max_model_len is not None:
+        model = read_model(checkpoint.config, max_model_len=min(max_model_len, model.natural_len))
+    names = {model.canonical(name): name for name in checkpoint.tensors}
+    if model.tied and {"lm_head.weight", "model.embed_tokens.weight"} <= names.keys():
+        model.ignored = (*model.ignored, "lm_head.weight")
+    return checkpoint, model, find(checkpoint, model, declare(model.describe).wanted)
+
+
 def _same(checkpoint: Checkpoint, one: str, other: str) -> bool:
     """Whether two tensors hold the same numbers; looks at a few rows at a time."""
     shape = checkpoint.tensors[one].shape

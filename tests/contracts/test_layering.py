@@ -27,9 +27,9 @@ ORDER: list[set[str]] = [
     {"layers"},
     {"models"},
     {"loading"},
-    {"calibration", "quality", "engine"},
+    {"calibration", "conversion", "quality", "engine"},
     {"workloads"},
-    {"convert", "doctor", "inspect", "quantize", "train", "prune", "tune", "speed", "trace", "serve", "evaluate", "bench", "validate",
+    {"doctor", "inspect", "quantize", "train", "prune", "tune", "speed", "trace", "serve", "evaluate", "bench", "validate",
      "advise"},
     {"cli"},
 ]

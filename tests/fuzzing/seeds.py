@@ -13,7 +13,7 @@ from checkpoints.test_torchao import HEADERS, golden, opened
 from doctor import patients as p
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
-from octavo.convert import convert
+from octavo.conversion import convert
 from octavo.loading import load
 
 Seed = Callable[[Path], Path]

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from octavo.convert import convert
+from octavo.conversion import convert
 
 BAR = 1e-3
 CONTEXT = 512

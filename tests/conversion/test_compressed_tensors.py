@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from octavo.checkpoints import open_checkpoint
-from octavo.convert import convert
+from octavo.conversion import convert
 
 from .small_model import numbers
 

@@ -13,7 +13,7 @@ import pytest
 
 from octavo.checkpoints import InexactError, open_checkpoint
 from octavo.checkpoints.fp8 import Fp8Writer
-from octavo.convert import convert
+from octavo.conversion import convert
 from octavo.errors import CheckpointError, OctavoError, UsageError
 from octavo.qtensor import QTensor, quantize
 from octavo.schemes import TensorSpec
@@ -93,12 +93,12 @@ def test_numbers_that_do_not_fit_though_their_precision_does(model: Path, tmp_pa
         fill(self, name, tensor, first, out)
 
     before = numbers(tmp_path / "fp8")
-    monkeypatch.setattr("octavo.convert._pieces.CHUNK", 1)
+    monkeypatch.setattr("octavo.conversion._pieces.CHUNK", 1)
     monkeypatch.setattr(Fp8Writer, "fill", picky)
     with pytest.raises(CheckpointError, match=r"up_proj.weight exactly: a scale is no power of two"):
         convert(tmp_path / "fp8", tmp_path / "out", to="fp8")
     assert not list(tmp_path.glob(".out*"))
-    monkeypatch.setattr("octavo.convert._pieces._rounded", lambda piece, spec, extent: quantize(piece.dequantize() * np.float32(1.01), spec))
+    monkeypatch.setattr("octavo.conversion._pieces._rounded", lambda piece, spec, extent: quantize(piece.dequantize() * np.float32(1.01), spec))
     report = convert(tmp_path / "fp8", tmp_path / "out", to="fp8", requantize=True)
     assert [(row.tensors, row.exact) for row in report.rows if row.written.startswith("W")] == [(13, True), (1, False)]
 

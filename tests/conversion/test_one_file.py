@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from octavo.checkpoints import FileWriter, Layout, Part, WriterOptions
-from octavo.convert import convert
+from octavo.conversion import convert
 from octavo.errors import UsageError
 from octavo.qtensor import QTensor
 from octavo.schemes import TensorSpec
@@ -50,7 +50,7 @@ class Plainest(FileWriter):
 
 @pytest.fixture(autouse=True)
 def _known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("octavo.convert._plan.writers", lambda: {"plainest": Plainest})
+    monkeypatch.setattr("octavo.conversion._plan.writers", lambda: {"plainest": Plainest})
     monkeypatch.setattr("octavo.checkpoints._partial.COMMIT_SECONDS", 0.0)
 
 

@@ -11,7 +11,7 @@ from checkpoints.checkpoint_files import write_gguf
 from gguf import GGUFReader, quants
 
 from octavo.checkpoints import open_checkpoint
-from octavo.convert import convert
+from octavo.conversion import convert
 from octavo.errors import CheckpointError
 
 from .small_model import make, numbers

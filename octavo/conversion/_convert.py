@@ -26,11 +26,11 @@ MANIFEST = "octavo-manifest.json"
 OnProgress = Callable[[int, int, str], None]
 
 
-def convert(source: str | Path, out: str | Path, *, to: str, quantization: str | None = None, requantize: bool = False, keep: Sequence[str] = (),
+def convert(source: str | Path | Checkpoint, out: str | Path, *, to: str, quantization: str | None = None, requantize: bool = False, keep: Sequence[str] = (),
             include: Sequence[str] = (), dtype: str = "", shard_size: int = 5_000_000_000, overwrite: bool = False, dry_run: bool = False,
             code: bool = False, threads: int | None = None, cache_dir: Path | None = None, revision: str | None = None,
             allow_pickle: bool = False, on_progress: OnProgress | None = None) -> Report:
-    """Write the checkpoint `source` (a folder, a .gguf file, a hub id) as `out`: a folder, or a file for `gguf:TYPE`.
+    """Write the checkpoint `source` (a folder, a .gguf file, a hub id, or an open one) as `out`: a folder, or a file for `gguf:TYPE`.
 
     to            the format: compressed-tensors, gptq, awq, bitsandbytes, fp8, mxfp4, nvfp4, modelopt, gguf:TYPE, safetensors (unquantized)
     quantization  the precision that an unquantized source is rounded to (round to nearest); None: the format's natural one
@@ -46,7 +46,8 @@ def convert(source: str | Path, out: str | Path, *, to: str, quantization: str |
     """
     began = time.perf_counter()
     wish = Wish(to, quantization, requantize, tuple(keep), tuple(include), dtype, shard_size)
-    checkpoint = open_checkpoint(source, revision=revision, allow_pickle=allow_pickle)
+    checkpoint = open_checkpoint(source, revision=revision, allow_pickle=allow_pickle) if isinstance(source, (str, Path)) else source
+    source = source if isinstance(source, (str, Path)) else checkpoint.path
     target = Path(out).expanduser().absolute()
     if checkpoint.codec == "octavo":
         raise UsageError("this is a copy in the layout of Octavo's kernels", where=str(source), remedy="convert the model that it was made of")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from octavo.checkpoints import open_checkpoint
-from octavo.convert import convert
+from octavo.conversion import convert
 from octavo.errors import CheckpointError
 
 from .small_model import contents, make
@@ -25,7 +25,7 @@ KILLS = 20
 PROGRAM = """
 import sys, time
 from octavo.checkpoints import _partial
-from octavo.convert import convert
+from octavo.conversion import convert
 _partial.COMMIT_SECONDS = 0.0
 source, out, to, slow = sys.argv[1:]
 print("ready", flush=True)
@@ -162,7 +162,7 @@ def test_peak_memory(target: str, big: Path, tmp_path: Path) -> None:
     size = (big / "model.safetensors").stat().st_size
     program = """
 import re, sys
-from octavo.convert import convert
+from octavo.conversion import convert
 
 def peak():  # of this program: what getrusage says includes the memory of the process that started it
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from octavo.checkpoints import open_checkpoint
-from octavo.convert import convert
+from octavo.conversion import convert
 from octavo.errors import CheckpointError
 
 from .small_model import numbers

@@ -1,0 +1,152 @@
+"""Blocks: a model in float32, one layer in memory at a time, run over all calibration rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..checkpoints import Checkpoint
+from ..errors import CheckpointError
+from ..kernels.op import Value
+from ..layers import Table
+from ..layers.tensors import Use
+from ..models import Decoder
+from .rows import Matrix, Node, RowsOps, Vector, Visitor
+
+PIECE = 512  # rows of a table of words read at a time: whole blocks of scales
+
+
+class Weights:
+    """Tensors of a checkpoint as float32, by the model's names; `changed` holds those that are something else by now (transforms).
+
+    found   name here -> name in the checkpoint
+    """
+
+    def __init__(self, checkpoint: Checkpoint, found: Mapping[str, str]) -> None:
+        self.checkpoint, self.found = checkpoint, found
+        self.changed: dict[str, np.ndarray] = {}
+
+    def get(self, name: str) -> np.ndarray:
+        """float32 of the tensor's shape; not to be written to. Raises CheckpointError for NaN and infinity."""
+        if name in self.changed:
+            return self.changed[name]
+        values: np.ndarray = np.asarray(self.checkpoint.read(self.found[name]).dequantize(), np.float32)
+        self.checkpoint.release(self.found[name])
+        if not np.isfinite(values).all():
+            info = self.checkpoint.tensors[self.found[name]]
+            raise CheckpointError(f"tensor {info.name!r} holds NaN or infinity", where=str(info.file), remedy="the weights are damaged: fetch them again")
+        return values
+
+    def stored(self, name: str) -> np.ndarray:
+        """As `get`, whatever has been changed."""
+        return np.asarray(self.checkpoint.read(self.found[name]).dequantize(), np.float32)
+
+    def rows(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """These rows of a matrix, float32 [len(rows), k]: of a table of words, which is never read as a whole."""
+        if name in self.changed:
+            return self.changed[name][rows]
+        stored = self.found[name]
+        n, k = self.checkpoint.tensors[stored].shape
+        out = np.empty((len(rows), k), np.float32)
+        for piece in np.unique(rows // PIECE):
+            mine = rows // PIECE == piece
+            values = self.checkpoint.read(stored, slice(int(piece) * PIECE, min(n, (int(piece) + 1) * PIECE))).dequantize()
+            out[mine] = values[rows[mine] - piece * PIECE]
+        self.checkpoint.release(stored)
+        return out
+
+
+class _Rows:
+    """An embedding as weight: rows on demand."""
+
+    def __init__(self, weights: Weights, name: str, n: int, k: int) -> None:
+        self._weights, self._name, self.n, self.k, self.nbytes = weights, name, n, k, 0
+
+    def rows(self, tokens: np.ndarray) -> np.ndarray:
+        return self._weights.rows(self._name, tokens)
+
+
+class _Bound:
+    """layers.Tensors over arrays."""
+
+    def __init__(self, ops: RowsOps, weights: Weights, local: dict[str, np.ndarray], tables: dict[str, Vector]) -> None:
+        self.ops, self._weights, self._local, self._tables = ops, weights, local, tables
+
+    def _get(self, name: str) -> np.ndarray:
+        if name not in self._local:
+            self._local[name] = self._weights.get(name)
+        return self._local[name]
+
+    def weight(self, name: str, n: int, k: int, use: Use = "linear") -> Any:
+        return _Rows(self._weights, name, n, k) if use == "embed" else Matrix(name, self._get(name))
+
+    def vector(self, name: str, n: int) -> Value:
+        return Vector(name, self._get(name))
+
+    def table(self, table: Table) -> Value:
+        if table.name not in self._tables:
+            self._tables[table.name] = Vector(table.name, table.make())
+        return self._tables[table.name]
+
+
+class Block:
+    """One layer. `tensors` holds its weights and vectors (float32, by name) once it has run, and what transforms made of them; `run` runs it from the
+    same inputs as often as is asked, `finish` makes the last result the next layer's input."""
+
+    def __init__(self, blocks: Blocks, layer: int) -> None:
+        self._blocks, self.layer = blocks, layer
+        self.tensors: dict[str, np.ndarray] = {}
+        self.inputs = blocks.x
+        self.output: Node | None = None
+
+    def run(self, visit: Visitor | None = None) -> Node:
+        """One forward of the layer; `visit` sees every group of linears in the order of computation (see RowsOps). Nothing is computed beyond what
+        the visitor asks for."""
+        ops = self._blocks.ops
+        ops.visit = visit
+        try:
+            self.output = self._blocks.model.layer(self._blocks.bound(self.tensors), self.inputs, self.layer)
+        finally:
+            ops.visit = None
+        return self.output
+
+    def finish(self) -> None:
+        """Computes the output of the last `run`; the next block starts from there."""
+        assert self.output is not None
+        self._blocks.ops.compute(self.output)
+        self._blocks.x = self.output
+
+
+class Blocks:
+    """for block in Blocks(...): block.run(...); block.finish(). Close it when done, or use it in a `with`."""
+
+    def __init__(self, model: Decoder, weights: Weights, tokens: np.ndarray, threads: int) -> None:
+        self.model, self.weights = model, weights
+        self.ops = RowsOps(tokens, threads)
+        self._limits: Any = None
+        self._tables: dict[str, Vector] = {}
+        self.x: Node
+
+    def __enter__(self) -> Blocks:
+        from threadpoolctl import threadpool_limits
+
+        self._limits = threadpool_limits(1)  # chunks are the parallel work; a BLAS of several threads would add in another order
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.ops.close()
+        self._limits.restore_original_limits()
+
+    def __iter__(self) -> Iterator[Block]:
+        bound = self.bound({})
+        name, model = "model.embed_tokens", self.model
+        self.x = self.ops.embed(bound.weight(f"{name}.weight", model.vocab_size, model.hidden, "embed"), model.embed_factor)
+        self.ops.compute(self.x)
+        for layer in range(self.model.layers):
+            yield Block(self, layer)
+
+    def bound(self, tensors: dict[str, np.ndarray]) -> _Bound:
+        """What a description of the model reads from: `tensors` where they are named there, else the checkpoint, and then they are put there."""
+        return _Bound(self.ops, self.weights, tensors, self._tables)

@@ -1,0 +1,289 @@
+"""RowsOps: the op contract over all calibration rows at once, in NumPy float32.
+
+A value is a Node: a recipe for a chunk of rows (a few whole sequences), worked out when somebody asks. Inputs of linears and residual streams are kept
+once they are known, everything else is computed on the way and forgotten; so a block costs one forward, and memory for a few times its rows. At a
+`linear` the visitor gets the group before its outputs exist: what it returns is what the model goes on with, so later linears of the same
+block see the rounding of earlier ones.
+
+Chunks are worked on by a few threads, each with a BLAS of one thread, and sums over chunks are added in their order: any number of threads gives the
+same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import KernelError
+from .group import Group, Source
+from .statistics import Statistics, combine, means, of_rows
+
+CHUNK = 2048           # rows worked on at a time, about: Gram matrices of fewer rows are slower
+TILE = 256             # query rows of attention at a time
+KEPT_BYTES = 1 << 29   # inputs of a linear that are wider than this in all are computed again rather than kept
+
+Visitor = Callable[[Group], Sequence[np.ndarray] | None]
+
+
+@dataclass
+class Matrix:
+    """A weight [n, k] by name, float32."""
+
+    name: str
+    values: np.ndarray
+
+    @property
+    def n(self) -> int:
+        return int(self.values.shape[0])
+
+    @property
+    def k(self) -> int:
+        return int(self.values.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
+
+
+@dataclass
+class Vector:
+    """A gain or a bias by name, float32."""
+
+    name: str
+    values: np.ndarray
+
+
+class Node:
+    """A value [rows, width] of all calibration rows. `made_by`: the weight whose output it is, or ""."""
+
+    __slots__ = ("_compute", "_kept", "_missing", "made_by", "source", "width")
+
+    def __init__(self, width: int, compute: Callable[[int], np.ndarray], source: Source | None = None, made_by: str = "") -> None:
+        self.width, self.source, self.made_by = width, source, made_by
+        self._compute: Callable[[int], np.ndarray] | None = compute
+        self._kept: list[np.ndarray | None] | None = None
+        self._missing = 0
+
+    def keep(self, chunks: int) -> None:
+        """Remember chunks from now on; when all are there, what they were computed from may go."""
+        if self._kept is None:
+            self._kept, self._missing = [None] * chunks, chunks
+
+    def chunk(self, index: int) -> np.ndarray:
+        """float32 [rows of the chunk, width]; not to be written to."""
+        if self._kept is not None and (known := self._kept[index]) is not None:
+            return known
+        compute = self._compute
+        assert compute is not None
+        value = compute(index)
+        if self._kept is not None:
+            if self._kept[index] is None:
+                self._missing -= 1
+            self._kept[index] = value
+        return value
+
+    def settle(self) -> None:
+        """After all chunks have been asked for: let go of what they were computed from."""
+        if self._kept is not None and self._missing == 0:
+            self._compute = None
+
+
+class RowsOps:
+    """Implements op.Ops for tokens [sequences, length], all sequences at positions 0 to length - 1, without a cache.
+
+    visit   called at every linear, see the module; None: nobody looks
+    """
+
+    name = "rows"
+
+    def __init__(self, tokens: np.ndarray, threads: int, visit: Visitor | None = None) -> None:
+        self.tokens, self.visit, self.threads = tokens, visit, threads
+        sequences, self.length = tokens.shape
+        step = max(1, CHUNK // self.length)
+        self.parts = [slice(a, min(a + step, sequences)) for a in range(0, sequences, step)]
+        self._pool = ThreadPoolExecutor(threads)
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    @property
+    def rows(self) -> int:
+        return int(self.tokens.size)
+
+    def each(self, node: Node, work: Callable[[np.ndarray], Any]) -> Iterator[Any]:
+        """work(chunk) of every chunk, in order; a few chunks are under way at a time."""
+        def one(index: int) -> Any:
+            return work(node.chunk(index))
+
+        waiting = []
+        for index in range(len(self.parts)):
+            waiting.append(self._pool.submit(one, index))
+            if len(waiting) > self.threads:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()
+        node.settle()
+
+    def compute(self, node: Node) -> None:
+        """All chunks of a node, kept."""
+        node.keep(len(self.parts))
+        for _ in self.each(node, lambda chunk: None):
+            pass
+
+    def statistics(self, x: Node, *, gram: bool = True) -> Statistics:
+        """See Group.statistics."""
+        if self.rows * x.width * 4 <= KEPT_BYTES:
+            x.keep(len(self.parts))
+        total: Statistics | None = None
+        for part in self.each(x, lambda chunk: of_rows(chunk, gram)):
+            total = combine(total, part)
+        assert total is not None
+        return means(total)
+
+    def sampled(self, x: Node, most: int) -> np.ndarray:
+        """See Group.inputs."""
+        step = max(1, -(-self.rows // most))
+        found = []
+        for index, part in enumerate(self.parts):
+            first = part.start * self.length
+            found.append(x.chunk(index)[-first % step :: step])
+        return np.concatenate(found)
+
+    # The op contract -------------------------------------------------------------------------------------------------------------
+
+    def supports(self, problem: object) -> str | None:
+        return None
+
+    def prepare(self, tensor: object, activation: object) -> Any:
+        raise KernelError("calibration takes its weights as arrays", where="rows")
+
+    def constant(self, array: Any) -> Vector:
+        return Vector("", np.asarray(array, np.float32))
+
+    def embed(self, weight: Any, factor: float = 1.0) -> Node:
+        tokens, parts = self.tokens, self.parts
+        return Node(weight.k, lambda c: weight.rows(tokens[parts[c]].reshape(-1)) * np.float32(factor))
+
+    def linear(self, x: Node, weights: Sequence[Matrix], biases: Sequence[Vector | None] | None = None, residual: Node | None = None) -> tuple[Node, ...]:
+        values = [weight.values for weight in weights]
+        if self.visit is not None:
+            changed = self.visit(Group(self, x, weights, x.source))
+            values = values if changed is None else [np.ascontiguousarray(v, np.float32) for v in changed]
+        given = [None] * len(values) if biases is None else list(biases)
+        outs = []
+        for value, bias, weight in zip(values, given, weights, strict=True):
+            outs.append(self._product(x, value, None if bias is None else bias.values, residual, weight.name))
+        return tuple(outs)
+
+    def _product(self, x: Node, value: np.ndarray, bias: np.ndarray | None, residual: Node | None, name: str) -> Node:
+        def compute(c: int) -> np.ndarray:
+            y: np.ndarray = x.chunk(c) @ value.T
+            if bias is not None:
+                y += bias
+            if residual is not None:
+                y += residual.chunk(c)
+            return y
+
+        node = Node(len(value), compute, made_by="" if residual is not None else name)
+        if residual is not None:
+            node.keep(len(self.parts))
+        return node
+
+    def rms_norm(self, x: Node, gain: Vector, eps: float, offset: float = 0.0, groups: int = 1) -> Node:
+        factor = gain.values + np.float32(offset)
+
+        def compute(c: int) -> np.ndarray:
+            rows = x.chunk(c)
+            parts = rows.reshape(len(rows), groups, -1)
+            size = np.einsum("rgk,rgk->rg", parts, parts)[..., None] / np.float32(parts.shape[-1])
+            return (parts * (1 / np.sqrt(size + np.float32(eps))) * factor).reshape(rows.shape)
+
+        return Node(x.width, compute, Source("norm", gain.name, offset) if groups == 1 else None)
+
+    def rope(self, x: Node, table: Vector, heads: int, head_dim: int, rotary: int) -> Node:
+        half = rotary // 2
+        cos, sin = table.values[: self.length, None, :half], table.values[: self.length, None, half:rotary]
+
+        def compute(c: int) -> np.ndarray:
+            rows = x.chunk(c)
+            y = rows.reshape(-1, self.length, heads, head_dim).copy()
+            first, second = y[..., :half].copy(), y[..., half:rotary].copy()
+            y[..., :half] = first * cos - second * sin
+            y[..., half:rotary] = second * cos + first * sin
+            return y.reshape(rows.shape)
+
+        return Node(x.width, compute)
+
+    def attention(self, q: Node, k: Node, v: Node, layer: int, *, heads: int, kv_heads: int, head_dim: int, scale: float, window: int = 0,
+                  softcap: float = 0.0) -> Node:
+        def compute(c: int) -> np.ndarray:
+            shape = (-1, self.length, kv_heads, heads // kv_heads, head_dim)
+            queries, keys, values = q.chunk(c).reshape(shape) * np.float32(scale), k.chunk(c), v.chunk(c)
+            keys, values = (a.reshape(-1, self.length, kv_heads, head_dim) for a in (keys, values))
+            out = np.empty((len(queries) * self.length, heads * head_dim), np.float32)
+            result = out.reshape(queries.shape)
+            for s in range(len(queries)):
+                for h in range(kv_heads):
+                    _attend(queries[s, :, h], keys[s, :, h], values[s, :, h], window, softcap, result[s, :, h])
+            return out
+
+        source = Source("attention", v.made_by, heads=heads, kv_heads=kv_heads, head_dim=head_dim) if v.made_by else None
+        return Node(heads * head_dim, compute, source)
+
+    def gate(self, kind: Literal["silu", "gelu_tanh", "gelu"], gate: Node, up: Node) -> Node:
+        activation = ACTIVATIONS[kind]
+        source = Source("gate", up.made_by) if up.made_by else None
+        return Node(up.width, lambda c: activation(gate.chunk(c)) * up.chunk(c), source)
+
+    def add(self, x: Node, y: Node) -> Node:
+        node = Node(x.width, lambda c: x.chunk(c) + y.chunk(c))
+        node.keep(len(self.parts))
+        return node
+
+    def softcap(self, x: Node, cap: float) -> Node:
+        return Node(x.width, lambda c: np.float32(cap) * np.tanh(x.chunk(c) / np.float32(cap)))
+
+    def select(self, x: Node) -> Node:
+        return x
+
+
+def _attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int, softcap: float, out: np.ndarray) -> None:
+    """Causal attention of one sequence and one key-value head: q [length, share, d] (scaled), k, v [length, d], into out [length, share, d]."""
+    length, share, dim = q.shape
+    for first in range(0, length, TILE):
+        last = min(first + TILE, length)
+        begin = max(0, first - window + 1) if window else 0
+        scores = q[first:last].reshape(-1, dim) @ k[begin:last].T
+        if softcap:
+            scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
+        scores = scores.reshape(last - first, share, last - begin)
+        behind = np.arange(first, last)[:, None] - np.arange(begin, last)[None, :]
+        hidden = (behind < 0) | (behind >= window) if window else behind < 0
+        np.copyto(scores, np.float32(-np.inf), where=hidden[:, None, :])
+        scores -= scores.max(axis=-1, keepdims=True)
+        np.exp(scores, out=scores)
+        scores /= scores.sum(axis=-1, keepdims=True)
+        out[first:last] = (scores.reshape(-1, last - begin) @ v[begin:last]).reshape(last - first, share, dim)
+
+
+def _silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-np.clip(x, -80, None)))  # exp(80) is still finite in float32
+
+
+def _gelu_tanh(x: np.ndarray) -> np.ndarray:
+    return np.float32(0.5) * x * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)))
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    from scipy.special import erf
+
+    activated: np.ndarray = np.float32(0.5) * x * (1 + erf(x / np.float32(math.sqrt(2))))
+    return activated
+
+
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"silu": _silu, "gelu_tanh": _gelu_tanh, "gelu": _gelu}

@@ -1,0 +1,72 @@
+"""What is known of the inputs of a linear after all calibration rows have passed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass
+class Statistics:
+    """Of x [rows, k]: mean, mean of |x|, mean of x^2, largest |x|, smallest and largest x, each float32 [k].
+
+    gram   float32 [k, k]: X^T X / rows, symmetric; None where it was not asked for. With W [n, k] and an error D = W - Q of its rounding,
+           the mean squared error of the outputs is trace(D gram D^T): what GPTQ (arXiv 2210.17323) and its relatives minimise.
+    """
+
+    rows: int
+    mean: np.ndarray
+    mean_abs: np.ndarray
+    mean_square: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    gram: np.ndarray | None = None
+
+    @property
+    def largest(self) -> np.ndarray:
+        """The largest |x| of each channel, float32 [k]."""
+        return np.maximum(self.high, -self.low)
+
+    def output_error(self, difference: np.ndarray) -> float:
+        """Mean squared error of the outputs, summed over them, for weights that differ by `difference` [n, k]; needs `gram`."""
+        assert self.gram is not None
+        return float(np.einsum("nk,nk->", difference @ self.gram, difference, dtype=np.float64))
+
+    def scaled(self, factors: np.ndarray) -> Statistics:
+        """Of x / factors [k] instead of x; factors are above 0."""
+        inverse = (1 / factors).astype(np.float32)
+        gram = None if self.gram is None else self.gram * inverse[:, None] * inverse[None, :]
+        return Statistics(self.rows, self.mean * inverse, self.mean_abs * inverse, self.mean_square * inverse**2, self.low * inverse, self.high * inverse, gram)
+
+
+def of_rows(x: np.ndarray, gram: bool) -> Statistics:
+    """Sums, not means, of one chunk: to be added by `combine` in a fixed order."""
+    magnitude = np.abs(x)
+    square = x.T @ x if gram else None  # NumPy calls syrk for this: half the work
+    squares = np.diagonal(square).copy() if square is not None else np.einsum("rk,rk->k", x, x)
+    return Statistics(len(x), x.sum(axis=0, dtype=np.float64), magnitude.sum(axis=0, dtype=np.float64), squares.astype(np.float64),
+                      x.min(axis=0), x.max(axis=0), square)
+
+
+def combine(total: Statistics | None, part: Statistics) -> Statistics:
+    """The sums of both; `total` is changed in place."""
+    if total is None:
+        return part
+    total.rows += part.rows
+    total.mean += part.mean
+    total.mean_abs += part.mean_abs
+    total.mean_square += part.mean_square
+    np.minimum(total.low, part.low, out=total.low)
+    np.maximum(total.high, part.high, out=total.high)
+    if total.gram is not None and part.gram is not None:
+        total.gram += part.gram
+    return total
+
+
+def means(total: Statistics) -> Statistics:
+    """Means of sums."""
+    rows = total.rows
+    gram = None if total.gram is None else total.gram / np.float32(rows)
+    return Statistics(rows, (total.mean / rows).astype(np.float32), (total.mean_abs / rows).astype(np.float32),
+                      (total.mean_square / rows).astype(np.float32), total.low, total.high, gram)

@@ -1,0 +1,117 @@
+"""`octavo quantize MODEL OUT --scheme W4g128A16 --method gptq --data FILE`: a model into fewer bits, calibrated."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UsageError
+from ._command import Command
+
+if TYPE_CHECKING:
+    from ..quantize import Report
+
+
+@dataclass
+class Options:
+    model: str
+    """A model folder, a .gguf file, or a hub id (owner/name), unquantized."""
+
+    out: Path
+    """The folder to write; for gguf, the file."""
+
+    _: KW_ONLY
+
+    scheme: str = "W4g128A16"
+    """The precision, as `octavo explain` reads it; `NAME; PATTERN=NAME` for more than one."""
+
+    method: str = "gptq"
+    """How weights are rounded; `octavo list methods` says which there are."""
+
+    transform: list[str] = field(default_factory=list)
+    """What is done to the weights before, such as awq or smoothquant (may be repeated; in this order)."""
+
+    set: list[str] = field(default_factory=list)
+    """An option of a method, such as gptq.damping=0.02 (may be repeated)."""
+
+    data: Path | None = None
+    """Calibration text: .txt, .jsonl, or .npy token ids. Never the text that quality is measured on."""
+
+    sequences: int = 128
+    """Sequences of calibration text."""
+
+    tokens: int = 512
+    """Tokens of each."""
+
+    seed: int = 0
+    """Of the choice of texts."""
+
+    to: str = "compressed-tensors"
+    """The format that is written; see `octavo convert --help`."""
+
+    keep: list[str] = field(default_factory=list)
+    """Leave weights unquantized whose name matches (a glob; may be repeated)."""
+
+    threads: int | None = None
+    """Default: as many as this process may use cores. The result does not depend on it."""
+
+    overwrite: bool = False
+    """Replace what stands at OUT."""
+
+    allow_pickle: bool = False
+    """Read pickled weights (.bin, .pt), by torch's weights_only loader, where there are no others."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+
+    json: bool = False
+    """Print JSON."""
+
+
+def run(options: Options) -> None:
+    """Quantize the linears of a model's layers, calibrated on text, and write a checkpoint that other engines load, too.
+
+    Run again after an interruption, it goes on after the last finished layer.
+    """
+    settings = {}
+    for text in options.set:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"cannot read {text!r}", where="--set", remedy="write METHOD.OPTION=VALUE")
+        settings[key.strip()] = value.strip()
+
+    from ..quantize import Wish, quantize
+
+    wish = Wish(options.scheme, options.method, tuple(options.transform), settings, options.data, options.sequences, options.tokens, options.seed,
+                tuple(options.keep))
+    shown = sys.stderr.isatty()
+
+    def show(done: int, total: int, seconds: float) -> None:
+        if shown:
+            left = seconds / done * (total - done)
+            print(f"\rlayer {done} of {total}, {left:.0f} s left ", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    report = quantize(options.model, options.out, wish, to=options.to, threads=options.threads, overwrite=options.overwrite, revision=options.revision,
+                      allow_pickle=options.allow_pickle, on_progress=show)
+    if options.json:
+        print(json.dumps({"scheme": report.scheme, "method": report.method, "samples": report.samples, "errors": report.errors,
+                          "seconds": report.seconds, "resumed": report.resumed, "settings": report.settings, "written": report.written.to_json()}, indent=2))
+    else:
+        _show(options, report)
+
+
+def _show(options: Options, report: Report) -> None:
+    worst = sorted(report.errors.items(), key=lambda item: -item[1])[:3]
+    print(f"{report.scheme} by {report.method}" + (f", calibrated on {report.samples}" if report.samples else ", without calibration"))
+    if worst:
+        print("largest errors of outputs: " + ", ".join(f"{name} {100 * error:.2f}%" for name, error in worst))
+    if report.resumed:
+        print(f"{report.resumed} layers were there from an interrupted run")
+    written = report.written
+    print(f"wrote {options.out} in {report.seconds:.1f} s: {written.target}, {written.bytes_before / 1e6:.1f} MB -> {written.bytes_after / 1e6:.1f} MB")
+
+
+COMMAND = Command("quantize", Options, run)

@@ -1,0 +1,11 @@
+"""quantize: a model into fewer bits, calibrated, block by block, as a checkpoint that other engines read.
+
+A method is a rounder (float weight -> QTensor) after any number of transforms (weights -> weights of the same function that round better).
+"""
+
+from __future__ import annotations
+
+from .method import Rounder, Transform, rounder, transform
+from .run import Report, Wish, quantize
+
+__all__ = ["Report", "Rounder", "Transform", "Wish", "quantize", "rounder", "transform"]

@@ -1,0 +1,84 @@
+"""Rounder and Transform: what a method is. Each is a file of `rounders/` or `transforms/` that ends with ROUNDER or TRANSFORM, a frozen dataclass whose
+fields are its options."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from ..calibration import Block, Statistics
+from ..calibration.blocks import Weights
+from ..errors import UsageError
+from ..models import Decoder
+from ..qtensor import QTensor
+from ..registry import find
+from ..schemes import TensorSpec
+
+Needs = Literal["nothing", "moments", "gram"]
+
+
+class Rounder(Protocol):
+    """needs   what `round` must know of the inputs: nothing, their means (Statistics without gram), or all of Statistics"""
+
+    needs: ClassVar[Needs]
+
+    def round(self, weight: np.ndarray, spec: TensorSpec, statistics: Statistics | None) -> QTensor:
+        """`weight` float32 [n, k] in the precision `spec`. The same bits for any number of threads. Called from one thread at a time."""
+
+
+@runtime_checkable
+class BlockRounder(Protocol):
+    """A rounder that decides about all weights of a layer together (learned rounding)."""
+
+    def round_block(self, block: Block, specs: Mapping[str, TensorSpec]) -> dict[str, QTensor]:
+        """The weights `specs` names, quantized. The block has not run yet; afterwards the runner runs it with what is returned."""
+
+
+class Transform(Protocol):
+    def prepare(self, model: Decoder, weights: Weights) -> None:
+        """Before the first layer: what concerns the whole model (rotations of the residual stream)."""
+
+    def apply(self, block: Block, specs: Mapping[str, TensorSpec]) -> None:
+        """Before the layer is rounded: may run it to look at its inputs, and replaces arrays of `block.tensors` (never writes into them). `specs` names
+        the weights that will be rounded."""
+
+
+def rounder(name: str, options: Mapping[str, str] | None = None) -> Rounder:
+    """The rounder of this name, with its options as text ({"damping": "0.02"}). Raises UnknownNameError, UsageError."""
+    made: Rounder = _made("method", name, "octavo.quantize.rounders", "ROUNDER", options or {})
+    return made
+
+
+def transform(name: str, options: Mapping[str, str] | None = None) -> Transform:
+    """The transform of this name; see `rounder`."""
+    made: Transform = _made("transform", name, "octavo.quantize.transforms", "TRANSFORM", options or {})
+    return made
+
+
+def options_of(method: Any) -> dict[str, Any]:
+    """The options of a method with their values, for the record."""
+    return {"name": type(method).__name__.lower(), **dataclasses.asdict(method)}
+
+
+def _made(kind: str, name: str, package: str, constant: str, options: Mapping[str, str]) -> Any:
+    cls = find(kind, name.lower().replace("-", "_"), package, constant)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    values: dict[str, Any] = {}
+    for key, text in options.items():
+        if key not in fields:
+            raise UsageError(f"{kind} {name} has no option {key!r}", where="--set", remedy=f"known: {', '.join(fields) or 'none'}")
+        values[key] = _value(f"{name}.{key}", text, fields[key].default)
+    return cls(**values)
+
+
+def _value(name: str, text: str, default: Any) -> Any:
+    """`text` as the type that the default has."""
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+        return type(default)(text)
+    except (KeyError, ValueError):
+        raise UsageError(f"{text!r} is no {type(default).__name__}", where=f"--set {name}", remedy=f"the default is {default}") from None

@@ -1,0 +1,1 @@
+"""Rounders: a file each, from float weights to QTensors."""

@@ -1,0 +1,230 @@
+"""quantize(): open, transform and round layer by layer, write."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..calibration import Block, Blocks, Group, Samples, read_samples
+from ..calibration.blocks import Weights
+from ..checkpoints import Checkpoint, open_checkpoint
+from ..conversion import Report as Written
+from ..conversion import convert
+from ..errors import CheckpointError, UsageError
+from ..loading import open_model
+from ..machine import detect
+from ..models import Decoder
+from ..qtensor import NonFiniteError, QTensor
+from ..schemes import Plan, Scheme, TensorSpec
+from ..text import Text
+from .method import BlockRounder, Rounder, Transform, options_of, rounder, transform
+from .store import QuantizedCheckpoint, Store
+
+RECIPE = 1  # changes when the same wish gives other bytes
+OnProgress = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for.
+
+    scheme      a precision (W4g128A16), or a plan ("W4g128; *down_proj*=W8")
+    method      a rounder's name; `transforms` go before it, in this order
+    options     "gptq.damping" -> "0.02"
+    data        calibration text, see read_samples; None for methods that need none
+    keep        globs on names: weights to leave unquantized
+    """
+
+    scheme: str
+    method: str = "gptq"
+    transforms: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+    data: Path | None = None
+    sequences: int = 128
+    tokens: int = 512
+    seed: int = 0
+    keep: tuple[str, ...] = ()
+
+
+@dataclass
+class Report:
+    """errors   weight -> mean squared error of its outputs, as a part of their mean square (where inputs were known), else of the weight itself
+    written     what was written, see conversion.Report
+    """
+
+    scheme: str
+    method: str
+    samples: str
+    errors: dict[str, float]
+    written: Written
+    seconds: float = 0.0
+    resumed: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "compressed-tensors", threads: int | None = None, overwrite: bool = False,
+             shard_size: int = 5_000_000_000, revision: str | None = None, allow_pickle: bool = False, cache_dir: Path | None = None,
+             on_progress: OnProgress | None = None) -> Report:
+    """Quantize the linears of a model's layers and write the checkpoint `out` in the format `to` (see conversion.convert).
+
+    `on_progress(layers done, layers, seconds since the first)` is called after each layer. A run that was interrupted leaves a hidden folder beside `out`;
+    the same call goes on from the last finished layer and ends with the same bytes, as any number of threads does.
+    Raises UsageError, SchemeError, CheckpointError.
+    """
+    began = time.perf_counter()
+    target = Path(out).expanduser().absolute()
+    if (target.exists() or target.is_symlink()) and not overwrite:
+        raise UsageError("exists", where=str(out), remedy="name another place, or give --overwrite")
+    method, transforms = _methods(wish)
+    plan = Plan.parse(wish.scheme)
+    if plan.default.activation.quantized and not plan.default.activation.dynamic:
+        raise UsageError("static scales of activations are not offered here yet", where="--scheme", remedy="name a scheme with dynamic ones")
+    checkpoint, model, found = open_model(open_checkpoint(source, revision=revision, allow_pickle=allow_pickle), wish.tokens)
+    schemes = _schemes(checkpoint, model, found, plan, wish)
+    samples = _samples(checkpoint, model, wish, method, transforms)
+    settings = {"octavo": __version__, "recipe": RECIPE, "plan": plan.to_json(), "keep": list(wish.keep), "method": options_of(method),
+                "transforms": [options_of(one) for one in transforms], "samples": samples.digest if samples else "",
+                "source": checkpoint.content_key(cache_dir)}
+    signature = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    store = Store(target, settings)
+    work = _Work(model, Weights(checkpoint, found), method, transforms, schemes, store, threads or detect(None).cores, on_progress)
+    resumed = sum(store.has(layer) for layer in range(model.layers))
+    errors = work.run(samples)
+    result = QuantizedCheckpoint(checkpoint, store, found, {name: s.activation for name, s in schemes.items() if s.activation.quantized}, model.layers,
+                                 signature)
+    written = convert(result, target, to=to, shard_size=shard_size, overwrite=overwrite, threads=threads, cache_dir=cache_dir)
+    store.remove()
+    return Report(str(plan), wish.method, samples.name if samples else "", errors, written, time.perf_counter() - began, resumed, settings)
+
+
+def _methods(wish: Wish) -> tuple[Rounder, list[Transform]]:
+    options: dict[str, dict[str, str]] = {}
+    for key, value in wish.options.items():
+        name, dot, option = key.partition(".")
+        if not dot or name not in (wish.method, *wish.transforms):
+            raise UsageError(f"{key!r} names no option of {wish.method}", where="--set", remedy=f"such as {wish.method}.OPTION=VALUE")
+        options.setdefault(name, {})[option] = value
+    return rounder(wish.method, options.get(wish.method)), [transform(name, options.get(name)) for name in wish.transforms]
+
+
+def _schemes(checkpoint: Checkpoint, model: Decoder, found: Mapping[str, str], plan: Plan, wish: Wish) -> dict[str, Scheme]:
+    """The weights to be rounded: those of the layers' linears that the plan quantizes."""
+    from fnmatch import fnmatchcase
+
+    chosen = {}
+    for name, stored in found.items():
+        info = checkpoint.tensors[stored]
+        if not name.startswith("model.layers.") or len(info.shape) != 2 or any(fnmatchcase(name, pattern) for pattern in wish.keep):
+            continue
+        scheme = plan.scheme_for(name)
+        if scheme is None or not scheme.weight.quantized:
+            continue
+        if info.spec is not None and info.spec.quantized:
+            raise UsageError(f"{stored} is quantized already ({info.stored})", where=str(checkpoint.path),
+                             remedy="quantize the original model; `octavo convert --requantize` rounds a quantized one")
+        chosen[name] = scheme
+    if not chosen:
+        raise UsageError("nothing would be quantized", where=f"--scheme {wish.scheme}", remedy="name a precision of weights below 16 bits")
+    return chosen
+
+
+def _samples(checkpoint: Checkpoint, model: Decoder, wish: Wish, method: Rounder, transforms: Sequence[Transform]) -> Samples | None:
+    if isinstance(method, BlockRounder) or transforms or method.needs != "nothing":
+        if wish.data is None:
+            raise UsageError(f"{wish.method} needs calibration text", where="--data",
+                             remedy="name a .txt or .jsonl file of text like what the model will meet, or choose --method rtn, which needs none")
+        files = checkpoint.tokenizer_files()
+        text = Text(files["tokenizer"], files["config"], files["generation"])
+        return read_samples(wish.data, text, model.vocab_size, sequences=wish.sequences, tokens=wish.tokens, seed=wish.seed)
+    return None
+
+
+class _Work:
+    """Layer after layer: transform, round, keep."""
+
+    def __init__(self, model: Decoder, weights: Weights, method: Rounder, transforms: Sequence[Transform], schemes: Mapping[str, Scheme], store: Store,
+                 threads: int, on_progress: OnProgress | None) -> None:
+        self.model, self.weights, self.method, self.transforms, self.store, self.threads = model, weights, method, transforms, store, threads
+        self.specs = {name: scheme.weight for name, scheme in schemes.items()}
+        self.on_progress = on_progress
+        self.errors: dict[str, float] = {}
+
+    def run(self, samples: Samples | None) -> dict[str, float]:
+        self._began = time.perf_counter()
+        if samples is None:
+            for layer in range(self.model.layers):
+                if not self.store.has(layer):
+                    specs = self._specs(layer)
+                    self.store.put(layer, {name: self._round(name, self.weights.get(name), spec, None) for name, spec in specs.items()}, {})
+                self._tell(layer)
+            return self.errors
+        for one in self.transforms:
+            one.prepare(self.model, self.weights)
+        with Blocks(self.model, self.weights, samples.ids, self.threads) as blocks:
+            for block in blocks:
+                if self.store.has(block.layer):
+                    self._again(block)
+                else:
+                    self._layer(block, self._specs(block.layer))
+                self._tell(block.layer)
+        return self.errors
+
+    def _tell(self, layer: int) -> None:
+        if self.on_progress is not None:
+            self.on_progress(layer + 1, self.model.layers, time.perf_counter() - self._began)
+
+    def _specs(self, layer: int) -> dict[str, TensorSpec]:
+        return {name: spec for name, spec in self.specs.items() if name.startswith(f"model.layers.{layer}.")}
+
+    def _layer(self, block: Block, specs: Mapping[str, TensorSpec]) -> None:
+        results: dict[str, QTensor] = {}
+        for one in self.transforms:
+            one.apply(block, specs)
+        if isinstance(self.method, BlockRounder):
+            results = self.method.round_block(block, specs)
+
+        def visit(group: Group) -> list[np.ndarray] | None:
+            mine = [matrix.name for matrix in group.weights if matrix.name in specs]
+            if not mine:
+                return None
+            needs = "nothing" if isinstance(self.method, BlockRounder) else self.method.needs
+            statistics = None if needs == "nothing" else group.statistics(gram=needs == "gram")
+            out = []
+            for matrix in group.weights:
+                if matrix.name in specs and matrix.name not in results:
+                    results[matrix.name] = self._round(matrix.name, matrix.values, specs[matrix.name], statistics)
+                out.append(results[matrix.name].dequantize() if matrix.name in results else matrix.values)
+            return out
+
+        block.run(visit)
+        block.finish()
+        changed = {name: values for name, values in block.tensors.items() if name not in specs and not np.array_equal(values, self.weights.stored(name))}
+        self.store.put(block.layer, results, changed)
+
+    def _round(self, name: str, values: np.ndarray, spec: TensorSpec, statistics: Any) -> QTensor:
+        try:
+            tensor = self.method.round(values, spec, statistics)
+        except NonFiniteError as error:
+            raise CheckpointError(f"tensor {name!r} {error.what}", where=str(self.weights.checkpoint.path), remedy=error.remedy) from None
+        difference = values - tensor.dequantize()
+        if statistics is not None and statistics.gram is not None:
+            self.errors[name] = statistics.output_error(difference) / max(statistics.output_error(values), 1e-30)
+        else:
+            self.errors[name] = float(np.square(difference, dtype=np.float64).sum() / max(float(np.square(values, dtype=np.float64).sum()), 1e-30))
+        return tensor
+
+    def _again(self, block: Block) -> None:
+        """A layer that an earlier run finished: only its outputs are needed."""
+        tensors, vectors = self.store.get(block.layer)
+        block.tensors.update({name: tensor.dequantize() for name, tensor in tensors.items()})
+        block.tensors.update(vectors)
+        block.run()
+        block.finish()

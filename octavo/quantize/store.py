@@ -1,0 +1,169 @@
+"""Store: the layers that are quantized already, on disk, so that a run that was killed goes on after the last of them; and the checkpoint that they make
+together with the source."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checkpoints import Checkpoint, TensorInfo
+from ..errors import CheckpointError
+from ..qtensor import QTensor
+from ..schemes import TensorSpec
+
+SUFFIX = ".octavo-quantizing"
+ARRAYS = ("codes", "scales", "zeros", "offsets", "outer", "order", "factors")
+FP32 = TensorSpec("fp32")
+
+
+class Store:
+    """A hidden folder beside the target: `header.json`, then a file for each finished layer. All of it belongs to one `signature`: what was there of
+    another run is removed."""
+
+    def __init__(self, out: Path, signature: Mapping[str, Any]) -> None:
+        self.folder = out.parent / f".{out.name}{SUFFIX}"
+        self._header = json.dumps(signature, sort_keys=True)
+        self.resumed = False
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            header = self.folder / "header.json"
+            if header.is_file() and header.read_text(encoding="utf-8") == self._header:
+                self.resumed = any(self.folder.glob("*.npz"))
+            else:
+                shutil.rmtree(self.folder)
+                self.folder.mkdir()
+                self._write(header, lambda file: file.write(self._header.encode()))
+        except (OSError, UnicodeDecodeError) as error:
+            raise self._refused(error) from None
+        self._open: tuple[str, Any] | None = None
+
+    def has(self, layer: int) -> bool:
+        return self._path(layer).is_file()
+
+    def put(self, layer: int, tensors: Mapping[str, QTensor], vectors: Mapping[str, np.ndarray]) -> None:
+        """A finished layer: its weights, and what else of it changed."""
+        arrays: dict[str, np.ndarray] = {}
+        specs: dict[str, Any] = {}
+        for name, tensor in tensors.items():
+            specs[name] = {"spec": asdict(tensor.spec), "shape": list(tensor.shape)}
+            for part in ARRAYS:
+                if (array := getattr(tensor, part)) is not None:
+                    arrays[f"{name}|{part}"] = np.asarray(array)
+        arrays |= {f"{name}|": values for name, values in vectors.items()}
+        arrays["specs"] = np.frombuffer(json.dumps(specs).encode(), np.uint8)
+        try:
+            self._write(self._path(layer), lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+        except OSError as error:
+            raise self._refused(error) from None
+
+    def get(self, layer: int) -> tuple[dict[str, QTensor], dict[str, np.ndarray]]:
+        """What was put."""
+        with np.load(self._path(layer), allow_pickle=False) as held:
+            specs = json.loads(held["specs"].tobytes())
+            names = set(held.files)
+            tensors = {}
+            for name, about in specs.items():
+                parts = {part: held[f"{name}|{part}"] for part in ARRAYS if f"{name}|{part}" in names}
+                tensors[name] = QTensor(spec=TensorSpec(**about["spec"]), shape=tuple(about["shape"]), **{"scales": None, **parts})
+            return tensors, {name[:-1]: held[name] for name in names if name.endswith("|")}
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, layer: int) -> Path:
+        return self.folder / f"{layer:05d}.npz"
+
+    def _write(self, path: Path, fill: Any) -> None:
+        """The whole file or none of it."""
+        new = path.with_name(path.name + ".new")
+        with new.open("wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+
+    def _refused(self, error: Exception) -> CheckpointError:
+        return CheckpointError(f"cannot be written: {error}", where=str(self.folder), remedy="free space, or choose another place")
+
+
+class QuantizedCheckpoint:
+    """The source with its quantized layers in the place of the old ones; a Checkpoint for the converter.
+
+    where       name here -> the layer whose file holds it
+    activations name here -> what its inputs are quantized to
+    """
+
+    def __init__(self, source: Checkpoint, store: Store, found: Mapping[str, str], activations: Mapping[str, TensorSpec], layers: int, signature: str) -> None:
+        self._source, self._store, self._signature = source, store, signature
+        self.path, self.codec, self.config = source.path, source.codec, source.config
+        self.notes: Sequence[str] = list(source.notes)
+        self.cache: TensorSpec | None = None
+        self._where: dict[str, tuple[str, int]] = {}
+        self._held: tuple[int, tuple[dict[str, QTensor], dict[str, np.ndarray]]] | None = None
+        tensors = dict(source.tensors)
+        for layer in range(layers):
+            quantized, vectors = self._layer(layer)
+            for name, tensor in quantized.items():
+                info = tensors[found[name]]
+                self._where[info.name] = name, layer
+                tensors[info.name] = TensorInfo(info.name, tensor.shape, tensor.spec, tensor.nbytes, info.file, info.stored, activations.get(name))
+            for name, values in vectors.items():
+                info = tensors[found[name]]
+                self._where[info.name] = name, layer
+                tensors[info.name] = replace(info, spec=FP32, nbytes=values.nbytes)
+        self.tensors: Mapping[str, TensorInfo] = tensors
+
+    def read(self, name: str, rows: slice | None = None) -> QTensor:
+        if name not in self._where:
+            return self._source.read(name, rows)
+        mine, layer = self._where[name]
+        quantized, vectors = self._layer(layer)
+        if mine in vectors:
+            values = vectors[mine] if rows is None else vectors[mine][rows]
+            return QTensor(values, None, FP32, values.shape)
+        tensor = quantized[mine]
+        if rows is None:
+            return tensor
+        first, last, _ = rows.indices(tensor.shape[0])
+        cells = tensor.spec.size if tensor.spec.granularity == "block" else 1
+        whole = tensor.spec.granularity == "tensor"
+
+        def cut(a: Any) -> Any:
+            return a if a is None or whole else a[first // cells : -(-last // cells)]
+
+        return replace(tensor, codes=tensor.codes[first:last], shape=(last - first, *tensor.shape[1:]), scales=cut(tensor.scales), zeros=cut(tensor.zeros),
+                       offsets=cut(tensor.offsets))
+
+    def _layer(self, layer: int) -> tuple[dict[str, QTensor], dict[str, np.ndarray]]:
+        held = self._held
+        if held is None or held[0] != layer:
+            held = self._held = layer, self._store.get(layer)
+        return held[1]
+
+    def digests(self, cache_dir: Path | None = None) -> dict[str, str]:
+        """Of the source's files; and of everything that decided about the result, so that an interrupted writing goes on only with the same."""
+        return {**getattr(self._source, "digests")(cache_dir), "quantization": self._signature}  # noqa: B009  # every mapped checkpoint has it
+
+    def tokenizer_files(self) -> dict[str, Any]:
+        return self._source.tokenizer_files()
+
+    def content_key(self, cache_dir: Path | None = None) -> str:
+        return self._signature
+
+    def release(self, name: str) -> None:
+        if name not in self._where:
+            with contextlib.suppress(KeyError):
+                self._source.release(name)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "as_stored":  # tensors that are no weights move as they are
+            return self._source.as_stored  # type: ignore[attr-defined]
+        raise AttributeError(name)
