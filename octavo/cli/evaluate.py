@@ -1,23 +1,33 @@
-"""`octavo evaluate MODEL --text FILE`: how well the model, in the precision given, predicts a text."""
+"""`octavo evaluate MODEL [--against ORIGINAL] --text FILE`: how well a model predicts a text, and what it has lost against its original."""
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ._command import Command
 from ._model import ModelOptions, load_model
+
+if TYPE_CHECKING:
+    from ..evaluate import Evaluation
 
 
 @dataclass
 class Options(ModelOptions):
     _: KW_ONLY
 
-    text: Path | None = None
-    """The text, UTF-8 (required). WikiText-2 is what the numbers in papers are of."""
+    against: str | None = None
+    """The original to compare with: a folder, a .gguf file, or a hub id; may be the same as MODEL. --quantization is of MODEL alone."""
+
+    against_quantization: str | None = None
+    """The original's precision; default: what it is stored in, or 16 bits."""
+
+    text: str | None = None
+    """A UTF-8 text, a .jsonl file with a document a line, or wikitext2 (from the hub). WikiText-2 is what the numbers in papers are of."""
 
     context: int = 1024
     """Tokens a window. Perplexities of different contexts cannot be compared."""
@@ -25,36 +35,113 @@ class Options(ModelOptions):
     windows: int | None = None
     """Most windows to score; default: the whole text."""
 
+    by_layer: bool = False
+    """Measure what each layer loses by itself: a short run for every layer."""
+
+    long: str | None = None
+    """Lengths to check long contexts at, such as 1k,4k,16k: KL there, and whether copies and needles are found."""
+
+    plots: Path | None = None
+    """A folder to write plots into: KL by position, of tokens, and by layer with --by-layer."""
+
+    one_at_a_time: bool = False
+    """Never hold both models in memory: the original's logits go through a temporary file."""
+
     json: bool = False
     """Print JSON."""
 
 
 def run(options: Options) -> None:
-    """Perplexity of a text, with a 95% interval."""
+    """Perplexity of a text; with --against also KL divergence, agreement and more, each with a 95% interval."""
     if options.text is None:
-        raise UsageError("no text to predict", where="--text", remedy="name a file, such as WikiText-2's validation split")
-    try:
-        text = options.text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the text: {error}", where=str(options.text)) from None
+        raise UsageError("no text to predict", where="--text", remedy="name a file, such as WikiText-2's test part, or wikitext2")
+    lengths = _lengths(options.long)
 
-    from ..quality import perplexity
+    from ..evaluate import evaluate
+    from ..quality import read_text
 
-    def show(done: int, total: int, value: float) -> None:
-        if sys.stderr.isatty():
-            print(f"\rwindow {done} of {total}: perplexity {value:.3f}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    text = read_text(options.text)
+    plain = replace(options, model=options.against or "", quantization=options.against_quantization, kv_cache=None)
+    original = (lambda: load_model(plain)) if options.against is not None else None
+    done = evaluate(lambda: load_model(options), original, text, context=options.context, windows=options.windows, by_layer=options.by_layer,
+                    lengths=lengths, one_at_a_time=options.one_at_a_time, on_progress=_progress if sys.stderr.isatty() else None)
+    if options.plots is not None:
+        from ..evaluate.plots import write_plots
 
-    loaded = load_model(options)
-    result = perplexity(loaded, text, context=options.context, windows=options.windows, on_window=show)
+        for path in write_plots(done, options.plots):
+            print(f"wrote {path}", file=sys.stderr)
     if options.json:
-        print(json.dumps({
-            "model": loaded.name, "plan": str(loaded.plan), "cache": loaded.cache_spec.format, "text": options.text.name, "context": options.context,
-            "windows": result.windows, "tokens": result.tokens, "perplexity": result.value, "low": result.low, "high": result.high,
-        }))
-        return
-    print(f"{loaded.name} as {loaded.plan.short}, {loaded.cache_spec.format} cache")
-    print(f"perplexity {result.value:.4f}, 95% interval {result.low:.4f} to {result.high:.4f} "
-          f"({result.tokens} tokens in {result.windows} windows of {options.context})")
+        print(json.dumps(done.to_json()))
+    else:
+        _show(done)
+
+
+def _lengths(text: str | None) -> list[int]:
+    """"1k,4k,500" -> [1024, 4096, 500]."""
+    found = []
+    for part in (text or "").lower().split(",") if text else []:
+        number = part.strip().removesuffix("k")
+        if not number.isdigit() or int(number) < 1:
+            raise UsageError(f"cannot read {part!r}", where="--long", remedy="give lengths in tokens, such as 1k,4k,16k")
+        found.append(int(number) * (1024 if part.strip().endswith("k") else 1))
+    return found
+
+
+def _progress(stage: str, done: int, total: int) -> None:
+    print(f"\r{stage}: {done} of {total}\033[K", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def _show(done: Evaluation) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    found = done.to_json()
+    console = Console(soft_wrap=True)
+    against = f" against {found['original']['model']} as {found['original']['plan']}" if done.comparison is not None else ""
+    console.print(f"{found['model']} as {found['plan']}, {found['cache']} cache{against}", markup=False, highlight=False)
+    console.print(f"{found['text']}: {found['tokens']} tokens in {found['windows']} windows of {found['context']}", markup=False, highlight=False)
+    table = Table("", "value", "95% interval")
+    for label, number in _rows(found):
+        low, high = number.get("low"), number.get("high")
+        table.add_row(label, _number(number["value"]), "" if low is None or high is None else f"{_number(low)} to {_number(high)}")
+    console.print(table)
+    if "kl_by_layer" in found:
+        layers = Table("only this from the model", "mean KL", "95% interval")
+        for part in found["kl_by_layer"]:
+            kl = part["kl"]
+            layers.add_row(part["part"], _number(kl["value"]), "" if kl["low"] is None else f"{_number(kl['low'])} to {_number(kl['high'])}")
+        console.print(layers)
+    for one in found.get("long", ()):
+        console.print(_long_line(one), markup=False, highlight=False)
+    for note in found.get("notes", ()):
+        console.print(f"note: {note}", markup=False, highlight=False)
+
+
+def _rows(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    rows = [("perplexity", found["perplexity"])]
+    if "kl" not in found:
+        return rows
+    kl, shift = found["kl"], found["probability_shift"]
+    rows += [("original's perplexity", found["original_perplexity"]), ("perplexity ratio (paired)", found["perplexity_ratio"]),
+             ("KL mean (nats per token)", {"value": kl["mean"], "low": kl["low"], "high": kl["high"]}),
+             *((f"KL {name}", {"value": kl[key], "low": (kl.get(f"{key}_interval") or [None])[0], "high": (kl.get(f"{key}_interval") or [None])[-1]})
+               for name, key in (("median", "median"), ("99%", "p99"), ("max", "max"))),
+             ("top-1 agreement", found["top1_agreement"]), ("probability of the right token, mean shift", shift["mean"]), ("  RMS shift", shift["rms"])]
+    if found["broken_tokens"]:
+        rows.append(("tokens without sound logits", {"value": found["broken_tokens"]}))
+    return rows
+
+
+def _long_line(one: dict[str, Any]) -> str:
+    parts = [f"KL {_number(one['kl']['value'])}, at the end {_number(one['kl_at_end']['value'])}"] if "kl" in one else []
+    for who in ("model", "original"):
+        for task in one.get(who, ()):
+            parts.append(f"{task['task']} of the {who} {_number(task['exact']['value'])} exact, {_number(task['tokens']['value'])} of tokens")
+    return f"{one['length']} tokens: " + "; ".join([*parts, *([one["note"]] if "note" in one else [])])
+
+
+def _number(value: float | None) -> str:
+    return "not a number" if value is None else f"{value:.5g}"
 
 
 COMMAND = Command("evaluate", Options, run)

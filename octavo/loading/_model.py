@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,16 @@ class LoadedModel:
         bound.weights, bound.vectors, bound.tables = self.bound.weights, self.bound.vectors, self.bound.tables
         self.program = backend.capture(lambda ops: self.model.describe(bound))
         self.backend, self.bound = backend, bound
+
+    def with_tensors_of(self, other: LoadedModel, names: Collection[str]) -> LoadedModel:
+        """This model with the weights and vectors `names` of another of the same architecture and backend; shares the memory of both."""
+        mixed = copy.copy(self)
+        bound = mixed.bound = Bound(self.backend)
+        bound.weights = {name: (other if name in names else self).bound.weights[name] for name in self.bound.weights}
+        bound.vectors = {name: (other if name in names else self).bound.vectors[name] for name in self.bound.vectors}
+        bound.tables = self.bound.tables
+        mixed.program = self.backend.capture(lambda ops: self.model.describe(bound))
+        return mixed
 
     def forward(self, step: Step, pool: KVPool) -> np.ndarray:
         """Logits float32 [logit_rows, vocab]; a buffer that the next forward may write again."""

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import UsageError
 from ..machine import detect
 from .divergence import Divergence, Rows
-from .intervals import Estimate, block_bootstrap, estimate, finite, quantile_bootstrap
+from .intervals import Estimate, estimate, finite, quantile_bootstrap
 from .perplexity import Model, Windows, logits_of
 
 PERCENTILES = (0.1, 1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9)
@@ -53,17 +53,17 @@ class Comparison:
 
     @property
     def perplexity(self) -> Estimate:
-        return _exp(self.rows.model, self.windows.blocks)
+        return estimate(self.rows.model, self.windows.blocks).exp
 
     @property
     def original_perplexity(self) -> Estimate:
-        return _exp(self.rows.original, self.windows.blocks)
+        return estimate(self.rows.original, self.windows.blocks).exp
 
     @property
     def perplexity_ratio(self) -> Estimate:
         """The model's perplexity over the original's, from the differences per token: paired, so that the text's difficulty cancels out."""
         with np.errstate(invalid="ignore"):
-            return _exp(self.rows.model - self.rows.original, self.windows.blocks)
+            return estimate(self.rows.model - self.rows.original, self.windows.blocks).exp
 
     @property
     def shift(self) -> np.ndarray:
@@ -153,11 +153,3 @@ def compare_all(original: Model | Source, models: Sequence[Model], windows: Wind
 def original_logits(original: Model | Source, windows: Windows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     replay = getattr(original, "replay", None)
     return replay(windows) if replay is not None else logits_of(original, windows)  # type: ignore[arg-type]
-
-
-def _exp(losses: np.ndarray, blocks: np.ndarray) -> Estimate:
-    mean = float(np.mean(losses))
-    if not math.isfinite(mean):
-        return Estimate(math.inf, math.nan, math.nan)
-    low, high = block_bootstrap(losses, blocks)
-    return Estimate(*(math.exp(min(x, 700.0)) for x in (mean, low, high)))

@@ -25,6 +25,12 @@ class Estimate:
         """{"value", "low", "high"}; null for what is not finite, which JSON cannot say."""
         return {name: finite(number) for name, number in vars(self).items()}
 
+    @property
+    def exp(self) -> Estimate:
+        """e to the power of each: a perplexity from a mean loss, a ratio from a mean difference."""
+        with np.errstate(over="ignore"):
+            return Estimate(float(np.exp(self.value)), float(np.exp(self.low)), float(np.exp(self.high)))
+
 
 def finite(number: float) -> float | None:
     return float(number) if np.isfinite(number) else None

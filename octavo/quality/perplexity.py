@@ -23,7 +23,7 @@ import numpy as np
 
 from ..cache import PAGE, KVPool, Step
 from ..errors import UsageError
-from .intervals import block_bootstrap
+from .intervals import Estimate, estimate
 from .measures import negative_log_likelihood
 
 CHUNK = 256  # rows of logits at a time: 50 MB for a vocabulary of 49,152
@@ -87,6 +87,10 @@ class Perplexity:
     tokens: int
     windows: int
     losses: np.ndarray  # nats of each scored token, in order; for paired comparisons
+
+    @property
+    def estimate(self) -> Estimate:
+        return Estimate(self.value, self.low, self.high)
 
 
 def windows_of(model: Model, text: str | Sequence[str], *, context: int = 1024, stride: int | None = None, windows: int | None = None) -> Windows:
@@ -172,5 +176,5 @@ def perplexity(model: Model, text: str | Sequence[str], *, context: int = 1024, 
 
 def summarize(losses: np.ndarray, windows: Windows) -> Perplexity:
     """Perplexity from the losses of each scored token [tokens], in the order of the windows."""
-    low, high = block_bootstrap(losses, windows.blocks)
-    return Perplexity(math.exp(losses.mean()), math.exp(low), math.exp(high), len(losses), len(windows.tokens), losses)
+    found = estimate(losses, windows.blocks).exp
+    return Perplexity(found.value, found.low, found.high, len(losses), len(windows.tokens), losses)

@@ -1,0 +1,9 @@
+"""evaluate: how well a model predicts a text, and what it has lost against the one that it was made of."""
+
+from __future__ import annotations
+
+from .long import LongContext, long_context
+from .measure import Evaluation, Evidence, evaluate
+from .parts import PartLoss, kl_by_part
+
+__all__ = ["Evaluation", "Evidence", "LongContext", "PartLoss", "evaluate", "kl_by_part", "long_context"]

@@ -1,0 +1,129 @@
+"""evaluate(): the numbers of one model, or of a model against its original, on one text."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import __version__
+from ..errors import CapacityError, UsageError
+from ..quality import Comparison, EvaluationText, Perplexity, Recording, Windows, compare, perplexity, record, summarize, windows_of
+from .long import LongContext, long_context
+from .parts import PartLoss, kl_by_part
+
+if TYPE_CHECKING:
+    from ..loading import LoadedModel
+
+Loader = Callable[[], "LoadedModel"]
+OnProgress = Callable[[str, int, int], None]
+PART_WINDOWS, PART_CONTEXT = 4, 128  # KL by layer takes a forward of these for every layer
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured beside the text itself. `parts`, `long`: with which windows; see the modules of these names."""
+
+    parts: Sequence[PartLoss] = ()
+    long: Sequence[LongContext] = ()
+    notes: Sequence[str] = ()
+
+
+@dataclass
+class Evaluation:
+    """model, original: name, plan and cache format of each. comparison: None where nothing was compared."""
+
+    model: dict[str, str]
+    original: dict[str, str] | None
+    text: dict[str, Any]
+    perplexity: Perplexity
+    comparison: Comparison | None = None
+    evidence: Evidence = field(default_factory=Evidence)
+    tasks: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = {**self.model, "text": self.text["name"], "text_sha256": self.text["sha256"], "octavo": __version__,
+                                 "numpy": np.__version__, "machine": platform.machine()}
+        one = self.perplexity
+        numbers = {"perplexity": one.estimate.to_json(), "tokens": one.tokens, "windows": one.windows, "context": self.text["context"]}
+        found |= numbers if self.comparison is None else self.comparison.to_json()
+        if self.comparison is not None:
+            found |= {"original": self.original, "kl_by_position": [
+                {"from": start, "to": stop, **kl.to_json()} for start, stop, kl in self.comparison.kl_by_position()]}
+        if self.evidence.parts:
+            found["kl_by_layer"] = [part.to_json() for part in self.evidence.parts]
+        if self.evidence.long:
+            found["long"] = [one.to_json() for one in self.evidence.long]
+        if self.evidence.notes:
+            found["notes"] = list(self.evidence.notes)
+        return found | ({"tasks": self.tasks} if self.tasks else {})
+
+
+def evaluate(load_model: Loader, load_original: Loader | None, text: EvaluationText, *, context: int = 1024, windows: int | None = None,
+             by_layer: bool = False, lengths: Sequence[int] = (), one_at_a_time: bool = False, on_progress: OnProgress | None = None) -> Evaluation:
+    """Perplexity of a model on a text and, with an original, what it has lost against it.
+
+    The models are loaded here, the original first. Where both do not fit, or `one_at_a_time` says so, the original's logits go to a temporary file and
+    it is gone before the model comes; KL by layer and the long contexts need both, and a note says that they were left out.
+    `on_progress(stage, done, total)`. Raises what loading raises, UsageError for a text that is too short, CapacityError.
+    """
+    tell = on_progress or (lambda stage, done, total: None)
+    if load_original is None:
+        model = load_model()
+        one = perplexity(model, text.documents, context=context, windows=windows, on_window=lambda done, total, _: tell("perplexity", done, total))
+        long = long_context(model, None, text.documents, lengths, on_length=lambda length: tell(f"{length} tokens", 0, 1))
+        return Evaluation(_who(model), None, _which(text, context), one, evidence=Evidence(long=long))
+    original = load_original()
+    cuts = windows_of(original, text.documents, context=context, windows=windows)
+    who = _who(original)
+    notes: list[str] = []
+    parts: list[PartLoss] = []
+    long: list[LongContext] = []
+    both = None if one_at_a_time else _beside(load_model, notes)
+    if both is not None:
+        _check_tokens(both, text, cuts, context, windows)
+        comparison = compare(original, both, cuts, on_rows=lambda done, total: tell("comparing", done, total))
+        if by_layer:
+            few = windows_of(original, text.documents, context=min(context, PART_CONTEXT), windows=PART_WINDOWS)
+            parts = kl_by_part(original, both, few, on_part=lambda done, total: tell("layer by layer", done, total))
+        long = long_context(both, original, text.documents, lengths, on_length=lambda length: tell(f"{length} tokens", 0, 1))
+        model = both
+    else:
+        with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
+            recording: Recording = record(original, cuts, Path(folder) / "logits.npy", on_rows=lambda done, total: tell("original", done, total))
+            del original
+            model = load_model()
+            _check_tokens(model, text, cuts, context, windows)
+            comparison = compare(recording, model, cuts, on_rows=lambda done, total: tell("comparing", done, total))
+        if by_layer or lengths:
+            notes.append("KL by layer and long contexts need both models in memory: not measured")
+    return Evaluation(_who(model), who, _which(text, context), summarize(comparison.rows.model, cuts), comparison, Evidence(parts, long, notes))
+
+
+def _beside(load_model: Loader, notes: list[str]) -> LoadedModel | None:
+    """The model, or None where there is no memory for it beside the original."""
+    try:
+        return load_model()
+    except CapacityError as error:
+        notes.append(f"the two models do not fit into memory together, the original's logits went through a file ({error.what})")
+        return None
+
+
+def _check_tokens(model: LoadedModel, text: EvaluationText, cuts: Windows, context: int, windows: int | None) -> None:
+    own = windows_of(model, text.documents, context=context, windows=windows)
+    if not np.array_equal(own.tokens, cuts.tokens):
+        raise UsageError("the two models cut the text into different tokens, so their predictions cannot be compared", where=model.name,
+                         remedy="compare with the model that it was made of")
+
+
+def _who(model: LoadedModel) -> dict[str, str]:
+    return {"model": model.name, "plan": str(model.plan), "cache": model.cache_spec.format}
+
+
+def _which(text: EvaluationText, context: int) -> dict[str, Any]:
+    return {"name": text.name, "sha256": text.sha256, "context": context}

@@ -1,0 +1,87 @@
+"""Texts that quality is measured on: read as documents, named, and known by their hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+
+HEADING = re.compile(r"(?m)^(?= = [^=\n]+ = *$)")  # of a WikiText article; sections have more equals signs
+FIELDS = ("text", "content", "ctx", "prompt", "question")
+WIKITEXT = ("ggml-org/ci", "wikitext-2-raw-v1.zip", "wikitext-2-raw/wiki.test.raw")
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """documents: parts that are put together as they are; sha256: of all of it in UTF-8."""
+
+    name: str
+    documents: Sequence[str]
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256("".join(self.documents).encode()).hexdigest()
+
+
+def read_text(source: str | Path) -> EvaluationText:
+    """A text by name: a .jsonl file (a document a line, in the field text or content), any other file (UTF-8; WikiText's articles are documents),
+    or `wikitext2`, the test part of WikiText-2 (raw) from the hub.
+
+    Raises UsageError.
+    """
+    path = Path(source).expanduser()
+    if str(source) == "wikitext2" and not path.exists():
+        return EvaluationText("wikitext2", _articles(_wikitext()))
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the text: {error}", where=str(source), remedy="name a UTF-8 file, or wikitext2") from None
+    if path.suffix != ".jsonl":
+        return EvaluationText(path.name, _articles(content))
+    documents = [_document(line, number, path) for number, line in enumerate(content.splitlines(), 1) if line.strip()]
+    if not documents:
+        raise UsageError("holds no text", where=str(source))
+    return EvaluationText(path.name, [document + "\n\n" for document in documents])
+
+
+def _articles(content: str) -> list[str]:
+    return [part for part in HEADING.split(content) if part] or [content]
+
+
+def _document(line: str, number: int, path: Path) -> str:
+    try:
+        record: Any = json.loads(line)
+    except ValueError as error:
+        raise UsageError(f"line {number} is not JSON: {error}", where=str(path)) from None
+    if isinstance(record, str):
+        return record
+    if isinstance(record, dict):
+        for field in FIELDS:
+            if isinstance(record.get(field), str):
+                return str(record[field])
+        messages = record.get("messages")
+        if isinstance(messages, list):
+            return "\n\n".join(str(message.get("content", "")) for message in messages if isinstance(message, dict))
+    raise UsageError(f"line {number} holds no text", where=str(path), remedy=f"give it in one of the fields {', '.join(FIELDS)}")
+
+
+def _wikitext() -> str:
+    """The test part, out of the archive that llama.cpp's scripts take, too; downloaded once into the hub's cache."""
+    import zipfile
+
+    from huggingface_hub import errors, hf_hub_download
+
+    repository, archive, member = WIKITEXT
+    try:
+        with zipfile.ZipFile(hf_hub_download(repository, archive, repo_type="dataset")) as files:
+            return files.read(member).decode("utf-8")
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError, ValueError, KeyError,
+            zipfile.BadZipFile) as error:
+        raise UsageError(f"WikiText-2 is not in the hub's cache and cannot be downloaded ({type(error).__name__})", where="wikitext2",
+                         remedy="connect once, or name a file with the text") from None

@@ -1,0 +1,83 @@
+"""`octavo evaluate` on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo.cli import main
+from octavo.evaluate import kl_by_part
+from octavo.loading import load
+from octavo.quality import compare, windows_of
+
+
+@pytest.fixture
+def text(shared_data: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "stories.jsonl"
+    path.write_text("".join((shared_data / "text" / "tinystories-a.jsonl").read_text().splitlines(keepends=True)[:40]))
+    return path
+
+
+def evaluate(capsys: pytest.CaptureFixture[str], *options: object) -> Any:
+    assert main(["evaluate", *map(str, options), "--no-cache", "--json"]) == 0
+    return json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_alone(capsys: pytest.CaptureFixture[str], tiny_model: Path, text: Path) -> None:
+    found = evaluate(capsys, tiny_model, "--text", text, "--context", 128, "--windows", 10)
+    assert set(found["perplexity"]) == {"value", "low", "high"} and 1 < found["perplexity"]["low"] < found["perplexity"]["value"] < 20
+    assert (found["windows"], found["context"], found["text"]) == (10, 128, "stories.jsonl") and "kl" not in found
+
+
+def test_against_its_original(capsys: pytest.CaptureFixture[str], tiny_model: Path, text: Path, tmp_path: Path) -> None:
+    options = (tiny_model, "--quantization", "W4g32A16", "--against", tiny_model, "--text", text, "--context", 128, "--windows", 16)
+    found = evaluate(capsys, *options, "--by-layer", "--long", "256,64k", "--plots", tmp_path / "plots")
+    kl = found["kl"]
+    assert 0 < kl["low"] < kl["mean"] < kl["high"] and kl["median"] < kl["p99"] < kl["max"] and kl["mean"] > 0.01
+    assert 0.5 < found["top1_agreement"]["value"] < 1 and found["perplexity_ratio"]["low"] > 1
+    assert found["perplexity"]["value"] / found["original_perplexity"]["value"] == pytest.approx(found["perplexity_ratio"]["value"])
+    assert found["probability_shift"]["mean"]["value"] < 0 < found["probability_shift"]["rms"]["value"]
+    assert found["kl_by_position"][-1]["to"] == 128 and found["original"]["plan"].startswith("W32")
+    parts = {part["part"]: part["kl"]["value"] for part in found["kl_by_layer"]}
+    assert all(parts[f"layer {i}"] > 0 for i in range(5)) and parts["model.norm.weight"] == 0.0
+    assert sum(parts.values()) == pytest.approx(kl["mean"], rel=0.6), "small losses add up"
+    reached, beyond = found["long"]
+    assert reached["kl_at_end"]["value"] > 0 and [task["task"] for task in reached["model"]] == ["copy", "needle"] and "original" in reached
+    assert beyond["note"] == "the model takes 512 tokens"
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"kl-by-position.png", "kl-of-tokens.png", "kl-by-layer.png"}
+    through_a_file = evaluate(capsys, *options, "--one-at-a-time", "--by-layer")
+    assert through_a_file["kl"] == kl and "kl_by_layer" not in through_a_file and len(through_a_file["notes"]) == 1
+
+
+def test_a_against_a_is_zero(capsys: pytest.CaptureFixture[str], tiny_model: Path, text: Path) -> None:
+    found = evaluate(capsys, tiny_model, "--against", tiny_model, "--text", text, "--context", 128, "--windows", 4)
+    assert found["kl"]["max"] == 0.0 and found["top1_agreement"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert found["perplexity_ratio"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_table(capsys: pytest.CaptureFixture[str], tiny_model: Path, text: Path) -> None:
+    assert main(["evaluate", str(tiny_model), "--against", str(tiny_model), "--quantization", "8bit", "--text", str(text), "--context", "64",
+                 "--windows", "3", "--no-cache"]) == 0
+    out = capsys.readouterr().out
+    assert "top-1 agreement" in out and "perplexity ratio" in out and "95% interval" in out
+
+
+@pytest.mark.parametrize(("options", "what"), [
+    ((), "no text to predict"), (("--text", "missing.txt"), "cannot read the text"), (("--text", "x", "--long", "4q"), "cannot read '4q'"),
+])
+def test_refusals(capsys: pytest.CaptureFixture[str], tiny_model: Path, options: tuple[str, ...], what: str) -> None:
+    assert main(["evaluate", str(tiny_model), *options]) == 2
+    assert what in capsys.readouterr().err
+
+
+def test_parts_add_up_to_the_whole(tiny_model: Path, text: Path) -> None:
+    """A model that differs from the original in one layer: that layer's loss is the model's, and no other has one."""
+    original, other = (load(tiny_model, quantization=name, use_cache=False) for name in ("16bit", "W4g32A16"))
+    model = original.with_tensors_of(other, {name for name in original.bound.weights if ".layers.2." in name})
+    windows = windows_of(original, json.loads(text.read_text().splitlines()[0])["text"] * 3, context=64, windows=2)
+    parts = {part.part: part.kl.value for part in kl_by_part(original, model, windows)}
+    assert parts.pop("layer 2") == compare(original, model, windows).kl.value > 0
+    assert set(parts.values()) == {0.0}
