@@ -6,7 +6,7 @@ float32, and a TensorSpec that says what they mean. Packing is the business of f
 
 from __future__ import annotations
 
-from ._quantize import NonFiniteError, quantize
+from ._quantize import NonFiniteError, quantize, round_scales
 from ._tensor import QTensor, join
 
-__all__ = ["NonFiniteError", "QTensor", "join", "quantize"]
+__all__ = ["NonFiniteError", "QTensor", "join", "quantize", "round_scales"]

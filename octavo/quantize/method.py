@@ -4,7 +4,7 @@ fields are its options."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,6 +27,14 @@ class Rounder(Protocol):
 
     def round(self, weight: np.ndarray, spec: TensorSpec, statistics: Statistics | None) -> QTensor:
         """`weight` float32 [n, k] in the precision `spec`. The same bits for any number of threads. Called from one thread at a time."""
+
+
+@runtime_checkable
+class GroupRounder(Rounder, Protocol):
+    """A rounder that is quicker for all weights that read the same inputs at once."""
+
+    def round_group(self, weights: Sequence[np.ndarray], specs: Sequence[TensorSpec], statistics: Statistics | None, threads: int) -> list[QTensor]:
+        """As `round` of each; `threads` may be used, and change no bit."""
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..calibration import Block, Blocks, Group, Samples, read_samples
+from ..calibration import Block, Blocks, Group, Samples, Statistics, read_samples
 from ..calibration.blocks import Weights
 from ..checkpoints import Checkpoint, open_checkpoint
 from ..conversion import Report as Written
@@ -25,7 +25,7 @@ from ..models import Decoder
 from ..qtensor import NonFiniteError, QTensor
 from ..schemes import Plan, Scheme, TensorSpec
 from ..text import Text
-from .method import BlockRounder, Rounder, Transform, options_of, rounder, transform
+from .method import BlockRounder, GroupRounder, Rounder, Transform, options_of, rounder, transform
 from .store import QuantizedCheckpoint, Store
 
 RECIPE = 1  # changes when the same wish gives other bytes
@@ -163,7 +163,10 @@ class _Work:
             for layer in range(self.model.layers):
                 if not self.store.has(layer):
                     specs = self._specs(layer)
-                    self.store.put(layer, {name: self._round(name, self.weights.get(name), spec, None) for name, spec in specs.items()}, {})
+                    rounded: dict[str, QTensor] = {}
+                    for name in specs:
+                        rounded.update(self._round({name: self.weights.get(name)}, specs, None))
+                    self.store.put(layer, rounded, {})
                 self._tell(layer)
             return self.errors
         for one in self.transforms:
@@ -197,29 +200,32 @@ class _Work:
                 return None
             needs = "nothing" if isinstance(self.method, BlockRounder) else self.method.needs
             statistics = None if needs == "nothing" else group.statistics(gram=needs == "gram")
-            out = []
-            for matrix in group.weights:
-                if matrix.name in specs and matrix.name not in results:
-                    results[matrix.name] = self._round(matrix.name, matrix.values, specs[matrix.name], statistics)
-                out.append(results[matrix.name].dequantize() if matrix.name in results else matrix.values)
-            return out
+            ours = {matrix.name: matrix.values for matrix in group.weights if matrix.name in specs and matrix.name not in results}
+            results.update(self._round(ours, specs, statistics))
+            return [results[matrix.name].dequantize() if matrix.name in results else matrix.values for matrix in group.weights]
 
         block.run(visit)
         block.finish()
         changed = {name: values for name, values in block.tensors.items() if name not in specs and not np.array_equal(values, self.weights.stored(name))}
         self.store.put(block.layer, results, changed)
 
-    def _round(self, name: str, values: np.ndarray, spec: TensorSpec, statistics: Any) -> QTensor:
+    def _round(self, weights: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec], statistics: Statistics | None) -> dict[str, QTensor]:
+        """Weights that read the same inputs."""
+        method = self.method
         try:
-            tensor = self.method.round(values, spec, statistics)
+            if isinstance(method, GroupRounder):
+                tensors = method.round_group(list(weights.values()), [specs[name] for name in weights], statistics, self.threads)
+            else:
+                tensors = [method.round(values, specs[name], statistics) for name, values in weights.items()]
         except NonFiniteError as error:
-            raise CheckpointError(f"tensor {name!r} {error.what}", where=str(self.weights.checkpoint.path), remedy=error.remedy) from None
-        difference = values - tensor.dequantize()
-        if statistics is not None and statistics.gram is not None:
-            self.errors[name] = statistics.output_error(difference) / max(statistics.output_error(values), 1e-30)
-        else:
-            self.errors[name] = float(np.square(difference, dtype=np.float64).sum() / max(float(np.square(values, dtype=np.float64).sum()), 1e-30))
-        return tensor
+            raise CheckpointError(f"a tensor of {', '.join(weights)} {error.what}", where=str(self.weights.checkpoint.path), remedy=error.remedy) from None
+        for (name, values), tensor in zip(weights.items(), tensors, strict=True):
+            difference = values - tensor.dequantize()
+            if statistics is not None and statistics.gram is not None:
+                self.errors[name] = statistics.output_error(difference) / max(statistics.output_error(values), 1e-30)
+            else:
+                self.errors[name] = float(np.square(difference, dtype=np.float64).sum() / max(float(np.square(values, dtype=np.float64).sum()), 1e-30))
+        return dict(zip(weights, tensors, strict=True))
 
     def _again(self, block: Block) -> None:
         """A layer that an earlier run finished: only its outputs are needed."""

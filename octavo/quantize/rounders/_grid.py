@@ -1,0 +1,149 @@
+"""Grid: the values that the weights of a group may take, and the search for the scales that make them fit.
+
+Arrays here are transposed, [k, rows]: what belongs to one input lies together, so that a step over the inputs works on whole runs of memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ... import formats
+from ...qtensor import QTensor, round_scales
+from ...qtensor import quantize as to_nearest
+from ...schemes import TensorSpec
+
+COARSE = ("e8m0", "fp8e4m3")  # scale formats too coarse for least squares: neighbours are compared
+RATIOS = {2: (1.0, 0.9, 0.8, 0.7, 0.6, 0.5), 3: (1.05, 0.95, 0.87, 0.8, 0.72, 0.65), 4: (1.04, 1.0, 0.96, 0.92, 0.88, 0.83, 0.77)}
+RATIOS_WIDE = (1.0, 0.9, 0.8, 0.7, 0.6)  # from 5 bits on, and for tables
+RATIOS_EXACT = (2.0, 1.0, 0.5)  # powers of two
+RATIOS_COARSE = (1.12, 1.0, 0.93, 0.86, 0.8)
+
+
+@dataclass
+class Grid:
+    """Scales of the columns of one piece of a weight.
+
+    spec    what is stored; `scales` [groups, rows] float32 are rounded to its scale format, `outer` multiplies them (NVFP4)
+    zeros   [groups, rows] float32 whole numbers, or None
+    groups  the columns of each group, as slices
+    free    whether the scales may be changed: not where rows share them
+    """
+
+    spec: TensorSpec
+    scales: np.ndarray
+    zeros: np.ndarray | None
+    outer: np.float32
+    groups: list[slice]
+    free: bool
+
+    def __post_init__(self) -> None:
+        self.number = formats.get(self.spec.format)
+        self.integer = self.number.kind == "int"
+
+    def size(self, group: int) -> np.ndarray:
+        """float32 [rows]: what a step of 1 is worth in this group; 1 where the scale is 0."""
+        scale: np.ndarray = self.scales[group] * self.outer
+        return np.where(scale == 0, np.float32(1), scale)
+
+    def bounds(self, group: int) -> tuple[np.ndarray | np.float32, np.ndarray | np.float32]:
+        """The smallest and the largest value, in units of the scale; for integers."""
+        if self.zeros is None:
+            return np.float32(self.number.low), np.float32(self.number.high)
+        return -self.zeros[group], np.float32(2**self.number.bits - 1) - self.zeros[group]
+
+    def nearest(self, scaled: np.ndarray, bounds: tuple[np.ndarray | np.float32, np.ndarray | np.float32]) -> np.ndarray:
+        """The nearest values to numbers in units of the scale; integers overwrite them."""
+        if not self.integer:
+            found: np.ndarray = self.number.decode(self.number.encode(scaled))
+            return found
+        np.rint(scaled, out=scaled)
+        np.maximum(scaled, bounds[0], out=scaled)
+        return np.minimum(scaled, bounds[1], out=scaled)
+
+    def stored(self, scales: np.ndarray) -> np.ndarray:
+        """Scales as the file holds them."""
+        rounded: np.ndarray = round_scales(scales.astype(np.float32, copy=False), self.spec.scale_format)
+        return rounded
+
+    def codes(self, values: np.ndarray) -> np.ndarray:
+        """The codes [k, rows] of values in units of their scales."""
+        if not self.integer:
+            found: np.ndarray = self.number.encode(values)
+            return found
+        if self.zeros is None:
+            return values.astype(np.int8)
+        out = np.empty(values.shape, np.uint8)
+        for index, columns in enumerate(self.groups):
+            out[columns] = values[columns] + self.zeros[index]
+        return out
+
+    def search(self, weight: np.ndarray, importance: np.ndarray) -> None:
+        """The scales (and zeros) with the least squared error of `weight` [k, rows], weighted by `importance` [k]: of a few clipped ranges, each with its
+        least-squares scale, the best."""
+        if not self.free:
+            return
+        coarse = self.spec.scale_format in COARSE
+        ratios = RATIOS_EXACT if self.spec.scale_format == "e8m0" else RATIOS_COARSE if coarse else (
+            RATIOS.get(self.spec.bits, RATIOS_WIDE) if self.integer else RATIOS_WIDE)
+        for index, columns in enumerate(self.groups):
+            w, h = weight[columns], importance[columns, None]
+            first_scale = self.scales[index].copy()
+            first_zero = None if self.zeros is None else self.zeros[index].copy()
+            best: np.ndarray | None = None
+            chosen, zero_chosen = first_scale, first_zero
+            for ratio in ratios:
+                tried = self.stored(first_scale * np.float32(ratio))
+                for zero in self._zeros_to_try(w, tried, first_zero, ratio):
+                    self.scales[index] = tried
+                    if self.zeros is not None:
+                        assert zero is not None
+                        self.zeros[index] = zero
+                    v = self.nearest(w / self.size(index), self.bounds(index))
+                    weighted = v * h
+                    vw, vv = np.einsum("kr,kr->r", weighted, w), np.einsum("kr,kr->r", weighted, v)
+                    fitted = tried if coarse else self.stored(np.where(vv > 0, vw / np.where(vv > 0, vv, 1), tried / self.outer) / self.outer)
+                    size = fitted * self.outer
+                    gain = size * (2 * vw - size * vv)
+                    if best is None:
+                        best, chosen, zero_chosen = gain, fitted, zero
+                    else:
+                        better = gain > best
+                        best, chosen = np.where(better, gain, best), np.where(better, fitted, chosen)
+                        zero_chosen = None if zero is None or zero_chosen is None else np.where(better, zero, zero_chosen)
+            self.scales[index] = np.where(first_scale == 0, first_scale, chosen)
+            if self.zeros is not None:
+                assert zero_chosen is not None
+                self.zeros[index] = zero_chosen
+
+    def _zeros_to_try(self, w: np.ndarray, scale: np.ndarray, first: np.ndarray | None, ratio: float) -> list[np.ndarray | None]:
+        """The zero that keeps the range centred where it was; at 2 and 3 bits its neighbours, too."""
+        if first is None:
+            return [None]
+        steps = np.float32(2**self.number.bits - 1)
+        low, high = np.minimum(w.min(axis=0), 0), np.maximum(w.max(axis=0), 0)
+        middle = (low + high) / 2 / np.where(scale == 0, 1, scale)
+        centred = np.clip(np.rint(steps / 2 - middle), 0, steps)
+        if self.number.bits > 3:
+            return [centred]
+        return [centred, np.clip(centred + 1, 0, steps), np.clip(centred - 1, 0, steps)]
+
+
+def grids(weight: np.ndarray, spec: TensorSpec) -> tuple[QTensor, list[slice], bool]:
+    """`weight` [n, k] rounded to nearest, for its first scales; the groups of its columns; whether scales belong to one row each."""
+    tensor = to_nearest(weight, spec)
+    k = weight.shape[1]
+    step = spec.size if spec.granularity == "group" else spec.columns if spec.granularity == "block" else k
+    return tensor, [slice(a, min(a + step, k)) for a in range(0, k, step)], spec.granularity in ("group", "channel")
+
+
+def piece(tensor: QTensor, groups: list[slice], free: bool, rows: slice) -> Grid:
+    """The Grid of some rows."""
+    spec = tensor.spec
+    index = np.arange(rows.start, rows.stop)
+    index = index // spec.size if spec.granularity == "block" else np.zeros_like(index) if spec.granularity == "tensor" else index
+    assert tensor.scales is not None
+    zeros = None if tensor.zeros is None else np.ascontiguousarray(tensor.zeros[index].T, np.float32)
+    outer = np.float32(1) if tensor.outer is None else np.float32(tensor.outer)
+    return Grid(spec, np.ascontiguousarray(tensor.scales[index].T, np.float32), zeros, outer, groups, free)
