@@ -8,6 +8,7 @@
     ├── ModelError              an architecture or a config field that is not supported (exit 2)
     ├── CapacityError           does not fit: memory, context length (exit 2)
     ├── KernelError             no kernel can run a problem here; carries every refusal (exit 2)
+    ├── QualityError            a model that has lost more than --max-kl allows (exit 2)
     ├── MissingExtraError       an optional dependency is not installed; names the extra (exit 2)
     └── RequestError            a request the server refuses (HTTP 4xx)
         ├── PromptTooLongError
@@ -56,6 +57,10 @@ class CapacityError(OctavoError):
 
 
 class KernelError(OctavoError):
+    exit_code = 2
+
+
+class QualityError(OctavoError):
     exit_code = 2
 
 

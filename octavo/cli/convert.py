@@ -14,6 +14,7 @@ from ._command import Command
 
 if TYPE_CHECKING:
     from ..conversion import Report
+    from ..quality.receipt import Receipt
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
@@ -72,6 +73,12 @@ class Options:
     cache_dir: Path | None = None
     """Where digests of files are remembered; default: OCTAVO_CACHE, or ~/.cache/octavo."""
 
+    receipt: bool = True
+    """Write octavo-receipt.json: what the model has lost where numbers changed, measured on a few hundred tokens."""
+
+    receipt_text: str | None = None
+    """Measure on this text instead of one of Octavo's own; as `octavo evaluate --text`."""
+
     json: bool = False
     """Print JSON."""
 
@@ -100,10 +107,24 @@ def run(options: Options) -> None:
     finally:
         if bar is not None:
             bar.stop()
+    receipt = _receipt(options, report) if options.receipt and not options.dry_run else None
     if options.json:
-        print(json.dumps(report.to_json(), indent=2))
+        print(json.dumps(report.to_json() | ({"receipt": receipt.to_json()} if receipt is not None else {}), indent=2))
     else:
         _show(report)
+        if receipt is not None:
+            print(f"receipt: {receipt.line}")
+
+
+def _receipt(options: Options, report: Report) -> Receipt:
+    from ..quality.receipt_of import receipt_of
+    from ..quality.texts import read_text
+
+    settings = {"verb": "convert", "to": options.to, "quantization": options.quantization, "requantize": options.requantize, "keep": options.keep,
+                "include": options.include, "dtype": options.dtype}
+    return receipt_of(options.source, options.out, exact=all(row.exact for row in report.rows), settings=settings, threads=options.threads,
+                      text=read_text(options.receipt_text or "receipt"),
+                      cache_dir=options.cache_dir, revision=options.revision, allow_pickle=options.allow_pickle)
 
 
 def _bytes(text: str) -> int:

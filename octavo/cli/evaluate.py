@@ -27,10 +27,10 @@ class Options(ModelOptions):
     """The original's precision; default: what it is stored in, or 16 bits."""
 
     text: str | None = None
-    """A UTF-8 text, a .jsonl file with a document a line, or wikitext2 (from the hub). WikiText-2 is what the numbers in papers are of."""
+    """A UTF-8 text, a .jsonl file with a document a line, wikitext2 (from the hub), or receipt (the text of receipts, as they are measured)."""
 
-    context: int = 1024
-    """Tokens a window. Perplexities of different contexts cannot be compared."""
+    context: int | None = None
+    """Tokens a window; default: 1024, or what the model takes. Perplexities of different contexts cannot be compared."""
 
     windows: int | None = None
     """Most windows to score; default: the whole text."""
@@ -58,12 +58,17 @@ def run(options: Options) -> None:
     lengths = _lengths(options.long)
 
     from ..evaluate import evaluate
-    from ..quality import read_text
+    from ..quality import OWN_TEXT, read_text
+    from ..quality.receipt_of import CONTEXT as RECEIPT_CONTEXT
+    from ..quality.receipt_of import WINDOWS as RECEIPT_WINDOWS
 
     text = read_text(options.text)
+    as_receipts = text is OWN_TEXT and options.context is None
+    context = RECEIPT_CONTEXT if as_receipts else options.context
+    windows = RECEIPT_WINDOWS if as_receipts and options.windows is None else options.windows
     plain = replace(options, model=options.against or "", quantization=options.against_quantization, kv_cache=None)
     original = (lambda: load_model(plain)) if options.against is not None else None
-    done = evaluate(lambda: load_model(options), original, text, context=options.context, windows=options.windows, by_layer=options.by_layer,
+    done = evaluate(lambda: load_model(options), original, text, context=context, windows=windows, by_layer=options.by_layer,
                     lengths=lengths, one_at_a_time=options.one_at_a_time, on_progress=_progress if sys.stderr.isatty() else None)
     if options.plots is not None:
         from ..evaluate.plots import write_plots

@@ -68,12 +68,30 @@ def inspect(checkpoint: Checkpoint, schemes: Sequence[str], machine: Machine) ->
         "parameters": sum(math.prod(info.shape) for info in infos),
         "bytes": sum(info.nbytes for info in infos),
         **facts.to_json(),
+        "receipt": _receipt(checkpoint),
         "loads_in": [verdict.to_json() for verdict in verdicts(checkpoint, facts)],
         "stored": {kind: {"tensors": count, "bytes": sum(i.nbytes for i in infos if i.stored == kind)} for kind, count in stored.most_common()},
         "tensors": [{"name": i.name, "shape": list(i.shape), "stored": i.stored, "bits_per_number": round(8 * i.nbytes / max(1, math.prod(i.shape)), 4),
                      "bytes": i.nbytes, "file": i.file.name} for i in infos],
         "schemes": [price(checkpoint, name, machine) for name in schemes],
     }
+
+
+def _receipt(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The receipt that lies beside the checkpoint, and `of_these_files`: whether it is of these files."""
+    from ..errors import OctavoError
+    from ..quality.receipt import beside, read_receipt
+    from ..quality.receipt_of import is_of
+
+    places = [beside(checkpoint.path), *(sorted(checkpoint.path.glob("octavo-receipt-*.json")) if checkpoint.path.is_dir() else ())]
+    receipt = next((found for place in places if (found := read_receipt(place)) is not None), None)
+    if receipt is None:
+        return None
+    try:
+        same = is_of(receipt, checkpoint)
+    except OctavoError:
+        same = False
+    return {"summary": receipt.line, "of_these_files": same, **receipt.to_json()}
 
 
 def price(checkpoint: Checkpoint, name: str, machine: Machine) -> dict[str, Any]:
@@ -131,6 +149,8 @@ def _facts(found: dict[str, Any]) -> list[str]:
         lines.append(f"  KV cache: {found['cache'] or 'not said'}, {scales['tensors']} stored scales from {scales['smallest']:.4g} to {scales['largest']:.4g}")
     elif found["cache"]:
         lines.append(f"  KV cache: {found['cache']}, no stored scales")
+    if receipt := found["receipt"]:
+        lines.append(f"  receipt: {printable(receipt['summary'])}" + ("" if receipt["of_these_files"] else " (of other files: these were changed since)"))
     return [*lines, *(f"  note: {printable(note)}" for note in found["notes"])]
 
 

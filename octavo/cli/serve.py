@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import UsageError
 from ._command import Command
@@ -20,8 +20,10 @@ from ._policy import PolicyOptions, use_policy
 if TYPE_CHECKING:
     from ..engine import Engine, EngineOptions
     from ..loading import LoadedModel
+    from ..quality.online import Online
 
 MAX_BATCH, MAX_BATCH_TOKENS = 128, 512
+JOIN = 5.0  # seconds that a receipt in the making gets to end
 log = logging.getLogger(__name__)
 
 
@@ -80,6 +82,15 @@ class Options(PolicyOptions):
     drain_seconds: float = 30.0
     """Seconds that running requests get to finish when the server is stopped."""
 
+    receipt: Literal["off", "background", "before"] = "background"
+    """When to find out what quantizing lost, where that is not known yet: once the server is ready, before, or never."""
+
+    max_kl: float | None = None
+    """Refuse to serve a model whose mean KL divergence from its original is above this, in nats per token; measured before the server is ready."""
+
+    against: str | None = None
+    """The original to measure against, where MODEL came quantized; default: MODEL as it is stored."""
+
     log_level: str = "info"
     """debug, info, warning or error."""
 
@@ -88,12 +99,15 @@ def run(options: Options) -> int:
     """Serve a model over HTTP with OpenAI's API; quantizes it while it loads."""
     from ..engine import Engine, EngineOptions
     from ..serve.options import ServerOptions
+    from ..serve.quality import Quality
     from ..serve.server import Server, bind, listening
     from ..settings import read_settings
 
     _log(options.log_level)
     if options.search_policy and options.policy_dir is None:
         raise UsageError("there is no folder to keep a policy in", where="--search-policy", remedy="name one with --policy-dir")
+    if options.max_kl is not None and not 0 <= options.max_kl < float("inf"):
+        raise UsageError(f"must be 0 or more, not {options.max_kl}", where="--max-kl", remedy="such as 0.02 nats per token")
     engine_options = EngineOptions(
         max_batch=_given(options.max_batch, MAX_BATCH), max_batch_tokens=_given(options.max_batch_tokens, MAX_BATCH_TOKENS),
         max_queue=options.max_queue, prefix_cache=options.prefix_cache,
@@ -109,6 +123,7 @@ def run(options: Options) -> int:
     listener = bind(options.host, options.port)
     host, port = listening(listener)
     began = time.perf_counter()
+    quality = Quality(options.receipt, options.max_kl)
 
     def load(check: Callable[[], None]) -> tuple[LoadedModel, Engine]:
         loaded = load_model(options, check)
@@ -117,15 +132,26 @@ def run(options: Options) -> int:
         policy, told = use_policy(options, loaded, search, free)
         if told:
             log.log(logging.INFO if policy is not None else logging.WARNING, "%s", told)
+        quality.before(lambda: _online(options, loaded), check, options.model)
         chosen = {name: value for name, value in (policy.settings if policy is not None else {}).items() if name in free}
         return loaded, Engine(loaded, replace(engine_options, **chosen))
 
     def ready(loaded: LoadedModel, engine: Engine) -> None:
         print(greeting(loaded, engine, server_options.names, f"http://{host}:{port}", api_key is not None, time.perf_counter() - began), flush=True)
+        quality.start(lambda: _online(options, loaded), server.check)
         threading.Thread(target=loaded.text.prepare, daemon=True).start()  # many texts will come; the first need not wait for it
 
-    Server(server_options, load, ready).run(listener)
+    server = Server(server_options, load, ready, quality)
+    server.run(listener)
+    quality.join(JOIN)
     return 0
+
+
+def _online(options: Options, loaded: LoadedModel) -> Online:
+    from ..quality.online import Online
+
+    changed = options.quantization is not None or options.kv_cache is not None
+    return Online(loaded, options.model, changed, options.against, options.cache_dir, options.allow_pickle)
 
 
 def _given(value: int | None, otherwise: int) -> int:

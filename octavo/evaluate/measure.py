@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Loader = Callable[[], "LoadedModel"]
 OnProgress = Callable[[str, int, int], None]
+CONTEXT = 1024
 PART_WINDOWS, PART_CONTEXT = 4, 128  # KL by layer takes a forward of these for every layer
 
 
@@ -64,21 +65,24 @@ class Evaluation:
         return found | ({"tasks": self.tasks} if self.tasks else {})
 
 
-def evaluate(load_model: Loader, load_original: Loader | None, text: EvaluationText, *, context: int = 1024, windows: int | None = None,
+def evaluate(load_model: Loader, load_original: Loader | None, text: EvaluationText, *, context: int | None = None, windows: int | None = None,
              by_layer: bool = False, lengths: Sequence[int] = (), one_at_a_time: bool = False, on_progress: OnProgress | None = None) -> Evaluation:
     """Perplexity of a model on a text and, with an original, what it has lost against it.
 
     The models are loaded here, the original first. Where both do not fit, or `one_at_a_time` says so, the original's logits go to a temporary file and
     it is gone before the model comes; KL by layer and the long contexts need both, and a note says that they were left out.
-    `on_progress(stage, done, total)`. Raises what loading raises, UsageError for a text that is too short, CapacityError.
+    context: None takes CONTEXT tokens, or what the models take if that is less. `on_progress(stage, done, total)`.
+    Raises what loading raises, UsageError for a text that is too short, CapacityError.
     """
     tell = on_progress or (lambda stage, done, total: None)
     if load_original is None:
         model = load_model()
+        context = context or min(CONTEXT, model.max_model_len)
         one = perplexity(model, text.documents, context=context, windows=windows, on_window=lambda done, total, _: tell("perplexity", done, total))
-        long = long_context(model, None, text.documents, lengths, on_length=lambda length: tell(f"{length} tokens", 0, 1))
-        return Evaluation(_who(model), None, _which(text, context), one, evidence=Evidence(long=long))
+        alone = long_context(model, None, text.documents, lengths, on_length=lambda length: tell(f"{length} tokens", 0, 1))
+        return Evaluation(_who(model), None, _which(text, context), one, evidence=Evidence(long=alone))
     original = load_original()
+    context = context or min(CONTEXT, original.max_model_len)
     cuts = windows_of(original, text.documents, context=context, windows=windows)
     who = _who(original)
     notes: list[str] = []

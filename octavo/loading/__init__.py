@@ -11,8 +11,9 @@ from ._model import LoadedModel
 from ._origin import open_model
 from ._policy import apply_kernels, apply_policy, fingerprint, linear_facts, native_of
 from ._report import LoadReport, Progress, Runs
+from ._stream import read_rows
 
 __all__ = [
     "LoadReport", "LoadedModel", "Progress", "Runs", "apply_kernels", "apply_policy", "fingerprint", "linear_facts", "load", "native_of",
-    "open_model", "ways",
+    "open_model", "read_rows", "ways",
 ]

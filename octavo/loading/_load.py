@@ -79,6 +79,7 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
     if origin.copied or origin.kept is None:
         _take(checkpoint, jobs, {name: origin.found[name] for name in vectors}, bound, ops, step)
         origin.remember()
+        report.copy = str(checkpoint.path) if origin.copied else ""
     else:
         with origin.kept.writer(checkpoint, plan) as writer:
             _take(checkpoint, jobs, {name: origin.found[name] for name in vectors}, bound, ops, step, writer)
@@ -87,6 +88,7 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
             report.notes.append(writer.note)
         else:
             origin.remember()
+            report.copy = str(origin.kept.folder)
     bound.tables.update({name: ops.constant(table) for name, table in tables.result().items()})
     pages.result()
     loaded = LoadedModel(_name(str(source)), model, bound, ops, text, origin.config, plan, cache_spec, report)

@@ -16,6 +16,7 @@ from ..layers.tensors import Use
 from ..models import Decoder
 from ..schemes import Plan, TensorSpec
 from ..text import Text
+from ._choices import make_backend
 from ._report import LoadReport
 
 
@@ -62,6 +63,12 @@ class LoadedModel:
         bound.weights, bound.vectors, bound.tables = self.bound.weights, self.bound.vectors, self.bound.tables
         self.program = backend.capture(lambda ops: self.model.describe(bound))
         self.backend, self.bound = backend, bound
+
+    def twin(self, threads: int | None = None) -> LoadedModel:
+        """The same model with kernels of its own (`threads` of them; None: all cores), to compute beside this one; shares its weights."""
+        other = copy.copy(self)
+        other.run_on(make_backend(self.backend.name, threads, getattr(self.backend, "isa", None)))
+        return other
 
     def with_tensors_of(self, other: LoadedModel, names: Collection[str]) -> LoadedModel:
         """This model with the weights and vectors `names` of another of the same architecture and backend; shares the memory of both."""

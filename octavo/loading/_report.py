@@ -37,6 +37,7 @@ class LoadReport:
     kv_bytes_per_token   what a token of context needs in the key-value cache, which is not part of the peak
     runs         what really runs, by class of weights
     notes        what is not as asked: emulated formats, files set aside, a cache that could not be used
+    copy         folder of the copy in the cache, "" where there is none
     """
 
     source: str
@@ -55,6 +56,7 @@ class LoadReport:
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     measured_peak: int = 0
+    copy: str = ""
 
     @property
     def predicted_peak(self) -> int:

@@ -31,11 +31,15 @@ class EvaluationText:
 
 def read_text(source: str | Path) -> EvaluationText:
     """A text by name: a .jsonl file (a document a line, in the field text or content), any other file (UTF-8; WikiText's articles are documents),
-    or `wikitext2`, the test part of WikiText-2 (raw) from the hub.
+    `wikitext2`, the test part of WikiText-2 (raw) from the hub, or `receipt`, the text of receipts.
 
     Raises UsageError.
     """
     path = Path(source).expanduser()
+    if str(source) == "receipt" and not path.exists():
+        from .own_text import OWN_TEXT
+
+        return OWN_TEXT
     if str(source) == "wikitext2" and not path.exists():
         return EvaluationText("wikitext2", _articles(_wikitext()))
     try:

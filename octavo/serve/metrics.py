@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from ..engine import Engine
     from ..loading import LoadedModel
+    from .quality import Quality
     from .service import Service
 
 
@@ -64,6 +65,7 @@ class Exposition:
         if service.engine is not None and service.loaded is not None:
             yield _info(service.loaded, service.engine, service.options.names[0])
             yield _weights(service.loaded)
+            yield from _quality(service.quality)
             yield from _engine(service.engine.telemetry)
 
 
@@ -100,6 +102,26 @@ def _weights(loaded: LoadedModel) -> Metric:
     for one in loaded.report.runs:
         family.add_metric((f"W{one.asked}", one.runs_as, one.kernel), one.bytes)
     return family
+
+
+def _quality(quality: Quality) -> Iterable[Metric]:
+    """The receipt's numbers; none of them before they are known."""
+    from prometheus_client.core import GaugeMetricFamily
+
+    receipt = quality.receipt
+    yield GaugeMetricFamily("octavo_quality_known", "1 when it is known what the model has lost (see /v1/quality)",
+                            float(receipt is not None and receipt.status != "not measured"))
+    if receipt is None or receipt.status != "measured":
+        return
+    parts = {"kl": {**receipt.loss["kl"], "value": receipt.loss["kl"]["mean"]}, "top1_agreement": receipt.loss["top1_agreement"],
+             "perplexity_ratio": receipt.loss["perplexity_ratio"]}
+    helps = {"kl": "Mean KL divergence from the original in nats per token", "top1_agreement": "Share of tokens with the original's first choice",
+             "perplexity_ratio": "Perplexity over the original's"}
+    for name, numbers in parts.items():
+        family = GaugeMetricFamily(f"octavo_quality_{name}", f"{helps[name]}, with its 95% interval", labels=("bound",))
+        for bound in ("value", "low", "high"):
+            family.add_metric((bound,), float("nan") if numbers[bound] is None else numbers[bound])
+        yield family
 
 
 def _info(loaded: LoadedModel, engine: Engine, name: str) -> Metric:

@@ -43,6 +43,12 @@ async def model(name: str, http: Request) -> dict[str, Any]:
     return _model(service, name)
 
 
+@router.get("/v1/quality")
+async def quality(http: Request) -> dict[str, Any]:
+    """What the model has lost against its original, as far as that is known."""
+    return _service(http).quality.to_json()
+
+
 @router.post("/tokenize")
 async def tokenize(body: TokenizeRequest, http: Request) -> dict[str, Any]:
     """{"prompt": ...} or {"messages": [...]} -> token ids."""

@@ -21,6 +21,7 @@ import uvicorn
 from ..errors import UsageError
 from .app import build_app
 from .options import ServerOptions
+from .quality import Interrupted, Quality
 from .service import Service
 from .wire import Protocol
 
@@ -32,10 +33,6 @@ log = logging.getLogger(__name__)
 
 GRACE = 3.0        # seconds beyond the drain in which cancelled streams say goodbye
 BACKLOG = 2048
-
-
-class Interrupted(BaseException):
-    """Raised inside `load` when the server is stopped before the model is ready."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -61,8 +58,8 @@ class Server:
     """Serves one model. `load` is called in a thread; it should call `check` now and then, which ends it when the server is stopped."""
 
     def __init__(self, options: ServerOptions, load: Callable[[Callable[[], None]], tuple[LoadedModel, Engine]],
-                 on_ready: Callable[[LoadedModel, Engine], None] | None = None) -> None:
-        self.service = Service(options)
+                 on_ready: Callable[[LoadedModel, Engine], None] | None = None, quality: Quality | None = None) -> None:
+        self.service = Service(options, quality)
         self._load, self._on_ready = load, on_ready
         self._failure: BaseException | None = None
         self._stopped, self._ending = threading.Event(), threading.Lock()
@@ -95,8 +92,8 @@ class Server:
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Loader thread."""
         try:
-            loaded, engine = self._load(self._check)
-            self._check()
+            loaded, engine = self._load(self.check)
+            self.check()
             engine.start()
             loop.call_soon_threadsafe(self._ready, loaded, engine)
         except Interrupted:
@@ -105,7 +102,8 @@ class Server:
             self._failure = error
             loop.call_soon_threadsafe(self.stop)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises Interrupted once the server is to stop."""
         if self._stopped.is_set():
             raise Interrupted
 

@@ -12,6 +12,7 @@ from .. import __version__
 from .metrics import HttpTelemetry
 from .options import ServerOptions
 from .problems import Problem, unavailable
+from .quality import Quality
 from .tools import Syntax, syntax_of
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class Live:
 
 
 class Service:
-    def __init__(self, options: ServerOptions) -> None:
+    def __init__(self, options: ServerOptions, quality: Quality | None = None) -> None:
+        self.quality = quality or Quality()
         self.options, self.state, self.created = options, State.STARTING, int(time.time())
         self.http = HttpTelemetry()
         self._live: Live | None = None

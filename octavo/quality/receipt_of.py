@@ -1,0 +1,73 @@
+"""receipt_of(): the receipt of a checkpoint that was written from another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import Checkpoint, open_checkpoint
+from ..errors import OctavoError
+from ..loading import LoadedModel, load
+from .comparison import Comparison, compare
+from .intervals import finite
+from .own_text import OWN_TEXT
+from .perplexity import windows_of
+from .receipt import Receipt, beside, not_measured
+from .texts import EvaluationText
+from .weights import weight_errors
+
+CONTEXT, WINDOWS = 128, 4  # a few hundred tokens: what a receipt costs is bounded, whatever the model
+Check = Callable[[], None]
+
+
+def receipt_of(source: str | Path, out: str | Path, *, exact: bool = False, settings: Mapping[str, Any] | None = None,
+               calibration: Mapping[str, Any] | None = None, output_errors: Mapping[str, float] | None = None, text: EvaluationText = OWN_TEXT,
+               threads: int | None = None, cache_dir: Path | None = None, revision: str | None = None, allow_pickle: bool = False) -> Receipt:
+    """Load both, compare them on a few hundred tokens, and write the receipt beside `out` (a folder or a .gguf file). Returns it.
+
+    exact          no number changed: nothing is measured
+    calibration    {"name", "sha256", "sequences", "tokens", "experts"}, of what there was
+    output_errors  weight -> squared error of its outputs as a part of their square, where inputs were known
+
+    What keeps it from being measured (no memory, an architecture that is not served) goes into the receipt as the reason.
+    Raises CheckpointError where the receipt cannot be written.
+    """
+    original, result = open_checkpoint(source, revision=revision, allow_pickle=allow_pickle), open_checkpoint(out)
+    receipt = Receipt("exact" if exact else "not measured", settings=dict(settings or {}), calibration=None if calibration is None else dict(calibration),
+                      original=_facts(original, cache_dir), result=_facts(result, cache_dir))
+    if not exact:
+        try:
+            receipt.weights = {name: {"weight": finite(error)} for name, error in weight_errors(original, result).items()}
+            for name, error in (output_errors or {}).items():
+                receipt.weights.setdefault(name, {})["output"] = finite(error)
+            ours = load(source, use_cache=False, threads=threads, revision=revision, allow_pickle=allow_pickle, cache_dir=cache_dir)
+            theirs = load(out, use_cache=False, threads=threads, cache_dir=cache_dir)
+            receipt.took(measure(ours, theirs, text), text)
+            receipt.original["plan"], receipt.result["plan"], receipt.result["cache"] = str(ours.plan), str(theirs.plan), theirs.cache_spec.format
+        except OctavoError as error:
+            receipt.reason = not_measured(error)
+    receipt.write(beside(Path(out).expanduser()))
+    return receipt
+
+
+def measure(original: LoadedModel, model: LoadedModel, text: EvaluationText = OWN_TEXT, check: Check = lambda: None, *,
+            threads: int | None = None) -> Comparison:
+    """At most CONTEXT x WINDOWS tokens; `check` is called now and then and may raise to end it."""
+    context = min(CONTEXT, original.max_model_len, model.max_model_len)
+    return compare(original, model, windows_of(original, text.documents, context=context, windows=WINDOWS), threads=threads, on_rows=lambda *_: check())
+
+
+def is_of(receipt: Receipt, checkpoint: Checkpoint, cache_dir: Path | None = None) -> bool:
+    """Whether these are the files that the receipt was written for: nothing has changed in them since."""
+    return bool(receipt.result.get("sha256")) and receipt.result["sha256"] == digests(checkpoint, cache_dir)
+
+
+def digests(checkpoint: Checkpoint, cache_dir: Path | None = None) -> dict[str, str]:
+    """File name -> sha256."""
+    found: dict[str, str] = getattr(checkpoint, "digests")(cache_dir)  # noqa: B009  # every mapped checkpoint has it
+    return found
+
+
+def _facts(checkpoint: Checkpoint, cache_dir: Path | None) -> dict[str, Any]:
+    return {"name": checkpoint.path.name, "format": checkpoint.codec, "sha256": digests(checkpoint, cache_dir)}

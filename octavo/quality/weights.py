@@ -1,0 +1,47 @@
+"""Errors of weights: how far a quantized checkpoint's matrices lie from the original's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..checkpoints import Checkpoint
+from ..loading import read_rows
+from ..qtensor import QTensor
+
+MOST = 4 << 20  # numbers looked at of a matrix: of larger ones every so many pieces of rows, which is enough for a mean
+
+
+def weight_errors(original: Checkpoint, result: Checkpoint) -> dict[str, float]:
+    """||result - original|| / ||original|| (Frobenius) of each matrix that both have and that is stored differently; infinity for one of no numbers.
+
+    After a transform that scales or rotates weights against each other this says nothing about the loss; the outputs' errors and KL do.
+    """
+    found = {}
+    for name, info in original.tensors.items():
+        other = result.tensors.get(name)
+        if other is None or len(info.shape) != 2 or other.shape != info.shape or (info.spec is not None and info.spec == other.spec):
+            continue
+        square = error = 0.0
+        for before, after in _pieces(original, result, name):
+            truth = np.asarray(before.dequantize(), np.float32)
+            square += float(np.sum(truth**2, dtype=np.float64))
+            error += float(np.sum((np.asarray(after.dequantize(), np.float32) - truth) ** 2, dtype=np.float64))
+        original.release(name)
+        result.release(name)
+        ratio = math.sqrt(error / square) if square > 0 else (0.0 if error == 0 else math.inf)
+        found[name] = ratio if math.isfinite(ratio) else math.inf
+    return found
+
+
+def _pieces(original: Checkpoint, result: Checkpoint, name: str) -> Iterator[tuple[QTensor, QTensor]]:
+    infos = original.tensors[name], result.tensors[name]
+    if any(info.spec is not None and info.spec.granularity in ("tensor", "block") for info in infos):
+        yield original.read(name), result.read(name)  # scales that cross rows: pieces of the two would not be the same rows
+        return
+    every = max(1, math.prod(infos[0].shape) // MOST)
+    for place, ((_, before), (_, after)) in enumerate(zip(read_rows(original, name), read_rows(result, name), strict=True)):
+        if place % every == 0:
+            yield before, after

@@ -1,0 +1,78 @@
+"""What the server knows of its model's loss: read, or measured in the background once it is ready."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from ..quality.online import Online
+    from ..quality.receipt import Receipt
+
+
+class Interrupted(BaseException):
+    """Raised by what is told to end because the server is to stop."""
+
+
+log = logging.getLogger(__name__)
+Mode = Literal["off", "background", "before"]
+
+
+class Quality:
+    """state: off, waiting (for the model), measuring, done. Written by one thread at a time, read by the event loop."""
+
+    def __init__(self, mode: Mode = "off", max_kl: float | None = None) -> None:
+        self.mode, self.max_kl = mode, max_kl
+        self.state = "off" if mode == "off" and max_kl is None else "waiting"
+        self.receipt: Receipt | None = None
+        self._thread: threading.Thread | None = None
+
+    def before(self, online: Callable[[], Online], check: Callable[[], None], where: str) -> None:
+        """Before the server is ready: with `before` or a limit, measure unless it is known. Raises QualityError above the limit."""
+        if self.max_kl is None and self.mode != "before":
+            return
+        self.state = "measuring"
+        one = online()
+        self._know(one.kept(sure=self.max_kl is not None) or one.measure(check))
+        assert self.receipt is not None
+        if self.max_kl is not None:
+            self.receipt.refuse_above(self.max_kl, where)
+
+    def start(self, online: Callable[[], Online], check: Callable[[], None]) -> None:
+        """Once the server is ready: find out in a thread that gets out of the way of requests."""
+        if self.mode == "background" and self.receipt is None:
+            self._thread = threading.Thread(target=self._background, args=(online, check), name="octavo-receipt", daemon=True)
+            self._thread.start()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the thread after the server was stopped."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        from ..quality.online import as_json
+
+        return as_json(self.receipt, self.state)
+
+    def _background(self, online: Callable[[], Online], check: Callable[[], None]) -> None:
+        with contextlib.suppress(OSError, AttributeError):  # where a thread has no priority of its own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        self.state = "measuring"
+        try:
+            one = online()
+            known = one.kept()
+            self._know(known or one.measure(check, threads=1), told=known is None)
+        except Interrupted:
+            self.state = "stopped"
+        except Exception:  # whatever it is, the server serves; the log says what
+            log.exception("the receipt could not be made")
+            self.state = "failed"
+
+    def _know(self, receipt: Receipt, told: bool = True) -> None:
+        self.receipt, self.state = receipt, "done"
+        if told:
+            log.info("quality: %s", receipt.line)
