@@ -107,7 +107,7 @@ Text: {result['text']} ({result['context']} tokens a window, the first windows o
 is scored; how exactly: `octavo/quality/perplexity.py`, tested against transformers). Each scheme saw the same windows, so the ratio to
 16bit and the divergence are paired; brackets hold 95% intervals (windows drawn again, block bootstrap). KL: nats per token that the
 scheme's next-token distribution lies from 16bit's. Same top: how often both would choose the same token. Bits per weight
-count scales, embedding and head (which stay at 8 bits at least). How: `benchmarks/quality.py`.
+count scales, embedding and head (which stay at 8 bits at least). How: `benchmarks/online_quality.py`.
 """]
     for model in result["models"]:
         rows = []

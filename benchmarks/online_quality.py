@@ -1,6 +1,6 @@
 """How much of a model is left in each scheme: perplexity, divergence from 16bit and agreement with it, all on the same windows.
 
-    python benchmarks/quality.py TEXT MODEL=NOTE [MODEL=NOTE ...] [--windows 48] [--context 1024]
+    python benchmarks/online_quality.py TEXT MODEL=NOTE [MODEL=NOTE ...] [--windows 48] [--context 1024]
 
 MODEL is a .gguf file or a Hugging Face folder, NOTE what to say of it in the docs. All schemes of a model are loaded together and step
 through the text side by side, so that their logits meet row by row and need not be stored. Writes benchmarks/results/quality.json and
