@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from octavo.quality.perplexity import beginning
 from octavo.loading import load
+from octavo.quality.perplexity import beginning
 
 
 def rows_of(ids: np.ndarray, begin: list[int], rows: int, length: int) -> np.ndarray:

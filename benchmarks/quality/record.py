@@ -30,6 +30,7 @@ def arguments(description: str | None, schemes: Sequence[str]) -> argparse.Names
     parser.add_argument("--rows", type=int, default=128, help="calibration sequences: the first of the file")
     parser.add_argument("--iters", type=int, default=200, help="auto-round: steps per block")
     parser.add_argument("--batch", type=int, default=8, help="auto-round: sequences per step")
+    parser.add_argument("--bin", type=Path, help="llama.cpp: the folder of its tools")
     return parser.parse_args()
 
 

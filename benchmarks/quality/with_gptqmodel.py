@@ -14,7 +14,7 @@ from typing import Any
 
 import record
 
-NAMES = tuple(f"gptq-w{bits}g{group}{zero}" for bits in (2, 3, 4, 8) for group in (64, 128) for zero in ("", "z"))
+NAMES = tuple(f"gptq-w{bits}g{group}{zero}" for bits in (2, 3, 4, 8) for group in (32, 64, 128) for zero in ("", "z"))
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import record
 
 METHODS = ("rtn", "gptq", "awq", "awq-gptq", "smoothquant-gptq", "smoothquant")
-SCHEMES = tuple(f"w{bits}g{group}{zero}" for bits in (2, 3, 4) for group in (64, 128) for zero in ("", "z")) + ("w8a8", "w4g64a8", "w4g128a8")
+SCHEMES = tuple(f"w{bits}g{group}{zero}" for bits in (2, 3, 4) for group in (32, 64, 128) for zero in ("", "z")) + ("w8a8", "w4g32a8", "w4g64a8", "w4g128a8")
 
 
 def groups(scheme: str) -> dict[str, Any]:
@@ -57,6 +57,9 @@ def main() -> None:
     from datasets import Dataset
     from llmcompressor import oneshot
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not torch.accelerator.is_available():  # its AWQ (0.14) pins memory for an accelerator also where there is none, which torch refuses
+        torch.Tensor.pin_memory = lambda self, *_: self  # type: ignore[method-assign]
 
     def quantize(folder: Path) -> dict[str, Any]:
         model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)

@@ -1,0 +1,65 @@
+"""From what compare.py measured to Markdown: our rows against each library's of the same scheme, and all checkpoints by size.
+
+    python benchmarks/quality/table.py RESULTS.json [RESULTS.json ...]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+# our method -> (the library, its method) that it is held against
+RIVALS = {"gptq": (("llmcompressor", "gptq"), ("gptqmodel", "gptq")), "awq": (("llmcompressor", "awq"),), "signround": (("autoround", "signround"),),
+          "smoothquant-gptq": (("llmcompressor", "smoothquant-gptq"),), "smoothquant": (("llmcompressor", "smoothquant"),),
+          "rtn": (("llmcompressor", "rtn"), ("autoround", "rtn"))}
+
+
+def pairs(rows: list[Row]) -> list[tuple[Row, Row]]:
+    """(ours, theirs) of the same scheme, zero points apart: a library's zero points are its choice at that size."""
+    found = []
+    for ours in rows:
+        if ours["library"] == "octavo":
+            rivals = RIVALS.get(ours["method"], ())
+            found += [(ours, row) for row in rows if (row["library"], row["method"]) in rivals and row["scheme"] == ours["scheme"]]
+    return found
+
+
+def ratio(a: float, b: float) -> str:
+    return f"{a / b:.2f}" if b else "-"
+
+
+def lines(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1), *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def markdown(result: dict[str, Any]) -> str:
+    rows: list[Row] = result["rows"]
+    if not rows:
+        return ""
+    first = rows[0]
+    text = [f"### {result['model']}\n\n{result['windows']} windows of {result['context']} tokens of {result['text']}, {first['tokens']} tokens scored; "
+            f"the original's perplexity is {first['original_perplexity']['value']:.3f}.\n"]
+    against = [[f"{ours['method']} {ours['scheme']}", f"{theirs['library']} {theirs['version'].split()[0]}", str(theirs["rows"]),
+                f"{ours['kl']['mean']:.4f}", f"{theirs['kl']['mean']:.4f}", ratio(ours["kl"]["mean"], theirs["kl"]["mean"]),
+                f"{ours['perplexity']['value']:.3f}", f"{theirs['perplexity']['value']:.3f}",
+                ratio(ours["wall_s"], theirs["wall_s"]), ratio(ours["peak_rss_mb"], theirs["peak_rss_mb"])] for ours, theirs in pairs(rows)]
+    if against:
+        text.append(lines(["ours", "against", "sequences", "KL, ours", "theirs", "ratio", "perplexity, ours", "theirs", "wall time, ratio",
+                           "peak memory, ratio"], against))
+    everything = [[row["name"], f"{row['bits']:.2f}", f"{row['kl']['mean']:.4f} [{row['kl']['low']:.4f}, {row['kl']['high']:.4f}]",
+                   f"{row['perplexity']['value']:.3f}", f"{row['perplexity_ratio']['value'] - 1:+.1%}", f"{row['top1_agreement']['value']:.1%}",
+                   str(row["rows"]), f"{row['wall_s']:.0f} s", f"{row['peak_rss_mb']:,} MB"] for row in sorted(rows, key=lambda r: (r["bits"], r["kl"]["mean"]))]
+    text.append(lines(["checkpoint", "bits per weight", "KL", "perplexity", "against original", "same top", "sequences", "wall time", "peak memory"],
+                      everything))
+    return "\n".join(text)
+
+
+def main() -> None:
+    print("\n".join(markdown(json.loads(Path(name).read_text())) for name in sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()
