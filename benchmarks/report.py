@@ -15,9 +15,21 @@ from typing import Any
 
 import comparison
 from comparison import table
+from quality.table import markdown as against
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+
+
+AGAINST = """## Against the reference libraries
+
+Octavo's `quantize` and each library's own quantizer, on the same original, the same scheme and the same calibration tokens (sequences of 512 tokens,
+how they are cut: `benchmarks/quality/calibration_ids.py`), measured by one harness (`benchmarks/quality/compare.py`): Octavo loads every
+checkpoint, weights exactly as stored, 8-bit activations where the scheme has them. Embedding and head stay unquantized for all. KL: nats per token,
+with its 95% interval. The libraries compute in float32, which is the faster type on a processor without bfloat16 instructions.
+`folded-TYPE` is llama.cpp's coding of the type with its importance matrix, rows joined to a multiple of 256 (at 576 and 640 columns llama-quantize falls
+back to other types; `imatrix-TYPE` is what it makes of the model as it is). Again: `make bench-quality`.
+"""
 
 
 def save(name: str, result: dict[str, Any]) -> None:
@@ -117,6 +129,8 @@ count scales, embedding and head (which stay at 8 bits at least). How: `benchmar
                          f"{row['kl']:.4f}", f"{row['same_top']:.1%}"])
         parts.append(f"## {model['model']}\n\n{model['note'].rstrip('.')}. {model['windows']} windows, {model['tokens']} tokens scored.\n")
         parts.append(table(["name", "scheme", "bits per weight", "perplexity", "against 16bit", "KL", "same top"], rows))
+    parts.append(AGAINST)
+    parts += [against(json.loads(path.read_text())) for path in sorted(RESULTS.glob("quality-*.json"))]
     (ROOT / "docs").mkdir(exist_ok=True)
     (ROOT / "docs" / "quality.md").write_text("\n".join(parts))
 

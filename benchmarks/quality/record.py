@@ -20,16 +20,17 @@ from typing import Any
 import numpy as np
 
 
-def arguments(description: str | None, schemes: Sequence[str]) -> argparse.Namespace:
-    """MODEL IDS.npy OUT NAME [--rows N]: what every driver takes. NAME is one of `schemes`."""
+def arguments(description: str | None, names: Sequence[str] | None) -> argparse.Namespace:
+    """MODEL IDS.npy OUT NAME [--rows N]: what every driver takes. NAME is one of `names`, or any."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("ids", type=Path)
     parser.add_argument("out", type=Path, help="the folder that gets <library>-NAME")
-    parser.add_argument("name", choices=schemes)
+    parser.add_argument("name", choices=names)
     parser.add_argument("--rows", type=int, default=128, help="calibration sequences: the first of the file")
     parser.add_argument("--iters", type=int, default=200, help="auto-round: steps per block")
     parser.add_argument("--batch", type=int, default=8, help="auto-round: sequences per step")
+    parser.add_argument("--set", action="append", default=[], help="octavo: METHOD.OPTION=VALUE")
     parser.add_argument("--bin", type=Path, help="llama.cpp: the folder of its tools")
     return parser.parse_args()
 

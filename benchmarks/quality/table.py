@@ -15,16 +15,25 @@ Row = dict[str, Any]
 RIVALS = {"gptq": (("llmcompressor", "gptq"), ("gptqmodel", "gptq")), "awq": (("llmcompressor", "awq"),), "signround": (("autoround", "signround"),),
           "smoothquant-gptq": (("llmcompressor", "smoothquant-gptq"),), "smoothquant": (("llmcompressor", "smoothquant"),),
           "rtn": (("llmcompressor", "rtn"), ("autoround", "rtn"))}
+# our scheme -> llama.cpp's types of about the same size
+SIZES = {"w4g32": ("q4_0", "iq4_nl", "q4_k"), "w4g64": ("iq4_xs",), "w4g128": ("iq4_xs",), "w3g64": ("iq3_xxs", "q3_k"), "w3g128": ("iq3_xxs",),
+         "w2g64z": ("iq2_xs", "iq2_xxs"), "w2g64": ("iq2_xs", "iq2_xxs")}
 
 
 def pairs(rows: list[Row]) -> list[tuple[Row, Row]]:
-    """(ours, theirs) of the same scheme, zero points apart: a library's zero points are its choice at that size."""
+    """(ours, theirs) of the same method and scheme, and llama.cpp's coding of about the same size."""
     found = []
     for ours in rows:
         if ours["library"] == "octavo":
             rivals = RIVALS.get(ours["method"], ())
-            found += [(ours, row) for row in rows if (row["library"], row["method"]) in rivals and row["scheme"] == ours["scheme"]]
+            sizes = SIZES.get(ours["scheme"], ()) if ours["method"] in ("rtn", "gptq", "signround") else ()
+            found += [(ours, row) for row in rows if ((row["library"], row["method"]) in rivals and row["scheme"] == ours["scheme"])
+                      or ((row["library"], row["method"]) == ("llamacpp", "folded") and row["scheme"] in sizes)]
     return found
+
+
+def rival(row: Row) -> str:
+    return f"llama.cpp {row['scheme'].upper()}, {row['bits']:.2f} bits" if row["library"] == "llamacpp" else f"{row['library']} {row['version'].split()[0]}"
 
 
 def ratio(a: float, b: float) -> str:
@@ -42,16 +51,19 @@ def markdown(result: dict[str, Any]) -> str:
     first = rows[0]
     text = [f"### {result['model']}\n\n{result['windows']} windows of {result['context']} tokens of {result['text']}, {first['tokens']} tokens scored; "
             f"the original's perplexity is {first['original_perplexity']['value']:.3f}.\n"]
-    against = [[f"{ours['method']} {ours['scheme']}", f"{theirs['library']} {theirs['version'].split()[0]}", str(theirs["rows"]),
+    against = [[f"{ours['method']} {ours['scheme']}", rival(theirs), str(theirs["rows"]),
                 f"{ours['kl']['mean']:.4f}", f"{theirs['kl']['mean']:.4f}", ratio(ours["kl"]["mean"], theirs["kl"]["mean"]),
                 f"{ours['perplexity']['value']:.3f}", f"{theirs['perplexity']['value']:.3f}",
                 ratio(ours["wall_s"], theirs["wall_s"]), ratio(ours["peak_rss_mb"], theirs["peak_rss_mb"])] for ours, theirs in pairs(rows)]
     if against:
         text.append(lines(["ours", "against", "sequences", "KL, ours", "theirs", "ratio", "perplexity, ours", "theirs", "wall time, ratio",
                            "peak memory, ratio"], against))
-    everything = [[row["name"], f"{row['bits']:.2f}", f"{row['kl']['mean']:.4f} [{row['kl']['low']:.4f}, {row['kl']['high']:.4f}]",
-                   f"{row['perplexity']['value']:.3f}", f"{row['perplexity_ratio']['value'] - 1:+.1%}", f"{row['top1_agreement']['value']:.1%}",
-                   str(row["rows"]), f"{row['wall_s']:.0f} s", f"{row['peak_rss_mb']:,} MB"] for row in sorted(rows, key=lambda r: (r["bits"], r["kl"]["mean"]))]
+    everything = []
+    for row in sorted(rows, key=lambda row: (row["bits"], row["kl"]["mean"])):
+        kl, change = row["kl"], row["perplexity_ratio"]["value"] - 1
+        everything.append([row["name"], f"{row['bits']:.2f}", f"{kl['mean']:.4f} [{kl['low']:.4f}, {kl['high']:.4f}]",
+                           f"{row['perplexity']['value']:.3f}", f"{change:+.1%}", f"{row['top1_agreement']['value']:.1%}", str(row["rows"]),
+                           f"{row['wall_s']:.0f} s", f"{row['peak_rss_mb']:,} MB"])
     text.append(lines(["checkpoint", "bits per weight", "KL", "perplexity", "against original", "same top", "sequences", "wall time", "peak memory"],
                       everything))
     return "\n".join(text)
