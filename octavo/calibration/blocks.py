@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from ..layers import Table
 from ..layers.tensors import Use
 from ..models import Decoder
 from .rows import Matrix, Node, RowsOps, Vector, Visitor
+
+T, R = TypeVar("T"), TypeVar("R")
 
 PIECE = 512  # rows of a table of words read at a time: whole blocks of scales
 
@@ -42,6 +44,11 @@ class Weights:
     def stored(self, name: str) -> np.ndarray:
         """As `get`, whatever has been changed."""
         return np.asarray(self.checkpoint.read(self.found[name]).dequantize(), np.float32)
+
+    def format(self, name: str) -> str:
+        """What the checkpoint stores it in: bf16, fp16, fp32; fp32 for what is quantized there."""
+        spec = self.checkpoint.tensors[self.found[name]].spec
+        return "fp32" if spec is None or spec.quantized else spec.format
 
     def rows(self, name: str, rows: np.ndarray) -> np.ndarray:
         """These rows of a matrix, float32 [len(rows), k]: of a table of words, which is never read as a whole."""
@@ -111,6 +118,14 @@ class Block:
         finally:
             ops.visit = None
         return self.output
+
+    def stored_format(self, name: str) -> str:
+        """See Weights.format."""
+        return self._blocks.weights.format(name)
+
+    def map(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """work(item) of each, in order, by all threads."""
+        return list(self._blocks.ops.pool.map(work, items))
 
     def finish(self) -> None:
         """Computes the output of the last `run`; the next block starts from there."""

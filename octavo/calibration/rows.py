@@ -106,10 +106,10 @@ class RowsOps:
         sequences, self.length = tokens.shape
         step = max(1, CHUNK // self.length)
         self.parts = [slice(a, min(a + step, sequences)) for a in range(0, sequences, step)]
-        self._pool = ThreadPoolExecutor(threads)
+        self.pool = ThreadPoolExecutor(threads)
 
     def close(self) -> None:
-        self._pool.shutdown()
+        self.pool.shutdown()
 
     @property
     def rows(self) -> int:
@@ -122,7 +122,7 @@ class RowsOps:
 
         waiting = []
         for index in range(len(self.parts)):
-            waiting.append(self._pool.submit(one, index))
+            waiting.append(self.pool.submit(one, index))
             if len(waiting) > self.threads:
                 yield waiting.pop(0).result()
         for future in waiting:

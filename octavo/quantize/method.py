@@ -15,7 +15,7 @@ from ..errors import UsageError
 from ..models import Decoder
 from ..qtensor import QTensor
 from ..registry import find
-from ..schemes import TensorSpec
+from ..schemes import Scheme, TensorSpec
 
 Needs = Literal["nothing", "moments", "gram"]
 
@@ -49,9 +49,9 @@ class Transform(Protocol):
     def prepare(self, model: Decoder, weights: Weights) -> None:
         """Before the first layer: what concerns the whole model (rotations of the residual stream)."""
 
-    def apply(self, block: Block, specs: Mapping[str, TensorSpec]) -> None:
-        """Before the layer is rounded: may run it to look at its inputs, and replaces arrays of `block.tensors` (never writes into them). `specs` names
-        the weights that will be rounded."""
+    def apply(self, block: Block, schemes: Mapping[str, Scheme]) -> None:
+        """Before the layer is rounded: may run it to look at its inputs, and replaces arrays of `block.tensors` (never writes into them). `schemes` names
+        the weights that will be rounded, and says to what, and what their inputs will be rounded to."""
 
 
 def rounder(name: str, options: Mapping[str, str] | None = None) -> Rounder:

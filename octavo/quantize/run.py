@@ -153,6 +153,7 @@ class _Work:
     def __init__(self, model: Decoder, weights: Weights, method: Rounder, transforms: Sequence[Transform], schemes: Mapping[str, Scheme], store: Store,
                  threads: int, on_progress: OnProgress | None) -> None:
         self.model, self.weights, self.method, self.transforms, self.store, self.threads = model, weights, method, transforms, store, threads
+        self.schemes = schemes
         self.specs = {name: scheme.weight for name, scheme in schemes.items()}
         self.on_progress = on_progress
         self.errors: dict[str, float] = {}
@@ -190,7 +191,7 @@ class _Work:
     def _layer(self, block: Block, specs: Mapping[str, TensorSpec]) -> None:
         results: dict[str, QTensor] = {}
         for one in self.transforms:
-            one.apply(block, specs)
+            one.apply(block, {name: self.schemes[name] for name in specs})
         if isinstance(self.method, BlockRounder):
             results = self.method.round_block(block, specs)
 
