@@ -15,25 +15,38 @@ from ..layers.tensors import Use
 from ..models import Decoder
 from .rows import Matrix, Node, RowsOps, Vector, Visitor
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
+Edit = Callable[[np.ndarray], np.ndarray]
 
 PIECE = 512  # rows of a table of words read at a time: whole blocks of scales
 
 
 class Weights:
-    """Tensors of a checkpoint as float32, by the model's names; `changed` holds those that are something else by now (transforms).
+    """Tensors of a checkpoint as float32, by the model's names.
 
     found   name here -> name in the checkpoint
+    edits   what transforms made of tensors outside the layers, see `edit`; `config` is what that changes in config.json
     """
 
     def __init__(self, checkpoint: Checkpoint, found: Mapping[str, str]) -> None:
         self.checkpoint, self.found = checkpoint, found
-        self.changed: dict[str, np.ndarray] = {}
+        self.edits: dict[str, tuple[str, Edit]] = {}
+        self.config: dict[str, Any] = {}
+
+    def edit(self, name: str, change: Edit, source: str | None = None) -> None:
+        """From now on `name`, a tensor outside the layers, is change(values of `source`), by default its own. Of a matrix, `change` works row by row. `name` may
+        be one that the checkpoint lacks. What this does to the model's config goes into `config`."""
+        self.edits[name] = source or name, change
 
     def get(self, name: str) -> np.ndarray:
         """float32 of the tensor's shape; not to be written to. Raises CheckpointError for NaN and infinity."""
-        if name in self.changed:
-            return self.changed[name]
+        source, change = self.edits.get(name, (name, None))
+        if change is not None:
+            return change(self._read(source))
+        return self._read(name)
+
+    def _read(self, name: str) -> np.ndarray:
         values: np.ndarray = np.asarray(self.checkpoint.read(self.found[name]).dequantize(), np.float32)
         self.checkpoint.release(self.found[name])
         if not np.isfinite(values).all():
@@ -42,7 +55,7 @@ class Weights:
         return values
 
     def stored(self, name: str) -> np.ndarray:
-        """As `get`, whatever has been changed."""
+        """As the checkpoint has it, whatever was edited."""
         return np.asarray(self.checkpoint.read(self.found[name]).dequantize(), np.float32)
 
     def format(self, name: str) -> str:
@@ -52,9 +65,8 @@ class Weights:
 
     def rows(self, name: str, rows: np.ndarray) -> np.ndarray:
         """These rows of a matrix, float32 [len(rows), k]: of a table of words, which is never read as a whole."""
-        if name in self.changed:
-            return self.changed[name][rows]
-        stored = self.found[name]
+        source, change = self.edits.get(name, (name, None))
+        stored = self.found[source]
         n, k = self.checkpoint.tensors[stored].shape
         out = np.empty((len(rows), k), np.float32)
         for piece in np.unique(rows // PIECE):
@@ -62,7 +74,7 @@ class Weights:
             values = self.checkpoint.read(stored, slice(int(piece) * PIECE, min(n, (int(piece) + 1) * PIECE))).dequantize()
             out[mine] = values[rows[mine] - piece * PIECE]
         self.checkpoint.release(stored)
-        return out
+        return out if change is None else change(out)
 
 
 class _Rows:
@@ -118,6 +130,17 @@ class Block:
         finally:
             ops.visit = None
         return self.output
+
+    @property
+    def model(self) -> Decoder:
+        return self._blocks.model
+
+    def load(self) -> None:
+        """Everything the layer reads into `tensors`, before it runs."""
+        weights, prefix = self._blocks.weights, f"model.layers.{self.layer}."
+        for name in weights.found:
+            if name.startswith(prefix):
+                self.tensors.setdefault(name, weights.get(name))
 
     def stored_format(self, name: str) -> str:
         """See Weights.format."""

@@ -95,10 +95,11 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
                 "source": checkpoint.content_key(cache_dir)}
     signature = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     store = Store(target, settings)
-    work = _Work(model, Weights(checkpoint, found), method, transforms, schemes, store, threads or detect(None).cores, on_progress)
+    weights = Weights(checkpoint, found)
+    work = _Work(model, weights, method, transforms, schemes, store, threads or detect(None).cores, on_progress)
     resumed = sum(store.has(layer) for layer in range(model.layers))
     errors = work.run(samples)
-    result = QuantizedCheckpoint(checkpoint, store, found, {name: s.activation for name, s in schemes.items() if s.activation.quantized}, model.layers,
+    result = QuantizedCheckpoint(checkpoint, store, weights, {name: s.activation for name, s in schemes.items() if s.activation.quantized}, model.layers,
                                  signature)
     written = convert(result, target, to=to, shard_size=shard_size, overwrite=overwrite, threads=threads, cache_dir=cache_dir)
     store.remove()

@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from ..calibration.blocks import Weights
 from ..checkpoints import Checkpoint, TensorInfo
 from ..errors import CheckpointError
-from ..qtensor import QTensor
+from ..qtensor import QTensor, quantize
 from ..schemes import TensorSpec
 
 SUFFIX = ".octavo-quantizing"
 ARRAYS = ("codes", "scales", "zeros", "offsets", "outer", "order", "factors")
-FP32 = TensorSpec("fp32")
+FP32, BF16 = TensorSpec("fp32"), TensorSpec("bf16")
 
 
 class Store:
@@ -99,11 +100,13 @@ class QuantizedCheckpoint:
 
     where       name here -> the layer whose file holds it
     activations name here -> what its inputs are quantized to
+    weights     what transforms made of the tensors outside the layers
     """
 
-    def __init__(self, source: Checkpoint, store: Store, found: Mapping[str, str], activations: Mapping[str, TensorSpec], layers: int, signature: str) -> None:
+    def __init__(self, source: Checkpoint, store: Store, weights: Weights, activations: Mapping[str, TensorSpec], layers: int, signature: str) -> None:
         self._source, self._store, self._signature = source, store, signature
-        self.path, self.codec, self.config = source.path, source.codec, source.config
+        found = weights.found
+        self.path, self.codec, self.config = source.path, source.codec, {**source.config, **weights.config}
         self.notes: Sequence[str] = list(source.notes)
         self.cache: TensorSpec | None = None
         self._where: dict[str, tuple[str, int]] = {}
@@ -119,9 +122,19 @@ class QuantizedCheckpoint:
                 info = tensors[found[name]]
                 self._where[info.name] = name, layer
                 tensors[info.name] = replace(info, spec=FP32, nbytes=values.nbytes)
+        self._edits = {found.get(name, name): (found[of], change) for name, (of, change) in weights.edits.items()}
+        for name, (of, _) in self._edits.items():
+            info = source.tensors[of]
+            spec = info.spec if info.spec is not None and not info.spec.quantized else BF16
+            tensors[name] = replace(info, name=name, spec=spec, nbytes=spec.packed_bytes(info.shape))
         self.tensors: Mapping[str, TensorInfo] = tensors
 
     def read(self, name: str, rows: slice | None = None) -> QTensor:
+        if name in self._edits:
+            of, change = self._edits[name]
+            spec = self.tensors[name].spec
+            assert spec is not None
+            return quantize(change(np.asarray(self._source.read(of, rows).dequantize(), np.float32)), spec)
         if name not in self._where:
             return self._source.read(name, rows)
         mine, layer = self._where[name]
@@ -161,7 +174,7 @@ class QuantizedCheckpoint:
     def release(self, name: str) -> None:
         if name not in self._where:
             with contextlib.suppress(KeyError):
-                self._source.release(name)
+                self._source.release(self._edits[name][0] if name in self._edits else name)
 
     def __getattr__(self, name: str) -> Any:
         if name == "as_stored":  # tensors that are no weights move as they are

@@ -129,7 +129,7 @@ def _shares(values: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
     powers = parts / top
     for _ in range(POWER):
         powers *= powers
-    total = powers.sum(axis=2, keepdims=True)
+    total = np.maximum(powers.sum(axis=2, keepdims=True), np.float32(1e-30))
     squares = (top[..., 0].astype(np.float64) ** 2) * total[..., 0].astype(np.float64) ** (2.0 ** (1 - POWER))
     share = np.einsum("rgk,rg->gk", powers / total, squares.astype(np.float32)).reshape(-1)[:k].astype(np.float64)
     return share, squares

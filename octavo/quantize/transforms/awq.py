@@ -63,8 +63,7 @@ def _clips(spec: TensorSpec) -> bool:
 
 def clipped(weight: np.ndarray, spec: TensorSpec, gram: np.ndarray) -> np.ndarray:
     """`weight` [n, k] with the values of each group limited where the error of that group's outputs, d H d^T, gets less by it."""
-    n, k = weight.shape
-    group = spec.size
+    k, group = weight.shape[1], spec.size
     blocks = [gram[a : a + group, a : a + group] for a in range(0, k, group)]
     limit = np.maximum.reduceat(np.abs(weight), np.arange(0, k, group), axis=1)
 

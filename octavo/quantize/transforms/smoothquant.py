@@ -1,7 +1,7 @@
 """smoothquant: factors for input channels that share the difficulty between inputs and weights.
 
-What it is: channels whose inputs are large are divided, so that a token's scale serves its other channels, and the weights that read them are multiplied. Where the
-paper takes max|x|^a / max|w|^(1 - a) with one a, the factors are found channel by channel (`_factors.py`), and judged by the error of the outputs
+What it is: channels whose inputs are large are divided, so that a token's scale serves its other channels, and the weights that read them are multiplied. Where
+the paper takes max|x|^a / max|w|^(1 - a) with one a, the factors are found channel by channel (`_factors.py`), and judged by the error of the outputs
 that rounded weights and rounded inputs make together.
 When to choose it: schemes that round inputs too: W8A8, W4A8.
 Limits: moves only what a norm, the value projection or the up projection can take; other inputs stay.
