@@ -35,8 +35,8 @@ class Weights:
         self.config: dict[str, Any] = {}
 
     def edit(self, name: str, change: Edit, source: str | None = None) -> None:
-        """From now on `name`, a tensor outside the layers, is change(values of `source`), by default its own. Of a matrix, `change` works row by row. `name` may
-        be one that the checkpoint lacks. What this does to the model's config goes into `config`."""
+        """From now on `name`, a tensor outside the layers, is change(values of `source`), by default its own. Of a matrix, `change` works row by row. `name`
+        may be one that the checkpoint lacks. What this does to the model's config goes into `config`."""
         self.edits[name] = source or name, change
 
     def get(self, name: str) -> np.ndarray:
