@@ -115,53 +115,71 @@ class Block:
     same inputs as often as is asked, `finish` makes the last result the next layer's input."""
 
     def __init__(self, blocks: Blocks, layer: int) -> None:
-        self._blocks, self.layer = blocks, layer
+        self.blocks, self.layer = blocks, layer
         self.tensors: dict[str, np.ndarray] = {}
         self.inputs = blocks.x
         self.output: Node | None = None
+        self._target: Node | None = None
 
     def run(self, visit: Visitor | None = None) -> Node:
         """One forward of the layer; `visit` sees every group of linears in the order of computation (see RowsOps). Nothing is computed beyond what
         the visitor asks for."""
-        ops = self._blocks.ops
+        ops = self.blocks.ops
         ops.visit = visit
         try:
-            self.output = self._blocks.model.layer(self._blocks.bound(self.tensors), self.inputs, self.layer)
+            self.output = self.blocks.model.layer(self.blocks.bound(self.tensors), self.inputs, self.layer)
         finally:
             ops.visit = None
         return self.output
 
     @property
     def model(self) -> Decoder:
-        return self._blocks.model
+        return self.blocks.model
 
     def load(self) -> None:
         """Everything the layer reads into `tensors`, before it runs."""
-        weights, prefix = self._blocks.weights, f"model.layers.{self.layer}."
+        weights, prefix = self.blocks.weights, f"model.layers.{self.layer}."
         for name in weights.found:
             if name.startswith(prefix):
                 self.tensors.setdefault(name, weights.get(name))
 
     def stored_format(self, name: str) -> str:
         """See Weights.format."""
-        return self._blocks.weights.format(name)
+        return self.blocks.weights.format(name)
 
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """work(item) of each, in order, by all threads."""
-        return list(self._blocks.ops.pool.map(work, items))
+        return list(self.blocks.ops.pool.map(work, items))
+
+    def target(self) -> Node:
+        """What the layer gives in the model as it is: its tensors as they are now, unrounded, on inputs that no rounding has touched. The nodes are
+        computed and kept. Needs Blocks(..., original=True)."""
+        blocks = self.blocks
+        assert blocks.original is not None
+        node: Node = blocks.model.layer(blocks.bound(dict(self.tensors)), blocks.original, self.layer)
+        blocks.ops.compute(node)
+        self._target = node
+        return node
 
     def finish(self) -> None:
         """Computes the output of the last `run`; the next block starts from there."""
         assert self.output is not None
-        self._blocks.ops.compute(self.output)
-        self._blocks.x = self.output
+        blocks = self.blocks
+        if blocks.original is not None:
+            blocks.original = self._target or self.target()
+        blocks.ops.compute(self.output)
+        blocks.x = self.output
 
 
 class Blocks:
-    """for block in Blocks(...): block.run(...); block.finish(). Close it when done, or use it in a `with`."""
+    """with Blocks(...) as blocks: for block in blocks: block.run(...); block.finish().
 
-    def __init__(self, model: Decoder, weights: Weights, tokens: np.ndarray, threads: int) -> None:
-        self.model, self.weights = model, weights
+    original   carry the outputs of the unrounded model along, too (see Block.target): one more forward, and memory for its rows
+    """
+
+    def __init__(self, model: Decoder, weights: Weights, tokens: np.ndarray, threads: int, *, original: bool = False) -> None:
+        self.model, self.weights, self._carry = model, weights, original
+        self.original: Node | None = None
         self.ops = RowsOps(tokens, threads)
         self._limits: Any = None
         self._tables: dict[str, Vector] = {}
@@ -182,6 +200,7 @@ class Blocks:
         name, model = "model.embed_tokens", self.model
         self.x = self.ops.embed(bound.weight(f"{name}.weight", model.vocab_size, model.hidden, "embed"), model.embed_factor)
         self.ops.compute(self.x)
+        self.original = self.x if self._carry else None
         for layer in range(self.model.layers):
             yield Block(self, layer)
 

@@ -87,6 +87,11 @@ class Node:
             self._kept[index] = value
         return value
 
+    @property
+    def chunks(self) -> int:
+        """How many chunks are kept; 0 where none are."""
+        return len(self._kept or ())
+
     def settle(self) -> None:
         """After all chunks have been asked for: let go of what they were computed from."""
         if self._kept is not None and self._missing == 0:

@@ -173,7 +173,7 @@ class _Work:
             return self.errors
         for one in self.transforms:
             one.prepare(self.model, self.weights)
-        with Blocks(self.model, self.weights, samples.ids, self.threads) as blocks:
+        with Blocks(self.model, self.weights, samples.ids, self.threads, original=isinstance(self.method, BlockRounder)) as blocks:
             for block in blocks:
                 if self.store.has(block.layer):
                     self._again(block)

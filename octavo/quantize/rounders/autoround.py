@@ -1,0 +1,226 @@
+"""autoround: learned rounding, layer by layer.
+
+What it is: another rounder (GPTQ) gives a start; then an offset for each code and a factor for each scale are learned with signs of gradients, so that the
+outputs of the whole layer (attention and feed-forward together), on inputs that carry all earlier rounding, come closest to those of the unrounded model.
+When to choose it: 2 to 4 bits, when a calibration of minutes per hundred million weights is worth it.
+Limits: integer codes with scales per group or row; needs torch; some three times GPTQ's time.
+Source: SignRound, arXiv 2309.05516. The start from GPTQ (arXiv 2210.17323) instead of round to nearest is ours: it needs a fraction of the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ... import formats
+from ...calibration import Block, Group, Statistics
+from ...calibration.torch_ops import TorchOps, TorchTensors, import_torch
+from ...errors import UsageError
+from ...qtensor import QTensor, round_scales
+from ...schemes import TensorSpec
+from ..method import Needs, rounder
+
+Tensor = Any
+MICRO = 2048       # rows of one backward pass: what one thread works on
+EDGE = 0.49        # how far from its code a start may lie: the code is the start's
+LEAST, MOST = 0.8, 1.25  # of the factors of scales
+
+
+@dataclass(frozen=True)
+class Autoround:
+    """steps     of gradient descent for each layer
+    batch        sequences a step
+    rate         by which an offset moves in the first step, in codes; falls to 0 in a straight line. 0: 1.5 / steps
+    scale_rate   the same for the factors of scales, as a part of `rate`
+    relative     errors of a token count as parts of its size, which the next norm removes; else as they are
+    start        the rounder that gives the first codes
+    seed         of the order of sequences
+    """
+
+    needs: ClassVar[Needs] = "gram"
+
+    steps: int = 60
+    batch: int = 8
+    rate: float = 0.0
+    scale_rate: float = 0.1
+    relative: bool = True
+    start: str = "gptq"
+    seed: int = 0
+
+    def round(self, weight: np.ndarray, spec: TensorSpec, statistics: Statistics | None) -> QTensor:
+        """One weight by itself, as the start rounds it."""
+        return rounder(self.start).round(weight, spec, statistics)
+
+    def round_block(self, block: Block, specs: Mapping[str, TensorSpec]) -> dict[str, QTensor]:
+        for name, spec in specs.items():
+            if formats.get(spec.format).kind != "int" or spec.granularity not in ("group", "channel"):
+                raise UsageError(f"autoround learns integer codes with scales per group or row, not {spec.format} per {spec.granularity}", where=name,
+                                 remedy="choose --method gptq")
+        states = self._start(block, specs)
+        if not states:
+            return {}
+        return _Learning(self, block, states).run()
+
+    def _start(self, block: Block, specs: Mapping[str, TensorSpec]) -> dict[str, _State]:
+        first, states = rounder(self.start), {}
+
+        def visit(group: Group) -> list[np.ndarray] | None:
+            if not any(matrix.name in specs for matrix in group.weights):
+                return None
+            statistics = group.statistics(gram=True)
+            out = []
+            for matrix in group.weights:
+                values = matrix.values
+                if matrix.name in specs:
+                    tensor = first.round(values, specs[matrix.name], statistics)
+                    states[matrix.name] = _State(values, tensor)
+                    values = tensor.dequantize()
+                out.append(values)
+            return out
+
+        block.run(visit)
+        return states
+
+
+class _State:
+    """What is learned of one weight W [n, k]: codes are round(W / (scale * factor) + offset) within their range."""
+
+    def __init__(self, weight: np.ndarray, tensor: QTensor) -> None:
+        torch = import_torch()
+        spec, k = tensor.spec, weight.shape[1]
+        assert tensor.scales is not None
+        self.tensor, number = tensor, formats.get(spec.format)
+        self.low, self.high = (number.low, number.high) if spec.symmetric else (0.0, 2.0**number.bits - 1)
+        columns = np.arange(k) // (spec.size or k)
+        self.columns = torch.from_numpy(columns)
+        scales = np.where(tensor.scales == 0, np.float32(1), tensor.scales)
+        codes = tensor.codes.astype(np.float32)
+        zeros = np.zeros_like(scales) if tensor.zeros is None else np.asarray(tensor.zeros, np.float32)
+        place = np.clip(weight / scales[:, columns] + zeros[:, columns], codes - EDGE, codes + EDGE)
+        self.weight = torch.from_numpy(np.ascontiguousarray(weight))
+        self.scales, self.zeros = torch.from_numpy(np.ascontiguousarray(scales, np.float32)), torch.from_numpy(zeros)
+        self.offset = torch.from_numpy((place - zeros[:, columns] - weight / scales[:, columns]).astype(np.float32))
+        self.factor = torch.ones_like(self.scales)
+
+    def values(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(the weight that the codes stand for, the codes less their zero points, 1.0 where a code is free to move)."""
+        torch = import_torch()
+        zeros = self.zeros[:, self.columns]
+        place = self.weight / (self.scales * self.factor)[:, self.columns] + self.offset + zeros
+        codes = torch.round(place).clamp_(self.low, self.high)
+        free = (place - codes).abs_() <= 0.5
+        codes -= zeros
+        return codes * (self.scales * self.factor)[:, self.columns], codes, free
+
+    def step(self, gradient: Tensor, codes: Tensor, free: Tensor, rate: float, scale_rate: float) -> None:
+        """One step against the sign of the gradient [n, k] of the loss by the weight's values."""
+        torch = import_torch()
+        scales = self.scales[:, self.columns]
+        by_place = gradient * free
+        self.offset -= rate * torch.sign(by_place * scales)
+        if scale_rate:
+            by_factor = gradient * codes * scales - by_place * self.weight / self.factor[:, self.columns]
+            sums = torch.zeros_like(self.scales).index_add_(1, self.columns, by_factor)
+            self.factor = (self.factor - scale_rate * torch.sign(sums)).clamp_(LEAST, MOST)
+
+    def result(self) -> QTensor:
+        """The codes as they are now, with scales as they are stored."""
+        scales = round_scales((self.scales * self.factor).numpy(), self.tensor.spec.scale_format)
+        empty = np.asarray(self.tensor.scales) == 0
+        columns = self.columns.numpy()
+        divisor = np.where(scales == 0, np.float32(1), scales)[:, columns]
+        place = self.weight.numpy() / divisor + self.offset.numpy() + self.zeros.numpy()[:, columns]
+        codes = np.rint(place).clip(self.low, self.high).astype(self.tensor.codes.dtype)
+        codes = np.where(empty[:, columns], self.tensor.codes, codes)
+        return replace(self.tensor, codes=codes, scales=np.where(empty, np.float32(0), scales))
+
+
+class _Learning:
+    """The descent for one layer."""
+
+    def __init__(self, method: Autoround, block: Block, states: dict[str, _State]) -> None:
+        self.method, self.states = method, states
+        blocks = block.blocks
+        self.length, self.sequences = blocks.ops.length, len(blocks.ops.tokens)
+        self.inputs = self._sequences(block.inputs)
+        self.targets = self._sequences(block.target())
+        ops = TorchOps(self.length)
+        self.tensors = TorchTensors(ops, {}, block.tensors)
+        self.forward: Callable[[Any, Tensor], Tensor] = lambda t, x: blocks.model.layer(t, x, block.layer)
+        self.threads = blocks.ops.threads
+        self.micro = max(1, MICRO // self.length)
+
+    def _sequences(self, node: Any) -> np.ndarray:
+        """float32 [sequences, length, width]."""
+        chunks = [node.chunk(c) for c in range(node.chunks)]
+        return np.concatenate(chunks).reshape(self.sequences, self.length, node.width)
+
+    def run(self) -> dict[str, QTensor]:
+        torch = import_torch()
+        method, states = self.method, self.states
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)  # several sequences at once instead: the sums are then the same for any number of threads
+        try:
+            with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                start = {name: state.tensor for name, state in states.items()}
+                first = self._loss(pool, start)
+                rate = method.rate or 1.5 / max(1, method.steps)
+                random = np.random.default_rng(method.seed)
+                order: list[int] = []
+                for step in range(method.steps):
+                    while len(order) < min(method.batch, self.sequences):
+                        order += random.permutation(self.sequences).tolist()
+                    batch, order = order[: method.batch], order[method.batch :]
+                    now = rate * (1 - step / method.steps)
+                    known = {name: state.values() for name, state in states.items()}
+                    gradients = self._gradients(pool, {name: values for name, (values, _, _) in known.items()}, batch)
+                    for name, state in states.items():
+                        _, codes, free = known[name]
+                        state.step(gradients[name], codes, free, now, now * method.scale_rate)
+                found = {name: state.result() for name, state in states.items()}
+                return found if self._loss(pool, found) < first else start
+        finally:
+            torch.set_num_threads(before)
+
+    def _gradients(self, pool: ThreadPoolExecutor, values: dict[str, Tensor], batch: list[int]) -> dict[str, Tensor]:
+        """Of the squared error by each weight, summed over the batch in its order."""
+        torch = import_torch()
+
+        def one(part: list[int]) -> list[Tensor]:
+            leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
+            out = self.forward(self.tensors.with_weights(leaves), torch.from_numpy(self.inputs[part].reshape(-1, self.inputs.shape[-1])))
+            return list(torch.autograd.grad(self._distance(out, part).sum(), list(leaves.values())))
+
+        total: list[Tensor] = []
+        for found in pool.map(one, self._parts(batch)):
+            total = [a.add_(b) for a, b in zip(total, found, strict=True)] if total else found
+        return dict(zip(values, total, strict=True))
+
+    def _loss(self, pool: ThreadPoolExecutor, tensors: Mapping[str, QTensor]) -> float:
+        torch = import_torch()
+        bound = self.tensors.with_weights({name: torch.from_numpy(np.asarray(tensor.dequantize())) for name, tensor in tensors.items()})
+
+        def one(part: list[int]) -> float:
+            with torch.no_grad():
+                out = self.forward(bound, torch.from_numpy(self.inputs[part].reshape(-1, self.inputs.shape[-1])))
+                return float(self._distance(out, part).sum(dtype=torch.float64))
+
+        return sum(pool.map(one, self._parts(list(range(self.sequences)))))
+
+    def _distance(self, out: Tensor, part: list[int]) -> Tensor:
+        """Squared error of each row [rows], as a part of the row's mean square: what comes next norms its rows."""
+        torch = import_torch()
+        targets = torch.from_numpy(self.targets[part].reshape(out.shape))
+        squared = (out - targets).square().mean(dim=1)
+        return squared / targets.square().mean(dim=1).clamp_min(1e-20) if self.method.relative else squared
+
+    def _parts(self, batch: list[int]) -> Iterator[list[int]]:
+        for at in range(0, len(batch), self.micro):
+            yield batch[at : at + self.micro]
+
+
+ROUNDER = Autoround
