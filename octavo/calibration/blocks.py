@@ -152,9 +152,11 @@ class Block:
         return list(self.blocks.ops.pool.map(work, items))
 
     def target(self) -> Node:
-        """What the layer gives in the model as it is: its tensors as they are now, unrounded, on inputs that no rounding has touched. The nodes are
-        computed and kept. Needs Blocks(..., original=True)."""
+        """What the layer gives in the unrounded model, on inputs that no rounding has touched: computed at the first call, which must come before its
+        tensors change, and kept. Needs Blocks(..., original=True)."""
         blocks = self.blocks
+        if self._target is not None:
+            return self._target
         assert blocks.original is not None
         node: Node = blocks.model.layer(blocks.bound(dict(self.tensors)), blocks.original, self.layer)
         blocks.ops.compute(node)
@@ -166,7 +168,7 @@ class Block:
         assert self.output is not None
         blocks = self.blocks
         if blocks.original is not None:
-            blocks.original = self._target or self.target()
+            blocks.original = self.target()
         blocks.ops.compute(self.output)
         blocks.x = self.output
 

@@ -22,7 +22,7 @@ from ...calibration.torch_ops import TorchOps, TorchTensors, import_torch
 from ...errors import UsageError
 from ...qtensor import QTensor, round_scales
 from ...schemes import TensorSpec
-from ..method import Needs, rounder
+from ..method import GroupRounder, Needs, rounder
 
 Tensor = Any
 MICRO = 2048       # rows of one backward pass: what one thread works on
@@ -72,15 +72,14 @@ class Autoround:
             if not any(matrix.name in specs for matrix in group.weights):
                 return None
             statistics = group.statistics(gram=True)
-            out = []
-            for matrix in group.weights:
-                values = matrix.values
-                if matrix.name in specs:
-                    tensor = first.round(values, specs[matrix.name], statistics)
-                    states[matrix.name] = _State(values, tensor)
-                    values = tensor.dequantize()
-                out.append(values)
-            return out
+            mine = [matrix for matrix in group.weights if matrix.name in specs]
+            arrays, wanted = [matrix.values for matrix in mine], [specs[matrix.name] for matrix in mine]
+            if isinstance(first, GroupRounder):
+                tensors = first.round_group(arrays, wanted, statistics, block.blocks.ops.threads)
+            else:
+                tensors = [first.round(values, spec, statistics) for values, spec in zip(arrays, wanted, strict=True)]
+            states.update({matrix.name: _State(matrix.values, tensor) for matrix, tensor in zip(mine, tensors, strict=True)})
+            return [states[matrix.name].tensor.dequantize() if matrix.name in states else matrix.values for matrix in group.weights]
 
         block.run(visit)
         return states
