@@ -158,7 +158,7 @@ class Block:
         if self._target is not None:
             return self._target
         assert blocks.original is not None
-        node: Node = blocks.model.layer(blocks.bound(dict(self.tensors)), blocks.original, self.layer)
+        node: Node = blocks.model.layer(blocks.bound(self.tensors), blocks.original, self.layer)
         blocks.ops.compute(node)
         self._target = node
         return node
