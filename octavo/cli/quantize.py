@@ -12,6 +12,7 @@ from ..errors import UsageError
 from ._command import Command
 
 if TYPE_CHECKING:
+    from ..quality.receipt import Receipt
     from ..quantize import Report
 
 
@@ -67,6 +68,12 @@ class Options:
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
 
+    receipt: bool = True
+    """Write octavo-receipt.json: what the model has lost, measured on a few hundred tokens."""
+
+    receipt_text: str | None = None
+    """Measure on this text instead of one of Octavo's own; as `octavo evaluate --text`."""
+
     json: bool = False
     """Print JSON."""
 
@@ -96,11 +103,26 @@ def run(options: Options) -> None:
 
     report = quantize(options.model, options.out, wish, to=options.to, threads=options.threads, overwrite=options.overwrite, revision=options.revision,
                       allow_pickle=options.allow_pickle, on_progress=show)
+    receipt = _receipt(options, report) if options.receipt else None
     if options.json:
         print(json.dumps({"scheme": report.scheme, "method": report.method, "samples": report.samples, "errors": report.errors,
-                          "seconds": report.seconds, "resumed": report.resumed, "settings": report.settings, "written": report.written.to_json()}, indent=2))
+                          "seconds": report.seconds, "resumed": report.resumed, "settings": report.settings, "written": report.written.to_json(),
+                          "receipt": None if receipt is None else receipt.to_json()}, indent=2))
     else:
         _show(options, report)
+        if receipt is not None:
+            print(f"receipt: {receipt.line}")
+
+
+def _receipt(options: Options, report: Report) -> Receipt:
+    from ..quality.receipt_of import receipt_of
+    from ..quality.texts import read_text
+
+    calibration = {"name": report.samples, "sha256": report.settings.get("samples"), "sequences": options.sequences, "tokens": options.tokens,
+                   "seed": options.seed}
+    return receipt_of(options.model, options.out, settings={"verb": "quantize", **report.settings}, calibration=calibration if report.samples else None,
+                      output_errors=report.errors, text=read_text(options.receipt_text or "receipt"), threads=options.threads,
+                      revision=options.revision, allow_pickle=options.allow_pickle)
 
 
 def _show(options: Options, report: Report) -> None:

@@ -137,7 +137,8 @@ def run(options: Options) -> int:
         return loaded, Engine(loaded, replace(engine_options, **chosen))
 
     def ready(loaded: LoadedModel, engine: Engine) -> None:
-        print(greeting(loaded, engine, server_options.names, f"http://{host}:{port}", api_key is not None, time.perf_counter() - began), flush=True)
+        print(greeting(loaded, engine, server_options.names, f"http://{host}:{port}", api_key is not None, time.perf_counter() - began,
+                       quality.line), flush=True)
         quality.start(lambda: _online(options, loaded), server.check)
         threading.Thread(target=loaded.text.prepare, daemon=True).start()  # many texts will come; the first need not wait for it
 
@@ -184,7 +185,8 @@ def plain_name(model: str) -> str:
     return base if dot and last[:1] in ("Q", "F", "B", "I") and last.isupper() else stem
 
 
-def greeting(loaded: LoadedModel, engine: Engine, names: tuple[str, ...], url: str, keyed: bool, seconds: float) -> str:
+def greeting(loaded: LoadedModel, engine: Engine, names: tuple[str, ...], url: str, keyed: bool, seconds: float,
+             quality: str = "") -> str:
     """What is served, in which precision and why, what runs, the memory foreseen and used, and a line to try."""
     report = loaded.report
     body = {"model": names[0], "messages": [{"role": "user", "content": "Name three rivers."}]}
@@ -198,6 +200,7 @@ def greeting(loaded: LoadedModel, engine: Engine, names: tuple[str, ...], url: s
         *(("", note) for note in report.notes),
         ("memory", f"{report.measured_peak / 1e6:.0f} MB at most while loading ({report.predicted_peak / 1e6:.0f} MB predicted), of which weights "
                    f"{report.weight_bytes / 1e6:.0f} MB; key-value cache up to {engine.kv_bytes / 1e6:.0f} MB ({engine.kv_pages} pages)"),
+        *([("quality", quality)] if quality else []),
         ("ready", f"after {seconds:.1f} s: {url}/v1"),
         ("try", f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'"),
     ]

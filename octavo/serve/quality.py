@@ -48,6 +48,13 @@ class Quality:
             self._thread = threading.Thread(target=self._background, args=(online, check), name="octavo-receipt", daemon=True)
             self._thread.start()
 
+    @property
+    def line(self) -> str:
+        """For the greeting: what is known, or that it is being found out."""
+        if self.receipt is not None:
+            return self.receipt.line
+        return "what quantizing lost is looked up, or measured in the background: /v1/quality" if self.mode == "background" else ""
+
     def join(self, seconds: float) -> None:
         """Wait for the thread after the server was stopped."""
         if self._thread is not None:

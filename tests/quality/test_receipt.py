@@ -66,6 +66,18 @@ def test_verbs_agree(original: Path, quantized: Path, tmp_path: Path, shared_dat
     assert receipt is not None and receipt.text["name"] == "own.txt" and 0 < receipt.kl < written.kl
 
 
+def test_quantize_writes_one(original: Path, tmp_path: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "calibration.txt"
+    text.write_text((shared_data / "text" / "tinyshakespeare.txt").read_text()[:8000])
+    assert main(["quantize", str(original), str(tmp_path / "out"), "--scheme", "W4g32", "--method", "gptq", "--data", str(text), "--sequences", "8",
+                 "--tokens", "64", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["receipt"]
+    receipt = read_receipt(tmp_path / "out" / NAME)
+    assert receipt is not None and receipt.to_json() == found and 0 < receipt.kl < LIMIT
+    assert receipt.calibration is not None and receipt.calibration["sequences"] == 8 and len(receipt.calibration["sha256"]) == 64
+    assert all(set(errors) == {"weight", "output"} for errors in receipt.weights.values()) and receipt.settings["method"]
+
+
 def test_exact_needs_no_measurement(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", str(tiny_model), str(tmp_path / "copy"), "--to", "safetensors"]) == 0
     receipt = read_receipt(tmp_path / "copy" / NAME)
