@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,7 +23,8 @@ Needs = Literal["nothing", "moments", "gram"]
 class Rounder(Protocol):
     """needs   what `round` must know of the inputs: nothing, their means (Statistics without gram), or all of Statistics"""
 
-    needs: ClassVar[Needs]
+    @property
+    def needs(self) -> Needs: ...
 
     def round(self, weight: np.ndarray, spec: TensorSpec, statistics: Statistics | None) -> QTensor:
         """`weight` float32 [n, k] in the precision `spec`. The same bits for any number of threads. Called from one thread at a time."""

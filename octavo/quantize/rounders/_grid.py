@@ -67,6 +67,13 @@ class Grid:
         rounded: np.ndarray = round_scales(scales.astype(np.float32, copy=False), self.spec.scale_format)
         return rounded
 
+    def rounded(self, weight: np.ndarray) -> np.ndarray:
+        """The nearest values [k, rows], in units of their scales."""
+        out = np.empty_like(weight)
+        for index, columns in enumerate(self.groups):
+            out[columns] = self.nearest(weight[columns] / self.size(index), self.bounds(index))
+        return out
+
     def codes(self, values: np.ndarray) -> np.ndarray:
         """The codes [k, rows] of values in units of their scales."""
         if not self.integer:
@@ -80,15 +87,15 @@ class Grid:
         return out
 
     def search(self, weight: np.ndarray, importance: np.ndarray) -> None:
-        """The scales (and zeros) with the least squared error of `weight` [k, rows], weighted by `importance` [k]: of a few clipped ranges, each with its
-        least-squares scale, the best."""
+        """The scales (and zeros) with the least squared error of `weight` [k, rows], weighted by `importance`, [k, 1] or [k, rows]: of a few
+        clipped ranges, each with its least-squares scale, the best."""
         if not self.free:
             return
         coarse = self.spec.scale_format in COARSE
         ratios = RATIOS_EXACT if self.spec.scale_format == "e8m0" else RATIOS_COARSE if coarse else (
             RATIOS.get(self.spec.bits, RATIOS_WIDE) if self.integer else RATIOS_WIDE)
         for index, columns in enumerate(self.groups):
-            w, h = weight[columns], importance[columns, None]
+            w, h = weight[columns], importance[columns]
             first_scale = self.scales[index].copy()
             first_zero = None if self.zeros is None else self.zeros[index].copy()
             best: np.ndarray | None = None

@@ -35,7 +35,7 @@ class Gptq:
     passes    of the descent over codes and scales; 0 is plain GPTQ
     """
 
-    damping: float = 0.01
+    damping: float = 0.05
     groups: str = "static"
     passes: int = 4
 
@@ -72,7 +72,8 @@ class Gptq:
         group_of = np.zeros(len(order), np.int64)
         for index, columns in enumerate(groups):
             group_of[columns] = index
-        importance = np.diagonal(gram)
+        importance = np.empty((len(m), 1), np.float32)
+        importance[order, 0] = np.diagonal(m) ** 2  # what is left of each input's size when those rounded later have made good what they can
 
         def work(rows: slice) -> tuple[Grid, np.ndarray]:
             mine = np.ascontiguousarray(weight[rows].T)
