@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ._command import Command
@@ -27,7 +28,22 @@ class Options:
     _: KW_ONLY
 
     scheme: str = "W4g128A16"
-    """The precision, as `octavo explain` reads it; `NAME; PATTERN=NAME` for more than one."""
+    """The precision, as `octavo explain` reads it; `NAME; PATTERN=NAME` for more than one; or a plan, a .json file that a search has written."""
+
+    target_bits: float | None = None
+    """Search a precision for each weight, so that they have this many bits on average, scales counted."""
+
+    target_size: str | None = None
+    """The same, so that all tensors together take this much: 80MB, 1.5GB."""
+
+    max_kl: float | None = None
+    """The same, as small as can be with at most this KL (nats per token) on text that was not used for calibration."""
+
+    candidates: str = "W2g64,W3g64,W3g32,W4g64,W4g32,W5g64,W6g64,W8g64"
+    """The precisions that a search may give, such as W4g64,W8A8; embedding and output layer take those of 4 bits and more."""
+
+    together: bool = False
+    """In a search: one precision for q, k and v, and for gate and up, which some engines fuse."""
 
     method: str = "gptq"
     """How weights are rounded; `octavo list methods` says which there are."""
@@ -55,6 +71,9 @@ class Options:
 
     keep: list[str] = field(default_factory=list)
     """Leave weights unquantized whose name matches (a glob; may be repeated)."""
+
+    include: list[str] = field(default_factory=list)
+    """Quantize embedding (*embed_tokens*) or output layer (*lm_head*), too, rounded to nearest (a glob; may be repeated). A search includes both."""
 
     threads: int | None = None
     """Default: as many as this process may use cores. The result does not depend on it."""
@@ -90,26 +109,33 @@ def run(options: Options) -> None:
             raise UsageError(f"cannot read {text!r}", where="--set", remedy="write METHOD.OPTION=VALUE")
         settings[key.strip()] = value.strip()
 
-    from ..quantize import Wish, quantize
+    from ..quantize import Wish, plan_text, quantize
 
-    wish = Wish(options.scheme, options.method, tuple(options.transform), settings, options.data, options.sequences, options.tokens, options.seed,
-                tuple(options.keep))
-    shown = sys.stderr.isatty()
+    wish = Wish(plan_text(options.scheme), options.method, tuple(options.transform), settings, options.data, options.sequences, options.tokens, options.seed,
+                tuple(options.keep), tuple(options.include))
+    rest: dict[str, Any] = {"to": options.to, "threads": options.threads, "overwrite": options.overwrite, "revision": options.revision,
+                            "allow_pickle": options.allow_pickle, "on_progress": _progress("layer")}
+    found: dict[str, Any] = {}
+    if any(goal is not None for goal in (options.target_bits, options.target_size, options.max_kl)):
+        from ..quantize.mixed import quantize_mixed
+        from ..quantize.search import Goal, parse_size
 
-    def show(done: int, total: int, seconds: float) -> None:
-        if shown:
-            left = seconds / done * (total - done)
-            print(f"\rlayer {done} of {total}, {left:.0f} s left ", end="\n" if done == total else "", file=sys.stderr, flush=True)
-
-    report = quantize(options.model, options.out, wish, to=options.to, threads=options.threads, overwrite=options.overwrite, revision=options.revision,
-                      allow_pickle=options.allow_pickle, on_progress=show)
+        goal = Goal(options.target_bits, None if options.target_size is None else parse_size(options.target_size), options.max_kl)
+        names = [name.strip() for name in options.candidates.split(",") if name.strip()]
+        outcome = quantize_mixed(options.model, options.out, wish, goal, names, together=options.together, on_measured=_progress("sensitivities: step"), **rest)
+        report, found = outcome.report, outcome.to_json()
+    else:
+        report = quantize(options.model, options.out, wish, **rest)
     receipt = _receipt(options, report) if options.receipt else None
     if options.json:
         print(json.dumps({"scheme": report.scheme, "method": report.method, "samples": report.samples, "errors": report.errors,
                           "seconds": report.seconds, "resumed": report.resumed, "settings": report.settings, "written": report.written.to_json(),
-                          "receipt": None if receipt is None else receipt.to_json()}, indent=2))
+                          "receipt": None if receipt is None else receipt.to_json(), **({"search": found} if found else {})}, indent=2))
     else:
         _show(options, report)
+        if found:
+            print(f"{found['bits']:.3f} bits per weight, {found['bytes'] / 1e6:.2f} MB, KL {found['measured_kl']:.4g} nats per token on held-out text "
+                  f"({found['predicted_kl']:.4g} were predicted); plan: {found['plan_file']}, front: {found['front_file']}")
         if receipt is not None:
             print(f"receipt: {receipt.line}")
 
@@ -123,6 +149,16 @@ def _receipt(options: Options, report: Report) -> Receipt:
     return receipt_of(options.model, options.out, settings={"verb": "quantize", **report.settings}, calibration=calibration if report.samples else None,
                       output_errors=report.errors, text=read_text(options.receipt_text or "receipt"), threads=options.threads,
                       revision=options.revision, allow_pickle=options.allow_pickle)
+
+
+def _progress(what: str) -> Callable[[int, int, float], None]:
+    """Shows how far it is and how long it will take, where somebody looks."""
+    def show(done: int, total: int, seconds: float) -> None:
+        if sys.stderr.isatty():
+            left = seconds / done * (total - done)
+            print(f"\r{what} {done} of {total}, {left:.0f} s left ", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    return show
 
 
 def _show(options: Options, report: Report) -> None:

@@ -6,6 +6,6 @@ A method is a rounder (float weight -> QTensor) after any number of transforms (
 from __future__ import annotations
 
 from .method import Rounder, Transform, rounder, transform
-from .run import Report, Wish, quantize
+from .run import Report, Wish, plan_text, quantize
 
-__all__ = ["Report", "Rounder", "Transform", "Wish", "quantize", "rounder", "transform"]
+__all__ = ["Report", "Rounder", "Transform", "Wish", "plan_text", "quantize", "rounder", "transform"]

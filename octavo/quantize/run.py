@@ -23,6 +23,7 @@ from ..loading import open_model
 from ..machine import detect
 from ..models import Decoder
 from ..qtensor import NonFiniteError, QTensor
+from ..qtensor import quantize as nearest
 from ..schemes import Plan, Scheme, TensorSpec
 from ..text import Text
 from .method import BlockRounder, GroupRounder, Rounder, Transform, options_of, rounder, transform
@@ -41,6 +42,7 @@ class Wish:
     options     "gptq.damping" -> "0.02"
     data        calibration text, see read_samples; None for methods that need none
     keep        globs on names: weights to leave unquantized
+    include     globs on names: embedding and output layer, which otherwise stay as they are; they are always rounded to nearest
     """
 
     scheme: str
@@ -52,6 +54,7 @@ class Wish:
     tokens: int = 512
     seed: int = 0
     keep: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
 
 
 @dataclass
@@ -70,6 +73,16 @@ class Report:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+def plan_text(scheme: str) -> str:
+    """A scheme as it is; of a .json file, the plan that it holds (a search's, or FastDeploy's MixQuant). Raises UsageError, SchemeError."""
+    if not scheme.endswith(".json"):
+        return scheme
+    try:
+        return str(Plan.from_json(json.loads(Path(scheme).expanduser().read_text(encoding="utf-8"))))
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise UsageError(f"cannot be read: {error}", where=scheme, remedy="name a plan in JSON, or a precision such as W4g64") from None
+
+
 def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "compressed-tensors", threads: int | None = None, overwrite: bool = False,
              shard_size: int = 5_000_000_000, revision: str | None = None, allow_pickle: bool = False, cache_dir: Path | None = None,
              on_progress: OnProgress | None = None) -> Report:
@@ -83,15 +96,15 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
     target = Path(out).expanduser().absolute()
     if (target.exists() or target.is_symlink()) and not overwrite:
         raise UsageError("exists", where=str(out), remedy="name another place, or give --overwrite")
-    method, transforms = _methods(wish)
+    method, transforms = methods_of(wish)
     plan = Plan.parse(wish.scheme)
     if plan.default.activation.quantized and not plan.default.activation.dynamic:
         raise UsageError("static scales of activations are not offered here yet", where="--scheme", remedy="name a scheme with dynamic ones")
     checkpoint, model, found = open_model(open_checkpoint(source, revision=revision, allow_pickle=allow_pickle), wish.tokens)
     schemes = _schemes(checkpoint, model, found, plan, wish)
     samples = _samples(checkpoint, model, wish, method, transforms)
-    settings = {"octavo": __version__, "recipe": RECIPE, "plan": plan.to_json(), "keep": list(wish.keep), "method": options_of(method),
-                "transforms": [options_of(one) for one in transforms], "samples": samples.digest if samples else "",
+    settings = {"octavo": __version__, "recipe": RECIPE, "plan": plan.to_json(), "keep": list(wish.keep), "include": list(wish.include),
+                "method": options_of(method), "transforms": [options_of(one) for one in transforms], "samples": samples.digest if samples else "",
                 "source": checkpoint.content_key(cache_dir)}
     signature = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     store = Store(target, settings)
@@ -99,14 +112,17 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
     work = _Work(model, weights, method, transforms, schemes, store, threads or detect(None).cores, on_progress)
     resumed = sum(store.has(layer) for layer in range(model.layers))
     errors = work.run(samples)
-    result = QuantizedCheckpoint(checkpoint, store, weights, {name: s.activation for name, s in schemes.items() if s.activation.quantized}, model.layers,
-                                 signature)
-    written = convert(result, target, to=to, shard_size=shard_size, overwrite=overwrite, threads=threads, cache_dir=cache_dir)
+    outer = work.run_outer()
+    result = QuantizedCheckpoint(checkpoint, store, weights, {name: s.activation for name, s in schemes.items() if s.activation.quantized},
+                                 model.layers + outer, signature)
+    included = [found[name] for name in schemes if not name.startswith("model.layers.")]
+    written = convert(result, target, to=to, include=included, shard_size=shard_size, overwrite=overwrite, threads=threads, cache_dir=cache_dir)
     store.remove()
     return Report(str(plan), wish.method, samples.name if samples else "", errors, written, time.perf_counter() - began, resumed, settings)
 
 
-def _methods(wish: Wish) -> tuple[Rounder, list[Transform]]:
+def methods_of(wish: Wish) -> tuple[Rounder, list[Transform]]:
+    """The rounder and the transforms, with their options. Raises UnknownNameError, UsageError."""
     options: dict[str, dict[str, str]] = {}
     for key, value in wish.options.items():
         name, dot, option = key.partition(".")
@@ -123,7 +139,8 @@ def _schemes(checkpoint: Checkpoint, model: Decoder, found: Mapping[str, str], p
     chosen = {}
     for name, stored in found.items():
         info = checkpoint.tensors[stored]
-        if not name.startswith("model.layers.") or len(info.shape) != 2 or any(fnmatchcase(name, pattern) for pattern in wish.keep):
+        part = name.startswith("model.layers.") or any(fnmatchcase(name, pattern) for pattern in wish.include)
+        if not part or len(info.shape) != 2 or any(fnmatchcase(name, pattern) for pattern in wish.keep):
             continue
         scheme = plan.scheme_for(name)
         if scheme is None or not scheme.weight.quantized:
@@ -181,6 +198,13 @@ class _Work:
                     self._layer(block, self._specs(block.layer))
                 self._tell(block.layer)
         return self.errors
+
+    def run_outer(self) -> int:
+        """Embedding and output layer, where they take part: 1 more file in the store, or 0."""
+        outer = {name: spec for name, spec in self.specs.items() if not name.startswith("model.layers.")}
+        if outer and not self.store.has(self.model.layers):
+            self.store.put(self.model.layers, {name: nearest(self.weights.get(name), spec) for name, spec in outer.items()}, {})
+        return len(outer) and 1
 
     def _tell(self, layer: int) -> None:
         if self.on_progress is not None:

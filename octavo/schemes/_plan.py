@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from ..errors import SchemeError
-from ._grammar import parse
+from ._grammar import parse, parse_tensor
 from ._types import Scheme, default_spec
 
 # The table of words and the output layer: each row meets every token or becomes a logit, and 4 bits hurt there most.
 OUTER_LAYERS = ("*lm_head*", "*embed_tokens*")
 LEAST_OUTER_BITS = 8
 MOST_SHOWN = 4  # overrides, in `short`
+# FastDeploy's MixQuant: a type of most weights, and others for experts and cache.
+MIX = (("dense_quant_type", None), ("moe_quant_type", ("*.experts.*",)), ("image_moe_quant_type", ("*.image_experts.*",)))
+CACHE = "kv_cache_quant_type"
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,22 @@ class Plan:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Plan:
-        """The inverse of to_json. Raises SchemeError for anything else."""
+        """The inverse of to_json; reads FastDeploy's MixQuant as well. Raises SchemeError for anything else."""
         try:
+            if MIX[0][0] in data:
+                return _mixed(data)
             overrides = tuple((str(p), None if s is None else parse(str(s))) for p, s in data.get("overrides", []))
             return Plan(parse(str(data["default"])), overrides)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise SchemeError("this is no plan", where="plan", remedy='expected {"default": NAME, "overrides": [[PATTERN, NAME or null], ...]}') from None
+
+
+def _mixed(data: dict[str, Any]) -> Plan:
+    cache = parse_tensor(str(data[CACHE]), "cache") if data.get(CACHE) else None
+
+    def scheme(name: object) -> Scheme:
+        found = parse(str(name))
+        return found if cache is None else replace(found, cache=cache)
+
+    overrides = [(pattern, scheme(data[key])) for key, patterns in reversed(MIX) if patterns and data.get(key) for pattern in patterns]
+    return Plan(scheme(data[MIX[0][0]]), (*overrides, *((pattern, None) for pattern in OUTER_LAYERS)))

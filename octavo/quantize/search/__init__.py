@@ -1,0 +1,14 @@
+"""The mixed search: which precision for which weight, at a size or a loss that is asked for.
+
+sensitivity.py says what each weight at each precision costs in KL, program.py picks exactly, front.py draws all that can be had.
+"""
+
+from __future__ import annotations
+
+from .candidates import DEFAULT, OUTER, Candidates, candidates
+from .goal import Goal, parse_size
+from .program import Item, Solution
+from .search import Search, measure
+from .sensitivity import Sensitivities, Sensitivity
+
+__all__ = ["DEFAULT", "OUTER", "Candidates", "Goal", "Item", "Search", "Sensitivities", "Sensitivity", "Solution", "candidates", "measure", "parse_size"]

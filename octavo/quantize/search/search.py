@@ -1,0 +1,127 @@
+"""Search: sensitivities, the front, and the plan for a goal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ...calibration.blocks import Weights
+from ...errors import UsageError
+from ...models import Decoder
+from ...schemes import Plan, Scheme
+from ..method import Rounder
+from .candidates import Candidates, units
+from .front import Mark, front, plot
+from .goal import Goal
+from .program import Item, Solution, cheapest, smallest, total
+from .sensitivity import Sensitivities, Sensitivity
+
+SEQUENCES, TOKENS = 32, 128  # of calibration text that sensitivities are measured on: many short ones, since each is one draw
+DIGITS = 6                   # of a sensitivity that the program sees: beyond them they are rounding errors
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was measured. `factor`: measured over predicted KL, of plans that have been tried (1.0: none)."""
+
+    candidates: Candidates
+    sensitivities: Mapping[str, Sensitivity]
+    together: bool = False
+    factor: float = 1.0
+
+    @cached_property
+    def units(self) -> list[tuple[str, ...]]:
+        return units(list(self.candidates.wanted), self.together)
+
+    @cached_property
+    def items(self) -> list[Item]:
+        return [self._item(unit) for unit in self.units]
+
+    def _item(self, unit: tuple[str, ...]) -> Item:
+        found, wanted = self.candidates, [self.candidates.wanted[name] for name in unit]
+        if any(schemes != wanted[0] for schemes in wanted):
+            raise UsageError(f"{' and '.join(unit)} have different candidates", where="--together")
+        sizes = np.array([sum(found.bytes_of(name, scheme) for name in unit) for scheme in wanted[0]], np.int64)
+        cost = sum(self.sensitivities[name].kl for name in unit)
+        return Item("+".join(unit), sizes, np.array([float(f"{c:.{DIGITS}g}") for c in np.asarray(cost)]))
+
+    @cached_property
+    def front(self) -> list[Solution]:
+        return front(self.items)
+
+    def choose(self, goal: Goal) -> Solution:
+        """The best choices for the goal. Raises UsageError where it cannot be reached."""
+        if goal.kl is not None:
+            return smallest(self.items, goal.kl / self.factor)
+        size = goal.size - self.candidates.fixed if goal.size is not None else int((goal.bits or 0) * self.candidates.numbers / 8)
+        return cheapest(self.items, size)
+
+    def uniform(self, scheme: Scheme, outer: Scheme | None = None) -> Solution | None:
+        """`scheme` for every weight, `outer` for embedding and output layer; None where it is no candidate of one of them."""
+        choice = []
+        for unit in self.units:
+            wished = outer if outer is not None and not unit[0].startswith("model.layers.") else scheme
+            schemes = self.candidates.wanted[unit[0]]
+            if wished not in schemes:
+                return None
+            choice.append(schemes.index(wished))
+        return total(self.items, choice)
+
+    def schemes(self, solution: Solution) -> dict[str, Scheme]:
+        """weight -> its scheme."""
+        return {name: self.candidates.wanted[name][i] for unit, i in zip(self.units, solution.choice, strict=True) for name in unit}
+
+    def plan(self, solution: Solution) -> Plan:
+        """What most weights of the layers get is the default; everything that takes part and differs is an override by its whole name."""
+        schemes = self.schemes(solution)
+        sizes: Counter[Scheme] = Counter()
+        for name, scheme in schemes.items():
+            n, k = self.candidates.shapes[name]
+            sizes[scheme] += n * k if name.startswith("model.layers.") else 0
+        default = sizes.most_common(1)[0][0]
+        inside = {name: scheme for name, scheme in schemes.items() if scheme != default or not name.startswith("model.layers.")}
+        return Plan(default, tuple((name, scheme if scheme.weight.quantized else None) for name, scheme in inside.items()))
+
+    def size(self, solution: Solution) -> int:
+        """Bytes of all tensors of the checkpoint."""
+        return solution.bytes + self.candidates.fixed
+
+    def bits(self, solution: Solution) -> float:
+        """Per weight that takes part."""
+        return 8 * solution.bytes / self.candidates.numbers
+
+    def predicted(self, solution: Solution) -> float:
+        """nats per token."""
+        return solution.cost * self.factor
+
+    def picture(self, title: str, chosen: Solution | None = None, measured: float | None = None) -> str:
+        """SVG of the front with the uniform plans and the chosen one."""
+        marks = []
+        for scheme in self.candidates.schemes:
+            if (one := self.uniform(scheme)) is not None:
+                marks.append(Mark("uniform", str(scheme).removesuffix("A16C16"), self.size(one) / 1e6, self.predicted(one)))
+        if chosen is not None:
+            marks.append(Mark("chosen", "chosen", self.size(chosen) / 1e6, self.predicted(chosen)))
+            if measured is not None:
+                marks.append(Mark("measured", "measured", self.size(chosen) / 1e6, measured))
+        scaled = [Solution(one.choice, one.bytes, self.predicted(one)) for one in self.front]
+        return plot(scaled, self.candidates.fixed, marks, title)
+
+
+def measure(model: Decoder, weights: Weights, ids: np.ndarray, candidates: Candidates, method: Rounder, *, threads: int, together: bool = False,
+            seed: int = 0, on_progress: OnProgress | None = None) -> Search:
+    """Sensitivities of all candidates on SEQUENCES pieces of TOKENS tokens, cut from `ids` [sequences, tokens]."""
+    with Sensitivities(model, weights, pieces(ids), candidates.specs(), method, threads, seed) as work:
+        return Search(candidates, work.measure(on_progress), together)
+
+
+def pieces(ids: np.ndarray, sequences: int = SEQUENCES, tokens: int = TOKENS) -> np.ndarray:
+    """[at most `sequences`, at most `tokens`]: the beginnings of all sequences first, then what follows them; a BOS stands before none but the first."""
+    length = min(tokens, ids.shape[1])
+    cut: Sequence[np.ndarray] = [ids[:, a : a + length] for a in range(0, ids.shape[1] - length + 1, length)]
+    return np.ascontiguousarray(np.concatenate(cut)[:sequences], np.int32)
