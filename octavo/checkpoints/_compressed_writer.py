@@ -141,7 +141,8 @@ class CompressedTensorsWriter(Writer):
         groups: dict[str, Any] = {}
         for place, (key, _) in enumerate(sizes.most_common()):
             spec, activation, static = key
-            targets = ["Linear"] if not place else [name.removesuffix(".weight") for name in found[key]]
+            named = [name.removesuffix(".weight") for name in found[key]]
+            targets = named if place else ["Linear", *(name for name in named if name.endswith("embed_tokens"))]  # an embedding is no Linear
             inputs = None if activation is None or not activation.quantized or not (activation.dynamic or static) else _arguments(activation)
             groups[f"group_{place}"] = {"targets": targets, "format": self._format(found[key][0], spec), "weights": _arguments(spec),
                                         "input_activations": inputs, "output_activations": None}

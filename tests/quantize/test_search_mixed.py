@@ -60,7 +60,7 @@ def test_what_is_wrong_is_said_before_anything_is_measured(tiny_model: Path, wis
         quantize_mixed(tiny_model, tmp_path / "out", Wish("W4", "rtn"), Goal(bits=4), NAMES)
     with pytest.raises(UsageError, match="exists"):
         quantize_mixed(tiny_model, tmp_path, wish, Goal(bits=4), NAMES)
-    with pytest.raises(UsageError, match="fewer|more text|more than"):
+    with pytest.raises(UsageError, match="fewer"):
         quantize_mixed(tiny_model, tmp_path / "out", Wish("W4", "rtn", data=wish.data, sequences=5000, tokens=64), Goal(bits=4), NAMES)
 
 

@@ -78,6 +78,6 @@ def test_goals() -> None:
     assert [parse_size(text) for text in ("80MB", "1.5 GB", "2MiB", "123", "7k")] == [80_000_000, 1_500_000_000, 2 << 20, 123, 7000]
     with pytest.raises(UsageError, match="eighty"):
         parse_size("eighty")
-    for wrong in ({}, {"bits": 4.0, "kl": 0.1}, {"bits": -1.0}, {"kl": float("nan")}):
+    for bits, kl in ((None, None), (4.0, 0.1), (-1.0, None), (None, float("nan"))):
         with pytest.raises(UsageError):
-            Goal(**wrong)
+            Goal(bits=bits, kl=kl)

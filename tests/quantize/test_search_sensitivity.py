@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -47,11 +48,12 @@ def test_gradients_equal_torch(tiny_model: Path, tokens: np.ndarray) -> None:
     named = dict(theirs.named_parameters())
     for one in ops.linears[:-1]:
         expected = named[one.weight.name].grad.numpy()
+        assert one.y.grad is not None
         np.testing.assert_allclose(one.y.grad.T @ one.x.value, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu"])
-def test_slopes_are_those_of_the_activations(kind: str) -> None:
+def test_slopes_are_those_of_the_activations(kind: Literal["silu", "gelu_tanh", "gelu"]) -> None:
     ops = TapeOps(1, 1)
     rng = np.random.default_rng(2)
     gate, up = Var(rng.standard_normal((5, 7)).astype(np.float32) * 3), Var(rng.standard_normal((5, 7)).astype(np.float32))

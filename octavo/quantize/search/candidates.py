@@ -23,17 +23,19 @@ class Candidates:
     """schemes     as they were named, fewest bits first
     wanted         weight -> its possible schemes
     shapes         weight -> [out, in]
+    stored         weight -> its bytes as it comes
     fixed          bytes of everything else in the checkpoint, as stored
     """
 
     schemes: tuple[Scheme, ...]
     wanted: Mapping[str, tuple[Scheme, ...]]
     shapes: Mapping[str, tuple[int, int]]
+    stored: Mapping[str, int]
     fixed: int
 
     def bytes_of(self, name: str, scheme: Scheme) -> int:
-        """On disk, scales and zero points included."""
-        return scheme.weight.packed_bytes(self.shapes[name])
+        """On disk, scales and zero points included; an unquantized scheme keeps the weight as it is stored."""
+        return scheme.weight.packed_bytes(self.shapes[name]) if scheme.weight.quantized else self.stored[name]
 
     @property
     def numbers(self) -> int:
@@ -57,6 +59,7 @@ def candidates(checkpoint: Checkpoint, model: Decoder, found: Mapping[str, str],
         raise UsageError("no candidates", where="--candidates", remedy=f"such as {','.join(DEFAULT)}")
     wanted: dict[str, tuple[Scheme, ...]] = {}
     shapes: dict[str, tuple[int, int]] = {}
+    bytes_of: dict[str, int] = {}
     fixed = 0
     for name, stored in found.items():
         info = checkpoint.tensors[stored]
@@ -67,16 +70,18 @@ def candidates(checkpoint: Checkpoint, model: Decoder, found: Mapping[str, str],
         if info.spec is not None and info.spec.quantized:
             raise UsageError(f"{stored} is quantized already ({info.stored})", where=str(checkpoint.path), remedy="search on the original model")
         n, k = info.shape
-        fitting = tuple(s for s in schemes if s.weight.granularity != "group" or k % s.weight.size == 0) or _by_row(schemes)
+        fitting = tuple(s for s in schemes if s.weight.granularity != "group" or k % s.weight.size == 0)
+        if not any(s.weight.quantized for s in fitting):
+            fitting = (*_by_row(schemes), *fitting)
         if name in OUTER:
             fitting = tuple(s for s in fitting if s.weight.bits >= LEAST_OUTER_BITS)
         if not fitting:
             raise UsageError(f"no candidate fits {name} [{n}, {k}]", where="--candidates",
                              remedy="embedding and output layer take 4 bits or more: name such a candidate, or --keep them")
-        wanted[name], shapes[name] = fitting, (n, k)
+        wanted[name], shapes[name], bytes_of[name] = fitting, (n, k), info.nbytes
     if not wanted:
         raise UsageError("nothing would be quantized", where="--keep", remedy="keep fewer weights")
-    return Candidates(tuple(schemes), wanted, shapes, fixed)
+    return Candidates(tuple(schemes), wanted, shapes, bytes_of, fixed)
 
 
 def _by_row(schemes: Sequence[Scheme]) -> tuple[Scheme, ...]:

@@ -268,8 +268,8 @@ def _pieces(rows: int) -> Iterator[slice]:
 
 
 def _change(values: np.ndarray, spec: TensorSpec) -> np.ndarray:
-    """What rounding to nearest changes."""
-    change: np.ndarray = quantize(values, spec).dequantize() - values
+    """What rounding to nearest changes; an unquantized precision means that the weight stays as it is stored."""
+    change: np.ndarray = quantize(values, spec).dequantize() - values if spec.quantized else np.zeros_like(values)
     return change
 
 
