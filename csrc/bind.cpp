@@ -17,6 +17,7 @@
 #include "program.h"
 #include "sampling.h"
 #include "table.h"
+#include "trellis.h"
 
 namespace nb = nanobind;
 using namespace octavo;
@@ -37,9 +38,9 @@ struct PackedWeight {
   nb::object owner;
 
   PackedWeight(Vector<uint8_t> blob, int store, int meaning, int scale_type, int n, int k, int kpad, int group, int groups, bool has_zeros,
-               const std::vector<float>& table, nb::object keep)
+               const std::vector<float>& table, nb::object keep, int bits)
       : owner(std::move(keep)) {
-    if (store < 0 || store > 5 || meaning < 0 || meaning > 1 || scale_type < 0 || scale_type > 2) bad("packed weight: unknown store, meaning or scale type");
+    if (store < 0 || store > 6 || meaning < 0 || meaning > 1 || scale_type < 0 || scale_type > 2) bad("packed weight: unknown store, meaning or scale type");
     if (n < 1 || k < 1 || kpad < k || table.size() > 16) bad("packed weight: impossible shape or table");
     packed.store = Store(store);
     packed.meaning = Meaning(meaning);
@@ -63,12 +64,19 @@ struct PackedWeight {
       if (has_zeros) at += size_t(groups) * kPanel * 4;
       at = (at + 63) / 64 * 64;
     }
+    if (packed.store == Store::Trellis) {
+      if (bits < 2 || bits > 4 || group < kpad) bad("packed weight: a trellis has steps of 2 to 4 bits and one scale a row");
+      packed.bits = bits;
+      at = (4 * size_t(kPanel) * (scale_type == 0 ? 4 : 2) + 63) / 64 * 64;
+    }
     packed.values_offset = at;
     const size_t bytes = store == 0 ? 64 * size_t(k) : store == 1 ? 32 * size_t(k) : store == 3 ? 8 * size_t(kpad) : 16 * size_t(kpad);
     packed.panel_bytes = (at + bytes + 63) / 64 * 64;
+    if (packed.store == Store::Trellis) packed.panel_bytes = (at + 8 * size_t(bits) * size_t(kpad)) / 4;
     packed.data = blob.data();
     if (reinterpret_cast<uintptr_t>(blob.data()) % 64) bad("packed weight: the blob is not 64-byte aligned");
-    if (blob.size() != packed.panel_bytes * size_t(packed.panels())) bad("packed weight: the blob has the wrong size");
+    const size_t stored = packed.store == Store::Trellis ? (size_t(packed.panels()) + 3) / 4 * 4 : size_t(packed.panels());
+    if (blob.size() != packed.panel_bytes * stored) bad("packed weight: the blob has the wrong size");
   }
   void round_table();
 };
@@ -321,6 +329,28 @@ NB_MODULE(_native, m) {
     return encode_blocks(isa, BlockType(type), wide ? Floats::F32 : half ? Floats::F16 : Floats::BF16, from, rows * width, to);
   }, nb::arg("type"), nb::arg("x"), nb::arg("out"), nb::arg("isa") = "",
      "Rows of floats as ggml's blocks of a type (its number); returns how many blocks have a scale beyond float16. On the calling thread, without the GIL.");
+  m.def("round_trellis", [](int bits, nb::ndarray<float, nb::ndim<2>, nb::device::cpu> weights, Matrix<float> upper, Vector<float> scales,
+                            nb::ndarray<uint16_t, nb::ndim<2>, nb::device::cpu> states, Rows2 errors, int threads, const std::string& isa) {
+    TrellisBlock block;
+    const size_t rows = weights.shape(0), width = weights.shape(1);
+    const bool lies = weights.stride(1) == 1 && states.stride(1) == 1 && weights.stride(0) == states.stride(0);
+    if (bits < 2 || bits > 4 || threads < 1) bad("round_trellis: 2 to 4 bits and at least one thread expected");
+    if (!lies || states.shape(0) != rows || states.shape(1) != width || errors.shape(0) != rows || errors.shape(1) != width || upper.shape(0) != width ||
+        upper.shape(1) != width || scales.size() != rows)
+      bad("round_trellis: the shapes do not fit");
+    block.bits = bits;
+    block.rows = int64_t(rows);
+    block.width = int(width);
+    block.stride = weights.stride(0);
+    block.weights = weights.data();
+    block.upper = upper.data();
+    block.scales = scales.data();
+    block.states = states.data();
+    block.errors = errors.data();
+    nb::gil_scoped_release released;
+    round_trellis(isa, block, threads);
+  }, nb::arg("bits"), nb::arg("weights"), nb::arg("upper"), nb::arg("scales"), nb::arg("states"), nb::arg("errors"), nb::arg("threads") = 1, nb::arg("isa") = "",
+     "Columns of a weight to the nearest paths through a trellis, each column's error made good in those after it (csrc/trellis.h). Changes weights, states and errors.");
   m.attr("PAGE") = kPage;
   m.attr("PANEL") = kPanel;
 
@@ -330,9 +360,9 @@ NB_MODULE(_native, m) {
       .def("draw", &Drawer::draw, nb::arg("logits"), nb::arg("rows"), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"), nb::arg("u"),
            "A token of each row of logits; see csrc/sampling.h. One call at a time.");
   nb::class_<PackedWeight>(m, "PackedWeight")
-      .def(nb::init<Vector<uint8_t>, int, int, int, int, int, int, int, int, bool, const std::vector<float>&, nb::object>(), nb::arg("blob"),
+      .def(nb::init<Vector<uint8_t>, int, int, int, int, int, int, int, int, bool, const std::vector<float>&, nb::object, int>(), nb::arg("blob"),
            nb::arg("store"), nb::arg("meaning"), nb::arg("scale_type"), nb::arg("n"), nb::arg("k"), nb::arg("kpad"), nb::arg("group"),
-           nb::arg("groups"), nb::arg("has_zeros"), nb::arg("table"), nb::arg("keep"))
+           nb::arg("groups"), nb::arg("has_zeros"), nb::arg("table"), nb::arg("keep"), nb::arg("bits") = 0)
       .def_prop_ro("n", [](const PackedWeight& w) { return w.packed.n; })
       .def_prop_ro("k", [](const PackedWeight& w) { return w.packed.k; });
   nb::class_<Layer>(m, "Layer").def(nb::init<Any, Any, nb::object, nb::object, std::vector<nb::object>>(), nb::arg("k"), nb::arg("v"),
@@ -350,7 +380,7 @@ NB_MODULE(_native, m) {
       .def("rope", [](PyProgram& p, int x, int table, int heads, int head_dim, int rotary) { p.program.rope(x, table, heads, head_dim, rotary); })
       .def("gate", [](PyProgram& p, int kind, int g, int up, int out) { p.program.gate(kind, g, up, out); })
       .def("add", [](PyProgram& p, int a, int b, int out) { p.program.add(a, b, out); })
-      .def("columns", [](PyProgram& p, int x, int order, int factors, int out) { p.program.columns(x, order, factors, out); })
+      .def("columns", [](PyProgram& p, int x, int order, int factors, int rotation, int out) { p.program.columns(x, order, factors, rotation, out); })
       .def("softcap", [](PyProgram& p, int x, float cap) { p.program.softcap(x, cap); })
       .def("select", [](PyProgram& p, int x, int out) { p.program.select(x, out); })
       .def("attention", [](PyProgram& p, int q, int k, int v, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window, float cap) {

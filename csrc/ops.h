@@ -12,8 +12,8 @@ constexpr int kPage = 32;       // tokens in a page of the KV cache
 constexpr int kSumBlock = 32;   // K values per activation sum
 
 // How the numbers of a weight are stored. Codes8: signed 8-bit integers. Codes4: 4-bit codes 0..15. E4M3, E5M2: small floats of 8 bits (OCP 8-bit
-// Floating Point Specification; whoever packs has seen to it that all are finite).
-enum class Store : int32_t { F32 = 0, BF16 = 1, Codes8 = 2, Codes4 = 3, E4M3 = 4, E5M2 = 5 };
+// Floating Point Specification; whoever packs has seen to it that all are finite). Trellis: see trellis.h.
+enum class Store : int32_t { F32 = 0, BF16 = 1, Codes8 = 2, Codes4 = 3, E4M3 = 4, E5M2 = 5, Trellis = 6 };
 // What a code means: Int = the integer itself (4-bit: code - zero, zero 8 when symmetric); Table = table[code].
 enum class Meaning : int32_t { Int = 0, Table = 1 };
 enum class ScaleType : int32_t { F32 = 0, F16 = 1, BF16 = 2 };
@@ -29,8 +29,13 @@ enum class ScaleType : int32_t { F32 = 0, F16 = 1, BF16 = 2 };
 //                                            k = 32+4j+i in the high nibble. Codes are unsigned 0..15.
 // Group g of a row covers k in [g*group, (g+1)*group); group is a multiple of 4 (of 32 where int8 activations are to meet it, see meets_ints), or
 // >= kpad for one scale a row. Padding in k holds code 0 for Codes8 and, for Codes4, codes that are multiplied by zero activations.
+// Trellis:     four panels, 64 rows, are a tile and share its values: a tile lies at data + p / 4 * 4 * panel_bytes and is
+//   scales [4 panels][16] of ScaleType, one group; then, 64-byte aligned, [kpad] rings of 8 * bits bytes. A ring has the bits of 64 steps, those of
+//   step t from bit t * bits on (3 bits: 16 bytes with the lower two of each step, then 8 bytes with the third), and the state of step t is the twelve
+//   bits that begin there (lower bits of four steps, then their third bits), around the end. Step t is row trellis_row(t) of the tile.
 struct Packed {
   Store store = Store::F32;
+  int32_t bits = 0;                 // of a step of a trellis
   Meaning meaning = Meaning::Int;
   ScaleType scale_type = ScaleType::F32;
   int32_t n = 0, k = 0, kpad = 0;   // kpad = k for F32 and BF16, else k rounded up to kStep
@@ -42,10 +47,18 @@ struct Packed {
   const uint8_t* data = nullptr;    // 64-byte aligned
   size_t panel_bytes = 0;           // multiple of 64
   size_t zeros_offset = 0, values_offset = 0;  // inside a panel
+  // Where the scales of a panel and its values lie
+  const uint8_t* base(int panel) const {
+    if (store != Store::Trellis) return data + size_t(panel) * panel_bytes;
+    return data + size_t(panel / 4) * 4 * panel_bytes + size_t(panel % 4) * kPanel * (scale_type == ScaleType::F32 ? 4 : 2);
+  }
+  const uint8_t* values(int panel) const {
+    return data + (store == Store::Trellis ? size_t(panel / 4) * 4 : size_t(panel)) * panel_bytes + values_offset;
+  }
   int panels() const { return (n + kPanel - 1) / kPanel; }
   bool is_float() const { return store == Store::F32 || store == Store::BF16; }
   // Whether int8 activations can be multiplied by the codes: sums of integers end at multiples of kSumBlock
-  bool meets_ints() const { return (store == Store::Codes8 || store == Store::Codes4) && (group >= kpad || group % kSumBlock == 0); }
+  bool meets_ints() const { return (store == Store::Codes8 || store == Store::Codes4 || store == Store::Trellis) && (group >= kpad || group % kSumBlock == 0); }
 };
 
 // Activations of one linear, either float32 rows or int8 rows with a float scale per row or per `group` values (dynamic, symmetric, +-127).
@@ -155,6 +168,8 @@ struct Kernels {
   void (*add_rows)(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int width, float* y, int64_t y_stride, int row0, int row1);
   // y[r][j] = x[r][order[j]] * factors[j] for j < width; order null: j itself; factors null: 1. y is not x.
   void (*columns)(const float* x, int64_t x_stride, const int32_t* order, const float* factors, int width, float* y, int64_t y_stride, int row0, int row1);
+  // x in blocks of `block` values (a power of two that divides the width) that lie width / block apart: each to its Walsh-Hadamard transform / sqrt(block)
+  void (*rotate_rows)(float* x, int64_t stride, int width, int block, int row0, int row1);
   // softcap > 0: y = softcap * tanh(x / softcap)
   void (*softcap)(float* x, int64_t stride, int width, float cap, int row0, int row1);
   // k, v float32 [rows, kv_heads * head_dim] -> the cache, rows [row0, row1)

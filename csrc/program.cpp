@@ -315,11 +315,12 @@ void Program::add(int a, int b, int out) {
   ops_.push_back(std::move(op));
 }
 
-void Program::columns(int x, int order, int factors, int out) {
+void Program::columns(int x, int order, int factors, int rotation, int out) {
   same_rows("columns", {x, out});
   const int width = at(out).width;
   if (x == out || (order < 0 && at(x).width != width) || (factors >= 0 && values(factors).size() != size_t(width)))
     throw std::invalid_argument("columns: order, factors and buffers do not fit");
+  if (rotation < 0 || (rotation && ((rotation & (rotation - 1)) || width % rotation))) throw std::invalid_argument("columns: the rotation does not divide the width");
   if (order >= 0) {
     if (places(order).size() != size_t(width)) throw std::invalid_argument("columns: the order is not as long as the output");
     for (int32_t place : places(order))
@@ -329,6 +330,7 @@ void Program::columns(int x, int order, int factors, int out) {
   op->x = x;
   op->order = order;
   op->factors = factors;
+  op->rotation = rotation;
   op->out = out;
   ops_.push_back(std::move(op));
 }

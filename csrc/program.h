@@ -80,8 +80,8 @@ class Program {
   void rope(int x, int table, int heads, int head_dim, int rotary);
   void gate(int kind, int gate, int up, int out);
   void add(int a, int b, int out);
-  // out[r][j] = x[r][order[j]] * factors[j]; order (as `places`), factors (a constant): -1 for none
-  void columns(int x, int order, int factors, int out);
+  // out[r][j] = x[r][order[j]] * factors[j], then rotated in blocks (ops.h); order (as `places`), factors (a constant): -1 for none; rotation: 0 for none
+  void columns(int x, int order, int factors, int rotation, int out);
   void softcap(int x, float cap);
   void select(int x, int out);
   void attention(int q, int k, int v, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window, float softcap);

@@ -10,6 +10,7 @@ namespace octavo {
 // "W4g64": what a weight is stored in
 inline std::string weight_name(const Packed& w) {
   if (w.is_float()) return w.store == Store::F32 ? "fp32" : "bf16";
+  if (w.store == Store::Trellis) return "Wtcq" + std::to_string(w.bits);
   std::string name = w.store == Store::E4M3 ? "Wfp8" : w.store == Store::E5M2 ? "Wfp8e5m2" : w.store == Store::Codes8 ? "W8" : w.meaning == Meaning::Table ? "W4 table" : "W4";
   if (w.group < w.kpad) name += "g" + std::to_string(w.group);
   return w.has_zeros ? name + "z" : name;
@@ -104,9 +105,9 @@ struct Add : RowOp {
   OpInfo info(const Program& p, int) const override { return info_of("add", p, a, "", 3, 1); }
 };
 
-// The inputs of a linear whose weight has its columns in another order, or multiplies its inputs by factors
+// The inputs of a linear whose weight has its columns in another order, multiplies its inputs by factors, or is of rotated inputs
 struct Columns : RowOp {
-  int x, order, factors, out;  // order, factors: -1 for none
+  int x, order, factors, rotation, out;  // order, factors: -1 for none; rotation: a block, 0 for none
   bool own_x = false;          // with one row every member has an x of its own
   Touched touched() const override { return {{x}, {out}}; }
   void run(Program& p, const Step& step, int member) override {
@@ -117,12 +118,14 @@ struct Columns : RowOp {
     const float* from = rows == 1 && own_x ? p.own_row(in, member) : in.data();
     if (copies && rows == 1) {
       p.kernels().columns(from, in.stride, places, by, y.width, p.own_row(y, member), y.stride, 0, 1);
+      if (rotation) p.kernels().rotate_rows(p.own_row(y, member), y.stride, y.width, rotation, 0, 1);
       return;
     }
     const auto [a, b] = p.share(rows, member);
     p.kernels().columns(from, in.stride, places, by, y.width, y.data(), y.stride, a, b);
+    if (rotation) p.kernels().rotate_rows(y.data(), y.stride, y.width, rotation, a, b);
   }
-  OpInfo info(const Program& p, int) const override { return info_of("columns", p, out, "", 2, factors < 0 ? 0 : 1); }
+  OpInfo info(const Program& p, int) const override { return info_of("columns", p, out, "", 2, (factors < 0 ? 0 : 1) + (rotation ? 1 + __builtin_ctz(unsigned(rotation)) : 0)); }
 };
 
 struct Softcap : RowOp {

@@ -1,7 +1,7 @@
 """panel16: the one packed layout of weights, that every native kernel reads and that the cache stores.
 
 Sixteen output rows to a panel, four K values of each row side by side; csrc/ops.h (struct Packed) draws the bytes. Packing moves codes and
-changes none: `unpack(pack(q))` has the codes, scales, zeros, order and factors of q (zero points and offsets as float zeros). Work goes by panels, so
+changes none: `unpack(pack(q))` has the codes, scales, zeros, order, factors and rotation of q (zero points and offsets as float zeros). Work goes by panels, so
 temporaries stay small.
 """
 
@@ -14,6 +14,8 @@ import numpy as np
 
 from . import formats
 from .errors import KernelError
+from .formats import pack_bits, unpack_bits
+from .formats._trellis import digits_of, state_of
 from .qtensor import QTensor
 from .schemes import TensorSpec
 
@@ -21,7 +23,8 @@ LAYOUT = "panel16.2"  # changes whenever the bytes do; part of every cache key
 PANEL, STEP, ALIGN = 16, 64, 64
 FOUR = 4  # columns that lie together: no group ends between them
 ROWS_AT_ONCE = 512
-STORES = {"f32": 0, "bf16": 1, "codes8": 2, "codes4": 3, "e4m3": 4, "e5m2": 5}
+STORES = {"f32": 0, "bf16": 1, "codes8": 2, "codes4": 3, "e4m3": 4, "e5m2": 5, "trellis": 6}
+TILE = 64  # rows that share the values of a trellis: four panels
 FLOATS = ("f32", "bf16")  # stores without scales
 SMALL_FLOATS = {"fp8e4m3": "e4m3", "mxfp8": "e4m3", "fp8e5m2": "e5m2"}
 NOT_FINITE = {"e4m3": 0x7F, "e5m2": 0x7C}  # the least code, sign apart, that is no finite number
@@ -53,8 +56,14 @@ class PackedMeta:
         return PackedMeta(**{**data, "table": tuple(data["table"]), "spec": TensorSpec(**data["spec"])})
 
     @property
+    def unit(self) -> int:
+        """Rows that are packed together."""
+        return TILE if self.store == "trellis" else PANEL
+
+    @property
     def panels(self) -> int:
-        return -(-self.n // PANEL)
+        """Panels that are stored; a trellis fills up its last tile."""
+        return -(-self.n // self.unit) * (self.unit // PANEL)
 
     @property
     def zeros_offset(self) -> int:
@@ -67,7 +76,10 @@ class PackedMeta:
 
     @property
     def panel_bytes(self) -> int:
-        """Bytes of one panel: scales, zeros, values, each part as csrc/ops.h says; a multiple of 64."""
+        """Bytes of one panel: scales, zeros, values, each part as csrc/ops.h says; a multiple of 64 (four of a trellis' panels are)."""
+        if self.store == "trellis":
+            tile = 8 * self.spec.bits * self.kpad
+            return (-(-4 * self.zeros_offset // ALIGN) * ALIGN + tile) // 4
         values = {"f32": 64 * self.k, "bf16": 32 * self.k, "codes4": 8 * self.kpad}.get(self.store, 16 * self.kpad)
         return self.values_offset + -(-values // ALIGN) * ALIGN
 
@@ -78,13 +90,14 @@ class PackedMeta:
 
 @dataclass(frozen=True)
 class Packed:
-    """`blob` uint8 [meta.nbytes], 64-byte aligned; perhaps a read-only map of a file. `order` and `factors` as in QTensor: the panels hold the codes'
+    """`blob` uint8 [meta.nbytes], 64-byte aligned; perhaps a read-only map of a file. `order`, `factors`, `rotation` as in QTensor: the panels hold the codes'
     columns as they come, and whoever multiplies brings the inputs into that order."""
 
     blob: np.ndarray
     meta: PackedMeta
     order: np.ndarray | None = None
     factors: np.ndarray | None = None
+    rotation: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -95,6 +108,8 @@ def why_not(spec: TensorSpec) -> str | None:
     """None when panel16 can hold a weight of this spec, else the reason."""
     number = formats.get(spec.format)
     if not spec.quantized:
+        return None
+    if number.kind == "trellis":
         return None
     if number.kind == "float" and number.bits > 4 and spec.format not in SMALL_FLOATS:
         return f"panel16 holds integers, 4-bit tables and floats of 8, 16 or 32 bits, not {spec.format}"
@@ -118,10 +133,10 @@ def describe(spec: TensorSpec, n: int, k: int) -> PackedMeta:
     kpad = -(-k // STEP) * STEP
     columns = spec.size if spec.granularity == "group" else spec.columns if spec.granularity == "block" else 0
     group = columns if columns and columns < k else kpad
-    table = () if number.kind == "int" or number.bits > 4 else tuple(float(v) for v in number.decode(np.arange(16, dtype=np.uint8)))
+    table = () if number.kind in ("int", "trellis") or number.bits > 4 else tuple(float(v) for v in number.decode(np.arange(16, dtype=np.uint8)))
     scale_format = {"e8m0": "bf16"}.get(spec.scale_format, spec.scale_format)  # which has every power of two that e8m0 has
     scale_type = scale_format if scale_format in SCALE_TYPES and not number.two_level else "fp32"
-    store = SMALL_FLOATS.get(spec.format) or ("codes4" if number.bits <= 4 else "codes8")
+    store = "trellis" if number.kind == "trellis" else SMALL_FLOATS.get(spec.format) or ("codes4" if number.bits <= 4 else "codes8")
     return PackedMeta(LAYOUT, store, scale_type, n, k, kpad, group, -(-k // group), not spec.symmetric, table, spec)
 
 
@@ -143,7 +158,7 @@ def pack(q: QTensor, spec: TensorSpec | None = None) -> Packed:
         raise KernelError(f"panel16 holds matrices, not a tensor of shape {q.shape}")
     n, k = q.shape
     packed = blank(spec or q.spec, n, k, q)
-    parts = [(row, _rows(q, row, min(row + ROWS_AT_ONCE, n))) for row in range(0, packed.meta.panels * PANEL, ROWS_AT_ONCE)]
+    parts = [(row, _rows(q, row, min(row + ROWS_AT_ONCE, n))) for row in range(0, n, ROWS_AT_ONCE)]
     if not all(holds(packed.meta, part) for _, part in parts):
         packed = blank(replace(packed.meta.spec, scale_format="fp32"), n, k, q)
     for row, part in parts:
@@ -155,8 +170,11 @@ def blank(spec: TensorSpec, n: int, k: int, like: QTensor | None = None) -> Pack
     """A weight [n, k] of zeros to be filled by `pack_rows`, with the order and the factors of `like`."""
     meta = describe(spec, n, k)
     order = factors = None
-    if meta.store in FLOATS and like is not None and (like.order is not None or like.factors is not None):
-        raise KernelError("is not quantized: only quantized weights permute or scale their inputs")
+    rotation = like.rotation if like is not None else 0
+    if rotation and (rotation < 0 or rotation & (rotation - 1) or k % rotation):
+        raise KernelError(f"has inputs rotated in blocks of {rotation}, which do not divide {k}")
+    if meta.store in FLOATS and like is not None and (like.order is not None or like.factors is not None or rotation):
+        raise KernelError("is not quantized: only quantized weights permute, scale or rotate their inputs")
     if like is not None and like.order is not None:
         order = np.ascontiguousarray(like.order, np.int32)
         if order.shape != (k,) or not np.array_equal(np.sort(order), np.arange(k)):
@@ -165,7 +183,7 @@ def blank(spec: TensorSpec, n: int, k: int, like: QTensor | None = None) -> Pack
         factors = np.ascontiguousarray(like.factors, np.float32)
         if factors.shape != (k,) or not np.isfinite(factors).all():
             raise KernelError(f"has factors of inputs that are not {k} finite numbers")
-    return Packed(aligned(meta.nbytes), meta, order, factors)
+    return Packed(aligned(meta.nbytes), meta, order, factors, rotation)
 
 
 def holds(meta: PackedMeta, part: QTensor) -> bool:
@@ -178,12 +196,14 @@ def holds(meta: PackedMeta, part: QTensor) -> bool:
 
 
 def pack_rows(packed: Packed, row: int, part: QTensor) -> None:
-    """Puts the rows of `part` at `row` (a multiple of 16) of a packed weight that is being filled; `part` is of the packed spec, its scales perhaps
+    """Puts the rows of `part` at `row` (a multiple of meta.unit) of a packed weight that is being filled; `part` is of the packed spec, its scales perhaps
     of a narrower type."""
     meta = packed.meta
     count = part.shape[0]
-    if not (_same(part.order, packed.order) and _same(part.factors, packed.factors)):
-        raise KernelError("has rows that permute or scale their inputs in different ways")
+    if not (_same(part.order, packed.order) and _same(part.factors, packed.factors) and part.rotation == packed.rotation):
+        raise KernelError("has rows that permute, scale or rotate their inputs in different ways")
+    if meta.store == "trellis":
+        return _pack_tiles(packed, row, part)
     panels = packed.blob.reshape(meta.panels, meta.panel_bytes)[row // PANEL : -(-(row + count) // PANEL)]
     values = panels[:, meta.values_offset :]
     if meta.store in FLOATS:
@@ -223,6 +243,8 @@ def unpack(packed: Packed, rows: slice | None = None) -> QTensor:
     start, stop = (0, meta.n) if rows is None else (rows.start or 0, meta.n if rows.stop is None else min(rows.stop, meta.n))
     count = stop - start
     panels = packed.blob.reshape(meta.panels, meta.panel_bytes)[start // PANEL : -(-stop // PANEL)]
+    if meta.store == "trellis":
+        return _unpack_tiles(packed, start, stop)
     values = panels[:, meta.values_offset :]
     shape = (count, meta.k)
     if meta.store in FLOATS:
@@ -252,7 +274,69 @@ def unpack(packed: Packed, rows: slice | None = None) -> QTensor:
         zeros = _unlane(flat.reshape(len(panels), meta.groups, PANEL).transpose(0, 2, 1), count) + np.float32(128 if meta.store == "codes8" else 0)
     two_level = formats.get(spec.format).two_level
     return QTensor(np.ascontiguousarray(codes), _cells(scales, spec), spec, shape, None if zeros is None else _cells(zeros, spec),
-                   outer=np.float32(1) if two_level else None, order=packed.order, factors=packed.factors)
+                   outer=np.float32(1) if two_level else None, order=packed.order, factors=packed.factors,
+                   rotation=packed.rotation)
+
+
+def _steps(rows: np.ndarray) -> np.ndarray:
+    """[rows, ...] as [tiles, 64, ...] by steps of the trellis: step t of a tile is its row 16 * (t % 4) + t / 4. Missing rows are zeros."""
+    tiles = -(-len(rows) // TILE)
+    whole = np.zeros((tiles * TILE, *rows.shape[1:]), rows.dtype)
+    whole[: len(rows)] = rows
+    return np.ascontiguousarray(np.swapaxes(whole.reshape(tiles, 4, PANEL, *rows.shape[1:]), 1, 2)).reshape(tiles, TILE, *rows.shape[1:])
+
+
+def _pack_tiles(packed: Packed, row: int, part: QTensor) -> None:
+    """pack_rows of a trellis: rings of 64 steps, of which each state holds several. Raises KernelError for states that do not follow each other."""
+    meta, bits = packed.meta, packed.meta.spec.bits
+    count = part.shape[0]
+    tiles = packed.blob.reshape(-1, 4 * meta.panel_bytes)[row // TILE : -(-(row + count) // TILE)]
+    scales = np.zeros((len(tiles) * TILE, 1), np.float32)
+    scales[:count] = np.asarray(part.scales, np.float32)
+    stored = formats.get(meta.scale_type).encode(scales.reshape(len(tiles), TILE))
+    tiles[:, : 4 * meta.zeros_offset] = np.ascontiguousarray(stored).view(np.uint8)
+    states = np.asarray(part.codes)
+    steps, known = _steps(states), _steps(np.ones((count, 1), bool))
+    digits = np.zeros(steps.shape, np.uint8)
+    for ahead in reversed(range(formats.get(meta.spec.format).code_bits // bits)):  # rows that are missing are known from those before them
+        mine = np.roll(digits_of(steps, bits, ahead), ahead, axis=1).astype(np.uint8)
+        digits = np.where(np.roll(known, ahead, axis=1), mine, digits)
+    if not np.array_equal(_unsteps(_states(digits, bits), count), states):
+        raise KernelError("holds states of a trellis that do not follow each other", remedy="only `octavo quantize --method trellis` makes them")
+    rings = np.zeros((len(tiles), meta.kpad, 8 * bits), np.uint8)
+    by_column = np.swapaxes(digits, 1, 2)
+    if bits == 3:
+        rings[:, : meta.k, :16], rings[:, : meta.k, 16:] = pack_bits(by_column & 3, 2), pack_bits(by_column >> 2, 1)
+    else:
+        rings[:, : meta.k] = pack_bits(by_column, bits)
+    tiles[:, -8 * bits * meta.kpad :] = rings.reshape(len(tiles), -1)
+
+
+def _unpack_tiles(packed: Packed, start: int, stop: int) -> QTensor:
+    """Rows [start, stop) of a trellis."""
+    meta, bits, first = packed.meta, packed.meta.spec.bits, start // TILE
+    tiles = packed.blob.reshape(-1, 4 * meta.panel_bytes)[first : -(-stop // TILE)]
+    rings = tiles[:, -8 * bits * meta.kpad :].reshape(len(tiles), meta.kpad, 8 * bits)[:, : meta.k]
+    if bits == 3:
+        by_column = unpack_bits(np.ascontiguousarray(rings[..., :16]), 2, TILE) | (unpack_bits(np.ascontiguousarray(rings[..., 16:]), 1, TILE) << 2)
+    else:
+        by_column = unpack_bits(np.ascontiguousarray(rings), bits, TILE)
+    states = _unsteps(_states(np.swapaxes(by_column, 1, 2), bits), stop - first * TILE)[start - first * TILE :]
+    width = np.dtype(np.float32 if meta.scale_type == "fp32" else np.float16 if meta.scale_type == "fp16" else np.uint16)
+    scales = formats.get(meta.scale_type).decode(np.ascontiguousarray(tiles[:, : 4 * meta.zeros_offset]).view(width)).reshape(-1, 1)
+    return QTensor(states, scales[start - first * TILE : stop - first * TILE], meta.spec, states.shape, order=packed.order, factors=packed.factors,
+                   rotation=packed.rotation)
+
+
+def _states(digits: np.ndarray, bits: int) -> np.ndarray:
+    """uint16 states of digits [tiles, 64 steps, k]: each from its step on, around the end."""
+    return state_of(np.stack([np.roll(digits, -ahead, axis=1) for ahead in range(12 // bits)]), bits)
+
+
+def _unsteps(steps: np.ndarray, count: int) -> np.ndarray:
+    """The inverse of `_steps`: [count, ...]."""
+    rows: np.ndarray = np.swapaxes(steps.reshape(len(steps), PANEL, 4, *steps.shape[2:]), 1, 2).reshape(-1, *steps.shape[2:])[:count]
+    return np.ascontiguousarray(rows)
 
 
 def _rows(q: QTensor, start: int, stop: int) -> QTensor:
@@ -269,7 +353,7 @@ def _rows(q: QTensor, start: int, stop: int) -> QTensor:
         return array[start:stop]
 
     return QTensor(np.asarray(q.codes)[start:stop], part(q.scales), q.spec, (stop - start, q.shape[1]), part(q.zeros), part(q.offsets), q.outer,
-                   q.order, q.factors)
+                   q.order, q.factors, q.rotation)
 
 
 def _signed(codes: np.ndarray) -> np.ndarray:

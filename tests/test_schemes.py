@@ -20,9 +20,11 @@ RUNTIME = ["tensor", "token", "group"]
 @st.composite
 def specs(draw: st.DrawFn, role: str) -> TensorSpec:
     """Every TensorSpec that a role can have."""
-    number = draw(st.sampled_from([f for f in formats.formats().values() if not f.scale_only]))
+    number = draw(st.sampled_from([f for f in formats.formats().values() if not f.scale_only and (role == "weight" or f.kind != "trellis")]))
     if not number.scaled:
         return TensorSpec(number.token)
+    if number.kind == "trellis":
+        return TensorSpec(number.token, "channel", scale_format=draw(st.sampled_from(["fp32", "fp16", "bf16"])))
     dynamic = role != "weight" and draw(st.booleans())
     if number.two_level or number.scale_format == "e8m0":
         return TensorSpec(number.token, number.granularity, number.size, scale_format=number.scale_format, dynamic=dynamic)

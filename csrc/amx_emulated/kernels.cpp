@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "../ops.h"
+#include "../trellis.h"
 #include "dots.h"
 #include "halves.h"
 

@@ -7,7 +7,7 @@ constexpr int kFewRows = 4;
 enum class Codes { Int4, Table4, Int8 };
 
 static bool few_rows_support(const Packed& w, int in_group, int rows) {
-  if (in_group == 0 || rows > 4 * kFewRows || !w.meets_ints()) return false;
+  if (in_group == 0 || rows > 4 * kFewRows || !w.meets_ints() || w.store == Store::Trellis) return false;
   Activations in;
   in.group = in_group;
   return Runs(w, in).size % kStep == 0;

@@ -112,6 +112,23 @@ void columns(const float* x, int64_t x_stride, const int32_t* order, const float
   }
 }
 
+void rotate_rows(float* x, int64_t stride, int width, int block, int row0, int row1) {
+  const int apart = width / block;
+  const f32x16 norm = set1(float(1.0 / std::sqrt(double(block))));
+  for (int r = row0; r < row1; r++) {
+    float* row = x + r * stride;
+    for (int run = apart; run < width; run *= 2)  // butterflies between runs of values
+      for (int i = 0; i < width; i += 2 * run)
+        each16(run, [&](int j, int n) {
+          float *one = row + i + j, *other = one + run;
+          const f32x16 a = load_n(one, n), b = load_n(other, n);
+          store_n(one, add(a, b), n);
+          store_n(other, sub(a, b), n);
+        });
+    each16(width, [&](int i, int n) { store_n(row + i, mul(load_n(row + i, n), norm), n); });
+  }
+}
+
 void softcap(float* x, int64_t stride, int width, float cap, int row0, int row1) {
   const f32x16 c = set1(cap), inverse = set1(1.f / cap);
   for (int r = row0; r < row1; r++)

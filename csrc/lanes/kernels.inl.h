@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "../ops.h"
+#include "../trellis.h"
 
 namespace octavo::OCTAVO_ISA {
 
@@ -34,7 +35,7 @@ namespace octavo {
 const Kernels* OCTAVO_JOIN(OCTAVO_ISA, _kernels)() {
   using namespace OCTAVO_ISA;
   static const Kernels table = {OCTAVO_TEXT(OCTAVO_ISA), quantize_rows, kLinears, int(sizeof(kLinears) / sizeof(LinearKernel)), usual_linear, OCTAVO_LINEAR_SCRATCH, embed, rms_norm, rope, gate, add_rows,
-                                columns, softcap, cache_write, attention_items, attention, attention_scratch_bytes, best, weights, at_least};
+                                columns, rotate_rows, softcap, cache_write, attention_items, attention, attention_scratch_bytes, best, weights, at_least};
   return &table;
 }
 

@@ -110,6 +110,8 @@ static inline int weight_group_at(const Packed& w, const Runs& runs, int k) {
   return g < w.groups ? g : w.groups - 1;
 }
 
+#include "trellis_lanes.inl.h"
+
 // ---- 8-bit codes and int8 activations: R rows of one panel ----
 template <int R>
 static inline void codes8_tile(const LinearCall& c, int panel, int row) {
@@ -234,16 +236,19 @@ template <int R> struct Table4Tile {
 
 static void codes4_panel(const LinearCall& c, int panel, int row0, int row1, Scratch& s) {
   const Packed& w = *c.w;
-  const uint8_t* base = w.data + size_t(panel) * w.panel_bytes;
+  const uint8_t* base = w.base(panel);
   std::memset(s.sums, 0, sizeof(float) * size_t(row1 - row0) * kPanel);
   for (int k = 0; k < w.kpad; k += kChunk) {
     const int end = k + kChunk < w.kpad ? k + kChunk : w.kpad;
-    for (int i = k; i < end; i += kStep) {
-      uint8_t* out = s.codes + size_t(i - k) * kPanel;
-      spread_codes(base + w.values_offset + size_t(i) * (kPanel / 2), out);
-      if (w.meaning == Meaning::Table) look_up(w.table8, out, kStep * kPanel);
-    }
-    if (w.meaning == Meaning::Table)
+    const bool bytes = w.meaning == Meaning::Table || w.store == Store::Trellis;  // which the codes become
+    if (w.store == Store::Trellis) spread_states(w, panel, k, end, s.codes);
+    else
+      for (int i = k; i < end; i += kStep) {
+        uint8_t* out = s.codes + size_t(i - k) * kPanel;
+        spread_codes(base + w.values_offset + size_t(i) * (kPanel / 2), out);
+        if (w.meaning == Meaning::Table) look_up(w.table8, out, kStep * kPanel);
+      }
+    if (bytes)
       in_tiles<Table4Tile, const LinearCall*, const uint8_t*, const uint8_t*, int, int, float*, int>(row0, row1, &c, base, s.codes, k / kSumBlock, end / kSumBlock, s.sums, row0);
     else
       in_tiles<Codes4Tile, const LinearCall*, const uint8_t*, const uint8_t*, int, int, float*, int>(row0, row1, &c, base, s.codes, k / kSumBlock, end / kSumBlock, s.sums, row0);
@@ -297,8 +302,7 @@ static void codes4_row(const LinearCall& c, int panel, int row) {
 
 // K values [k0, k1) of a panel as float [k][16]
 static void widen_panel(const Packed& w, int panel, int k0, int k1, float* out) {
-  const uint8_t* base = w.data + size_t(panel) * w.panel_bytes;
-  const uint8_t* values = base + w.values_offset;
+  const uint8_t *base = w.base(panel), *values = w.values(panel);
   if (w.store == Store::F32) { std::memcpy(out, reinterpret_cast<const float*>(values) + int64_t(k0) * kPanel, sizeof(float) * size_t(k1 - k0) * kPanel); return; }
   if (w.store == Store::BF16) {
     const uint16_t* p = reinterpret_cast<const uint16_t*>(values) + int64_t(k0) * kPanel;
@@ -308,7 +312,8 @@ static void widen_panel(const Packed& w, int panel, int k0, int k1, float* out) 
   // k0 is a multiple of 64 here
   uint8_t bytes[kFloatChunk * kPanel];
   const bool small = w.store == Store::Codes4;
-  if (small) spread_codes(values + size_t(k0) * (kPanel / 2), bytes);
+  if (w.store == Store::Trellis) spread_states(w, panel, k0, k0 + kFloatChunk, bytes);
+  else if (small) spread_codes(values + size_t(k0) * (kPanel / 2), bytes);
   else std::memcpy(bytes, values + size_t(k0) * kPanel, size_t(kFloatChunk) * kPanel);
   f32x16 scale = zero(), shift = zero();
   int loaded = -1;
@@ -433,22 +438,11 @@ template <Lanes L> static void float_row_panels(const LinearCall& c, int panel, 
   if (panel < last) float_row<L, 1>(c, panel);
 }
 
-void linear(const LinearCall& call, int panel0, int panel1, void* scratch) {
-  Scratch& s = *static_cast<Scratch*>(scratch);
+// Any weight and number of rows
+static void linear_panels(const LinearCall& call, int panel0, int panel1, Scratch& s) {
   const Packed& w = *call.w;
   const int rows = call.in.rows;
   const bool integer = call.in.q != nullptr && !w.is_float();
-  if (integer && rows == 1 && w.store == Store::Codes4 && w.meaning == Meaning::Int) {
-    for (int p = panel0; p < panel1; p++) codes4_row(call, p, 0);
-    return;
-  }
-  if (!integer && rows == 1 && !w.is_float()) {
-    if (w.store == Store::E4M3) float_row_panels<Lanes::E4M3>(call, panel0, panel1);
-    else if (w.store == Store::E5M2) float_row_panels<Lanes::E5M2>(call, panel0, panel1);
-    else if (w.meaning == Meaning::Table) float_row_panels<Lanes::Table>(call, panel0, panel1);
-    else float_row_panels<Lanes::Signed>(call, panel0, panel1);
-    return;
-  }
   for (int row0 = 0; row0 < rows; row0 += kRowBlock) {
     const int row1 = row0 + kRowBlock < rows ? row0 + kRowBlock : rows;
     if (!integer) {
@@ -464,6 +458,33 @@ void linear(const LinearCall& call, int panel0, int panel1, void* scratch) {
       for (int p = panel0; p < panel1; p++) codes4_panel(call, p, row0, row1, s);
     }
   }
+}
+
+void linear(const LinearCall& call, int panel0, int panel1, void* scratch) {
+  Scratch& s = *static_cast<Scratch*>(scratch);
+  const Packed& w = *call.w;
+  const int rows = call.in.rows;
+  const bool integer = call.in.q != nullptr && !w.is_float();
+  if (integer && rows == 1 && w.store == Store::Codes4 && w.meaning == Meaning::Int) {
+    for (int p = panel0; p < panel1; p++) codes4_row(call, p, 0);
+    return;
+  }
+#ifdef __AVX2__
+  if (rows == 1 && w.store == Store::Trellis) {
+    const int first = std::min((panel0 + 3) / 4 * 4, panel1), last = trellis_tiles(call, first, panel1, integer);
+    linear_panels(call, panel0, first, s);  // what lies beside whole tiles
+    linear_panels(call, last, panel1, s);
+    return;
+  }
+#endif
+  if (!integer && rows == 1 && !w.is_float() && w.store != Store::Trellis) {
+    if (w.store == Store::E4M3) float_row_panels<Lanes::E4M3>(call, panel0, panel1);
+    else if (w.store == Store::E5M2) float_row_panels<Lanes::E5M2>(call, panel0, panel1);
+    else if (w.meaning == Meaning::Table) float_row_panels<Lanes::Table>(call, panel0, panel1);
+    else float_row_panels<Lanes::Signed>(call, panel0, panel1);
+    return;
+  }
+  linear_panels(call, panel0, panel1, s);
 }
 
 void embed(const Packed& w, const int32_t* tokens, float factor, float* y, int64_t y_stride, int row0, int row1) {

@@ -36,7 +36,7 @@ struct TileScratch {
 };
 
 static bool tiles_support(const Packed& w, int in_group, int) {
-  return in_group > 0 && w.meets_ints() && w.kpad <= kMostPieces * kSumBlock;
+  return in_group > 0 && w.meets_ints() && w.store != Store::Trellis && w.kpad <= kMostPieces * kSumBlock;
 }
 
 // What both streams know

@@ -48,7 +48,7 @@ class OctavoWriter:
         self.folder = Path(folder).absolute()
         self.config, self.plan, self.manifest = config, plan, manifest
         self._metas: dict[str, Any] = {}
-        self._columns: dict[str, dict[str, str]] = {}
+        self._columns: dict[str, dict[str, Any]] = {}
         self._arrays: dict[str, np.ndarray] = {}
         self._shards: list[_Shard] = []
         try:
@@ -73,6 +73,8 @@ class OctavoWriter:
             if array is not None:
                 self._columns.setdefault(name, {})[part] = f"{name}.{part}"
                 self._arrays[f"{name}.{part}"] = np.ascontiguousarray(array, dtype)
+        if packed.rotation:
+            self._columns.setdefault(name, {})["rotation"] = packed.rotation
         try:
             self._shard(name).append(name, packed.blob)
         except OSError as error:

@@ -44,7 +44,7 @@ class OctavoCheckpoint(SafetensorsCheckpoint):
     codec = "octavo"
 
     def __init__(self, path: Path, config: dict[str, Any], tensors: dict[str, TensorInfo], places: dict[str, tuple[MappedFile, int]],
-                 metas: dict[str, PackedMeta], columns: dict[str, dict[str, np.ndarray]]) -> None:
+                 metas: dict[str, PackedMeta], columns: dict[str, dict[str, Any]]) -> None:
         super().__init__(path, config, tensors, places)
         self._metas, self._columns = metas, columns
         self.plan: dict[str, Any] = config["quantization_config"].get("plan") or {}
@@ -77,7 +77,7 @@ class OctavoCheckpoint(SafetensorsCheckpoint):
         if packed is None:
             return super().read(name, rows)
         first, last = row_range(rows, packed.meta.n)
-        begin = first - first % layouts.PANEL
+        begin = first - first % packed.meta.unit
         tensor = layouts.unpack(packed, None if rows is None else slice(begin, last))
         if begin != first:
             tensor = _from_row(tensor, first - begin)
@@ -115,12 +115,15 @@ def _read_meta(name: str, claim: Any, entry: Entry, file: Path) -> PackedMeta:
 
 
 def _read_columns(claims: Any, metas: dict[str, PackedMeta], entries: Mapping[str, Entry],
-                  homes: Mapping[str, MappedFile]) -> tuple[dict[str, dict[str, np.ndarray]], set[str]]:
-    """({weight: its order and factors}, names of the tensors that hold them), checked: kernels trust them as they trust a blob's meaning."""
-    found: dict[str, dict[str, np.ndarray]] = {}
+                  homes: Mapping[str, MappedFile]) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """({weight: its order, factors and rotation}, names of the tensors that hold them), checked: kernels trust them as they trust a blob's meaning."""
+    found: dict[str, dict[str, Any]] = {}
     used: set[str] = set()
     for name, parts in (claims if isinstance(claims, dict) else {}).items():
         for part, tensor in (parts if isinstance(parts, dict) else {"?": "?"}).items():
+            if part == "rotation" and name in metas and type(tensor) is int and tensor > 1 and not tensor & (tensor - 1) and metas[name].k % tensor == 0:
+                found.setdefault(name, {})[part] = tensor
+                continue
             known = COLUMNS.get(part) if name in metas else None
             entry = entries.get(tensor) if isinstance(tensor, str) else None
             where = str(homes[name].path) if name in homes else ""

@@ -67,7 +67,7 @@ class Options:
     """Of the choice of texts."""
 
     to: str = "compressed-tensors"
-    """The format that is written; see `octavo convert --help`."""
+    """The format that is written; see `octavo convert --help`. octavo: Octavo's own, the only one for --method trellis."""
 
     keep: list[str] = field(default_factory=list)
     """Leave weights unquantized whose name matches (a glob; may be repeated)."""

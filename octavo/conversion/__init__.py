@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from ._convert import convert
-from ._report import Report
+from ._report import Report, Row
 
-__all__ = ["Report", "convert"]
+__all__ = ["Report", "Row", "convert"]

@@ -32,6 +32,7 @@ class NativeWeight:
 
     order    int32 [k] or None: column j of the panels meets input order[j]
     factors  float32 [k] or None: by which the inputs are multiplied, in the order of the columns
+    rotation block of the Hadamard rotation of the inputs after that, 0 for none
     columns  what equals another weight's where both take the same inputs; None where these are x itself
     """
 
@@ -39,15 +40,16 @@ class NativeWeight:
         meta = packed.meta
         self.packed, self.n, self.k, self.nbytes = packed, meta.n, meta.k, packed.nbytes
         # Values that share a scale of int8 activations; 0: float activations
-        self.group = 0 if activation.format != "int8" or not meta.store.startswith("codes") else activation.size or WHOLE_ROW
+        self.group = 0 if activation.format != "int8" or not meta.store.startswith(("codes", "trellis")) else activation.size or WHOLE_ROW
         self.order = packed.order
         self.factors = packed.factors if packed.factors is None or packed.order is None else packed.factors[packed.order]
-        self.columns: tuple[bytes, bytes] | None = None
-        if self.order is not None or self.factors is not None:
-            self.columns = (_digest(self.order), _digest(self.factors))
+        self.columns: tuple[bytes, bytes, int] | None = None
+        self.rotation = packed.rotation
+        if self.order is not None or self.factors is not None or self.rotation:
+            self.columns = (_digest(self.order), _digest(self.factors), self.rotation)
         self.native = _native.PackedWeight(
             packed.blob, layouts.STORES[meta.store], int(bool(meta.table)), layouts.SCALE_TYPES[meta.scale_type], meta.n, meta.k, meta.kpad,
-            meta.group, meta.groups, meta.has_zeros, list(meta.table), packed.blob)
+            meta.group, meta.groups, meta.has_zeros, list(meta.table), packed.blob, meta.spec.bits if meta.store == "trellis" else 0)
 
 
 def _digest(array: np.ndarray | None) -> bytes:
@@ -111,10 +113,10 @@ class _Recording:
     def weight(self, value: NativeWeight) -> int:
         return self._once(value, lambda: self.program.weight(value.native))
 
-    def columns(self, x: Recorded, order: np.ndarray | None, factors: np.ndarray | None) -> Recorded:
-        """x with its columns taken in `order` and multiplied by `factors`."""
+    def columns(self, x: Recorded, order: np.ndarray | None, factors: np.ndarray | None, rotation: int = 0) -> Recorded:
+        """x with its columns taken in `order`, multiplied by `factors` and rotated in blocks of `rotation`."""
         out = Recorded(self, x.width if order is None else len(order), x.logits)
-        self.program.columns(x.id, self._array(order, self.program.places), self._array(factors, self.program.constant), out.id)
+        self.program.columns(x.id, self._array(order, self.program.places), self._array(factors, self.program.constant), rotation, out.id)
         return out
 
     def _array(self, array: np.ndarray | None, add: Callable[[np.ndarray], int]) -> int:
@@ -270,6 +272,8 @@ class NativeOps:
 
     def embed(self, weight: NativeWeight, factor: float = 1.0) -> Recorded:
         now = self._now
+        if weight.rotation:
+            raise KernelError("is of rotated inputs: its rows are no embeddings", where="native", remedy="keep the embedding out of --method trellis")
         out = Recorded(now, weight.k, False)
         now.program.embed(now.weight(weight), factor, out.id)
         if weight.columns is None:
@@ -285,7 +289,7 @@ class NativeOps:
         for group, columns in sorted({(w.group, w.columns or ()) for w in weights}):  # weights that share x share its int8 form
             mine = [i for i, w in enumerate(weights) if (w.group, w.columns or ()) == (group, columns)]
             first = weights[mine[0]]
-            inputs = x if first.columns is None else now.columns(x, first.order, first.factors)
+            inputs = x if first.columns is None else now.columns(x, first.order, first.factors, first.rotation)
             now.program.linear(inputs.id, [now.weight(weights[i]) for i in mine],
                                [-1 if (b := given[i]) is None else now.constant(b) for i in mine], [outs[i].id for i in mine],
                                -1 if residual is None else residual.id, group)

@@ -16,7 +16,7 @@ import numpy as np
 from .. import formats
 from ..cache import PAGE, KVPool, Step
 from ..errors import KernelError
-from ..qtensor import QTensor, quantize
+from ..qtensor import QTensor, quantize, rotate
 from ..schemes import TensorSpec
 from .op import Ops, Problem, Value
 
@@ -27,24 +27,28 @@ if TYPE_CHECKING:
 class ReferenceWeight:
     """A weight [n, k] as the numbers it stands for (float32, as QTensor.dequantize gives them), and what activations are rounded to.
 
-    Column j of `values` meets input order[j], multiplied by that input's factor before it is rounded.
+    Column j of `values` meets input order[j], multiplied by that input's factor and rotated in blocks of `rotation` before it is rounded.
     """
 
-    def __init__(self, values: np.ndarray, activation: TensorSpec, order: np.ndarray | None = None, factors: np.ndarray | None = None) -> None:
+    def __init__(self, values: np.ndarray, activation: TensorSpec, order: np.ndarray | None = None, factors: np.ndarray | None = None,
+                 rotation: int = 0) -> None:
         self.values, self.activation = values, activation
         self.n, self.k = (int(size) for size in values.shape)
         self.nbytes = values.nbytes
         self.order = np.arange(self.k) if order is None else np.asarray(order)
+        self.rotation = rotation
         self.factors = np.ones(self.k) if factors is None else np.asarray(factors, np.float64)
 
     def inputs(self, x: np.ndarray) -> np.ndarray:
         """x [rows, k] as the columns of `values` meet it."""
-        return round_activations((x * self.factors)[:, self.order], self.activation)
+        ordered = (x * self.factors)[:, self.order]
+        return round_activations(rotate(ordered, self.rotation) if self.rotation else ordered, self.activation)
 
     def rows(self, tokens: np.ndarray) -> np.ndarray:
         """float64 [tokens, k]: these rows of the weight, input by input."""
-        found: np.ndarray = self.values[tokens].astype(np.float64)[:, np.argsort(self.order)] * self.factors
-        return found
+        found = self.values[tokens].astype(np.float64)
+        ordered: np.ndarray = (rotate(found, self.rotation) if self.rotation else found)[:, np.argsort(self.order)] * self.factors
+        return ordered
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,8 @@ class ReferenceOps:
         refusal = self.supports(Problem("linear", tensor.shape[0], tensor.shape[-1], weight=tensor.spec, activation=activation))
         if refusal is not None:
             raise KernelError(refusal, where="reference")
-        plain = replace(tensor, order=None, factors=None)
-        return ReferenceWeight(np.asarray(plain.dequantize(), np.float32), activation, tensor.order, tensor.factors)
+        plain = replace(tensor, order=None, factors=None, rotation=0)
+        return ReferenceWeight(np.asarray(plain.dequantize(), np.float32), activation, tensor.order, tensor.factors, tensor.rotation)
 
     def adopt(self, packed: Packed, activation: TensorSpec) -> ReferenceWeight:
         """A weight that was packed for the native kernels, as the numbers it stands for."""

@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 from ._assign import ways
+from ._choices import plan_as_stored
 from ._load import load
 from ._model import LoadedModel
 from ._origin import open_model
 from ._policy import apply_kernels, apply_policy, fingerprint, linear_facts, native_of
 from ._report import LoadReport, Progress, Runs
-from ._stream import read_rows
+from ._stream import make_vector, read_rows
 
 __all__ = [
-    "LoadReport", "LoadedModel", "Progress", "Runs", "apply_kernels", "apply_policy", "fingerprint", "linear_facts", "load", "native_of",
-    "open_model", "read_rows", "ways",
+    "LoadReport", "LoadedModel", "Progress", "Runs", "apply_kernels", "apply_policy", "fingerprint", "linear_facts", "load",
+    "make_vector", "native_of", "open_model", "plan_as_stored", "read_rows", "ways",
 ]

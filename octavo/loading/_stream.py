@@ -18,7 +18,7 @@ from ._assign import Job
 
 CHUNK = 1 << 20        # numbers in flight
 TEMPORARY = 28         # bytes in flight for each of them: float32 twice, codes, panels, and what quantizing needs on the way
-UNIT = layouts.PANEL
+UNIT = layouts.TILE  # rows that are packed together at most
 
 
 def row_chunks(rows: int, columns: int, cell: int = 1) -> list[slice]:

@@ -54,6 +54,9 @@ def quantize(x: Array, spec: TensorSpec, *, outer: float | None = None, extent: 
     """
     xp = array_namespace(x)
     number = formats.get(spec.format)
+    if number.kind == "trellis":
+        raise SchemeError("codes of a trellis depend on each other: they are searched, not rounded one by one", where=spec.format,
+                          remedy="octavo quantize MODEL OUT --scheme W" + spec.format + " --method trellis --to octavo")
     shape = tuple(x.shape)
     if len(shape) not in (1, 2):
         raise SchemeError(f"cannot quantize a tensor of shape {shape}", remedy="tensors have one or two dimensions here")

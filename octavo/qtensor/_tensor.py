@@ -13,6 +13,7 @@ from .. import formats
 from ..errors import SchemeError
 from ..schemes import TensorSpec
 from ._cells import cell, chunks, flattened, grouped, per_row
+from ._rotation import rotate
 
 Array = Any  # an array of the array-API standard: NumPy here, torch in the torch backend
 
@@ -22,7 +23,8 @@ class QTensor:
     """Codes, scales and their meaning. value = (decode(code) - zero) * (scale * outer), or decode(code) * scale + offset, in float32.
 
     codes    [*shape], one per element: float32, float16 or uint16 (bfloat16 bits) for unquantized formats (no scales then);
-             int8 for symmetric integers; uint8 for integers with a zero point or an offset, for tables and for small floats.
+             int8 for symmetric integers; uint8 for integers with a zero point or an offset, for tables and for small floats; uint16 for the
+             states of a trellis.
     scales   float32, 2-D, by granularity of the spec for a weight [out, in]: tensor [1, 1]; channel [out, 1];
              group [out, ceil(in/g)]; block [ceil(out/r), ceil(in/c)]. A scale may be negative, and is 0 where all values are.
     zeros    like scales (float32; whole numbers, except HQQ's), or None
@@ -32,6 +34,8 @@ class QTensor:
     order    int32 [in] or None: column j of the codes (and so of the groups) is input order[j] of the weight (GPTQ's act-order)
     factors  float32 [in] or None, by input (not by column of the codes): inputs are multiplied by them before the codes meet them (AWQ's and
              SmoothQuant's scales where they were not folded into the layer before); so each column of the weight is
+    rotation 0, or the block of the Hadamard rotation (qtensor.rotate) of the inputs, after order and factors, before they meet the codes; so each row of
+             the weight is
     """
 
     codes: Array
@@ -43,6 +47,7 @@ class QTensor:
     outer: Array | None = None
     order: Array | None = None
     factors: Array | None = None
+    rotation: int = 0
 
     def dequantize(self) -> Array:
         """float32 array of `shape`: the numbers that this tensor stands for."""
@@ -63,6 +68,8 @@ class QTensor:
             if self.offsets is not None:
                 chunk = chunk + per_row(self.offsets, self.spec, part)
             chunk = flattened(chunk, width)
+            if self.rotation:
+                chunk = rotate(chunk, self.rotation)
             if self.order is not None:
                 chunk = xp.take(chunk, xp.argsort(self.order), axis=1)
             values[part] = chunk if self.factors is None else chunk * self.factors
@@ -92,8 +99,8 @@ def join(parts: Sequence[QTensor]) -> QTensor:
         return first
     xp = array_namespace(first.codes)
     specs = {part.spec for part in parts}
-    if any(part.order is not None or part.factors is not None for part in parts):
-        raise SchemeError("cannot join tensors whose inputs are permuted or scaled")
+    if any(part.order is not None or part.factors is not None or part.rotation for part in parts):
+        raise SchemeError("cannot join tensors whose inputs are permuted, scaled or rotated")
     if len({(s.format, s.granularity, s.size, s.symmetric) for s in specs}) > 1 or first.spec.granularity in ("tensor", "block"):
         raise SchemeError(f"cannot join tensors of {len(specs)} different precisions, or with scales that cross rows")
 

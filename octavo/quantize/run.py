@@ -26,6 +26,7 @@ from ..qtensor import NonFiniteError, QTensor
 from ..qtensor import quantize as nearest
 from ..schemes import Plan, Scheme, TensorSpec
 from ..text import Text
+from . import own
 from .method import BlockRounder, GroupRounder, Rounder, Transform, options_of, rounder, transform
 from .store import QuantizedCheckpoint, Store
 
@@ -86,7 +87,7 @@ def plan_text(scheme: str) -> str:
 def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "compressed-tensors", threads: int | None = None, overwrite: bool = False,
              shard_size: int = 5_000_000_000, revision: str | None = None, allow_pickle: bool = False, cache_dir: Path | None = None,
              on_progress: OnProgress | None = None) -> Report:
-    """Quantize the linears of a model's layers and write the checkpoint `out` in the format `to` (see conversion.convert).
+    """Quantize the linears of a model's layers and write the checkpoint `out` in the format `to` (see conversion.convert; or "octavo", Octavo's own).
 
     `on_progress(layers done, layers, seconds since the first)` is called after each layer. A run that was interrupted leaves a hidden folder beside `out`;
     the same call goes on from the last finished layer and ends with the same bytes, as any number of threads does.
@@ -116,7 +117,10 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
     result = QuantizedCheckpoint(checkpoint, store, weights, {name: s.activation for name, s in schemes.items() if s.activation.quantized},
                                  model.layers + outer, signature)
     included = [found[name] for name in schemes if not name.startswith("model.layers.")]
-    written = convert(result, target, to=to, include=included, shard_size=shard_size, overwrite=overwrite, threads=threads, cache_dir=cache_dir)
+    if to == own.TARGET:
+        written = own.write_own(result, found, target)
+    else:
+        written = convert(result, target, to=to, include=included, shard_size=shard_size, overwrite=overwrite, threads=threads, cache_dir=cache_dir)
     store.remove()
     return Report(str(plan), wish.method, samples.name if samples else "", errors, written, time.perf_counter() - began, resumed, settings)
 

@@ -54,7 +54,7 @@ class Store:
         arrays: dict[str, np.ndarray] = {}
         specs: dict[str, Any] = {}
         for name, tensor in tensors.items():
-            specs[name] = {"spec": asdict(tensor.spec), "shape": list(tensor.shape)}
+            specs[name] = {"spec": asdict(tensor.spec), "shape": list(tensor.shape), "rotation": tensor.rotation}
             for part in ARRAYS:
                 if (array := getattr(tensor, part)) is not None:
                     arrays[f"{name}|{part}"] = np.asarray(array)
@@ -73,7 +73,7 @@ class Store:
             tensors = {}
             for name, about in specs.items():
                 parts = {part: held[f"{name}|{part}"] for part in ARRAYS if f"{name}|{part}" in names}
-                tensors[name] = QTensor(spec=TensorSpec(**about["spec"]), shape=tuple(about["shape"]), **{"scales": None, **parts})
+                tensors[name] = QTensor(spec=TensorSpec(**about["spec"]), shape=tuple(about["shape"]), rotation=about["rotation"], **{"scales": None, **parts})
             return tensors, {name[:-1]: held[name] for name in names if name.endswith("|")}
 
     def remove(self) -> None:

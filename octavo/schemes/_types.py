@@ -57,6 +57,8 @@ class TensorSpec:
         sized, wide = self.granularity in ("group", "block"), self.granularity == "block"
         if (self.size > 0) != sized or (self.columns > 0) != wide or max(self.size, self.columns) > LARGEST_SIZE:
             return f"size {self.size} and columns {self.columns} do not fit the granularity"
+        if number.kind == "trellis" and self.granularity != "channel":
+            return "a trellis is for weights, with one scale per output row"
         if not self.symmetric and number.kind != "int":
             return "only integers have zero points"
         if self.scale_format not in SCALE_FORMATS:
@@ -132,10 +134,12 @@ class Scheme:
 
 
 def default_scale_format(format: str, granularity: str, role: Role = "weight") -> str:
-    """fp16 for stored groups of integers and tables, what the format fixes for microscaling, else fp32."""
+    """fp16 for stored groups of integers and tables and for a trellis, what the format fixes for microscaling, else fp32."""
     number = formats.get(format)
     if number.scale_format in ("e8m0", "fp8e4m3"):
         return number.scale_format
+    if number.kind == "trellis":
+        return "fp16"
     return "fp16" if role == "weight" and granularity == "group" and number.kind in ("int", "table") else "fp32"
 
 
@@ -145,7 +149,7 @@ def default_spec(format: str, role: Role) -> TensorSpec:
     if not number.scaled:
         return TensorSpec(number.token)
     micro = number.scale_format in ("e8m0", "fp8e4m3")
-    if role == "weight" or micro:
+    if role == "weight" or micro or number.kind == "trellis":
         return TensorSpec(number.token, number.granularity, number.size, scale_format=default_scale_format(number.token, number.granularity),
                           dynamic=role != "weight")
     return TensorSpec(number.token, "token", dynamic=True)

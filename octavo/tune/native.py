@@ -62,10 +62,11 @@ class NativeKernels:
 
     def reference(self, site: Site, rows: int) -> tuple[np.ndarray, np.ndarray]:
         weight = self.weights[site][0]
-        last = (weight.n - 1) // layouts.PANEL * layouts.PANEL
+        unit = weight.packed.meta.unit
+        last = (weight.n - 1) // unit * unit
         ends = [slice(0, min(COLUMNS, weight.n)), slice(max(0, last - COLUMNS), weight.n)]
         columns = np.concatenate([np.arange(part.start, part.stop) for part in ends])
-        panels = replace(weight.packed, order=None, factors=None)  # `outputs` takes inputs as the panels meet them
+        panels = replace(weight.packed, order=None, factors=None, rotation=0)  # `outputs` takes inputs as the panels meet them
         values = np.concatenate([np.asarray(layouts.unpack(panels, part).dequantize(), np.float64) for part in ends])
         whole = weight.group >= WHOLE_ROW
         spec = FLOAT if not weight.group else TensorSpec("int8", "token" if whole else "group", 0 if whole else weight.group, dynamic=True)

@@ -21,6 +21,8 @@ SMALL = {"fp8e4m3": (ml_dtypes.float8_e4m3fn, torch.float8_e4m3fn), "fp8e5m2": (
 def every_code(number: NumberFormat) -> np.ndarray:
     if number.kind == "int":
         return np.arange(number.low, number.high + 1).astype(np.int8)
+    if number.kind == "trellis":
+        return np.arange(1 << number.code_bits).astype(np.uint16)
     return np.arange(1 << number.bits).astype(np.uint8)
 
 

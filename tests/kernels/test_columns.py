@@ -133,7 +133,7 @@ def test_the_program_refuses_places_that_are_not_there() -> None:
     program = _native.Program(_native.Team(1), "portable")
     x, y, wide = program.buffer(8, False), program.buffer(8, False), program.buffer(9, False)
     good, bad, short = (program.places(np.array(p, np.int32)) for p in (range(8), [0, 1, 2, 3, 4, 5, 6, 8], range(7)))
-    program.columns(x, good, -1, y)
+    program.columns(x, good, -1, 0, y)
     for order, factors, out in ((bad, -1, y), (short, -1, y), (-1, -1, wide), (good, -1, x), (-1, program.constant(np.ones(7, np.float32)), y)):
         with pytest.raises(ValueError, match="columns"):
-            program.columns(x, order, factors, out)
+            program.columns(x, order, factors, 0, out)

@@ -1,0 +1,3 @@
+#define OCTAVO_ISA avx512vnni
+#define OCTAVO_LANES 8
+#include "../lanes/trellis.inl.h"
