@@ -24,7 +24,7 @@ def runs(group: int) -> Iterator[tuple[str, str]]:
     """(library, method-scheme), the quick and the telling ones first. `group` is 64 where 128 divides no hidden size (SmolLM2's 576)."""
     small = 64
     schemes = (f"w4g{group}", f"w3g{group}", f"w2g{small}z")
-    ours = ["rtn-w4g32"] + [f"{method}-{scheme}" for scheme in schemes for method in ("rtn", "gptq", "signround")]
+    ours = ["rtn-w4g32"] + [f"{method}-{scheme}" for scheme in schemes for method in ("rtn", "gptq", "autoround")]
     ours += [f"awq-rtn-w4g{group}z", "gptq-w8a8", "smoothquant-gptq-w8a8", "smoothquant-rtn-w8a8", f"gptq-w4g{group}a8"]
     yield from (("octavo", name) for name in ours)
     for scheme in (*schemes, "w8a8", f"w4g{group}a8"):
