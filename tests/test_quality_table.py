@@ -31,7 +31,9 @@ def test_ours_is_held_against_the_same_method_and_scheme_and_types_of_its_size()
 def test_table_holds_ratios_and_every_checkpoint_by_size() -> None:
     rows = [row("llmcompressor", "gptq", "w4g64", 0.2), row("octavo", "gptq", "w4g64", 0.1), row("gptqmodel", "gptq", "w2g64z", 0.5, 2.3)]
     text = markdown({"model": "m", "text": "t.txt", "context": 512, "windows": 1, "rows": rows})
-    assert "| gptq w4g64 | llmcompressor 1.0 | 32 | 0.1000 | 0.2000 | 0.50 | 21.000 | 21.000 | 0.50 | 1.00 |" in text
+    assert "| gptq w4g64 | llmcompressor 1.0 | 32 | 0.1000 | 0.2000 | 0.50 | 21.000 | 21.000 | 1.00 | 0.50 |" in text
+    busy = markdown({"model": "m", "text": "t.txt", "context": 512, "windows": 1, "rows": rows, "busy": True})
+    assert "wall time" in text and "| wall time" not in busy and " s |" not in busy
     assert text.index("gptqmodel-gptq-w2g64z") < text.index("octavo-gptq-w4g64") < text.index("llmcompressor-gptq-w4g64")
 
 

@@ -15,9 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from octavo.loading import load
-from octavo.quality.perplexity import beginning
-
 
 def rows_of(ids: np.ndarray, begin: list[int], rows: int, length: int) -> np.ndarray:
     width = length - len(begin)
@@ -35,6 +32,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--length", type=int, default=512)
     options = parser.parse_args()
+
+    from octavo.loading import load
+    from octavo.quality.perplexity import beginning
+
     tokenizer = load(options.model, quantization="16bit", use_cache=False).text
     texts = [json.loads(line)["text"] for line in options.texts.read_text(encoding="utf-8").splitlines()]
     ids = np.asarray(tokenizer.encode("\n".join(texts), special=False), np.int32)

@@ -49,24 +49,26 @@ def markdown(result: dict[str, Any]) -> str:
     rows: list[Row] = result["rows"]
     if not rows:
         return ""
-    first = rows[0]
+    first, timed = rows[0], not result.get("busy", False)
     text = [f"### {result['model']}\n\n{result['windows']} windows of {result['context']} tokens of {result['text']}, {first['tokens']} tokens scored; "
-            f"the original's perplexity is {first['original_perplexity']['value']:.3f}.\n"]
-    against = [[f"{ours['method']} {ours['scheme']}", rival(theirs), str(theirs["rows"]),
-                f"{ours['kl']['mean']:.4f}", f"{theirs['kl']['mean']:.4f}", ratio(ours["kl"]["mean"], theirs["kl"]["mean"]),
-                f"{ours['perplexity']['value']:.3f}", f"{theirs['perplexity']['value']:.3f}",
-                ratio(ours["wall_s"], theirs["wall_s"]), ratio(ours["peak_rss_mb"], theirs["peak_rss_mb"])] for ours, theirs in pairs(rows)]
+            f"the original's perplexity is {first['original_perplexity']['value']:.3f}."
+            + ("" if timed else " Other work ran on the machine meanwhile, so no wall times are given.") + "\n"]
+    against = []
+    for ours, theirs in pairs(rows):
+        against.append([f"{ours['method']} {ours['scheme']}", rival(theirs), str(theirs["rows"]), f"{ours['kl']['mean']:.4f}", f"{theirs['kl']['mean']:.4f}",
+                        ratio(ours["kl"]["mean"], theirs["kl"]["mean"]), f"{ours['perplexity']['value']:.3f}", f"{theirs['perplexity']['value']:.3f}",
+                        ratio(ours["peak_rss_mb"], theirs["peak_rss_mb"]), *([ratio(ours["wall_s"], theirs["wall_s"])] if timed else [])])
     if against:
-        text.append(lines(["ours", "against", "sequences", "KL, ours", "theirs", "ratio", "perplexity, ours", "theirs", "wall time, ratio",
-                           "peak memory, ratio"], against))
+        text.append(lines(["ours", "against", "sequences", "KL, ours", "theirs", "ratio", "perplexity, ours", "theirs", "peak memory, ratio",
+                           *(["wall time, ratio"] if timed else [])], against))
     everything = []
     for row in sorted(rows, key=lambda row: (row["bits"], row["kl"]["mean"])):
         kl, change = row["kl"], row["perplexity_ratio"]["value"] - 1
         everything.append([row["name"], f"{row['bits']:.2f}", f"{kl['mean']:.4f} [{kl['low']:.4f}, {kl['high']:.4f}]",
                            f"{row['perplexity']['value']:.3f}", f"{change:+.1%}", f"{row['top1_agreement']['value']:.1%}", str(row["rows"]),
-                           f"{row['wall_s']:.0f} s", f"{row['peak_rss_mb']:,} MB"])
-    text.append(lines(["checkpoint", "bits per weight", "KL", "perplexity", "against original", "same top", "sequences", "wall time", "peak memory"],
-                      everything))
+                           f"{row['peak_rss_mb']:,} MB", *([f"{row['wall_s']:.0f} s"] if timed else [])])
+    text.append(lines(["checkpoint", "bits per weight", "KL", "perplexity", "against original", "same top", "sequences", "peak memory",
+                       *(["wall time"] if timed else [])], everything))
     return "\n".join(text)
 
 
