@@ -41,6 +41,18 @@ class Options(ModelOptions):
     long: str | None = None
     """Lengths to check long contexts at, such as 1k,4k,16k: KL there, and whether copies and needles are found."""
 
+    tasks: str | None = None
+    """Tasks for lm-eval (the extra octavo[eval]), separated by commas: those of --task-data, lm-eval's own, or its YAML files."""
+
+    task_data: Path | None = None
+    """A folder with the tasks' questions: hellaswag*.jsonl, piqa*.jsonl, arc-easy*.jsonl, mmlu*.jsonl and so on."""
+
+    limit: int | None = None
+    """Most questions of each task."""
+
+    shots: int = 0
+    """Examples before each question."""
+
     plots: Path | None = None
     """A folder to write plots into: KL by position, of tokens, and by layer with --by-layer."""
 
@@ -53,28 +65,40 @@ class Options(ModelOptions):
 
 def run(options: Options) -> None:
     """Perplexity of a text; with --against also KL divergence, agreement and more, each with a 95% interval."""
-    if options.text is None:
-        raise UsageError("no text to predict", where="--text", remedy="name a file, such as WikiText-2's test part, or wikitext2")
+    if options.text is None and not options.tasks:
+        raise UsageError("no text to predict", where="--text", remedy="name a file, such as WikiText-2's test part, or wikitext2; or give --tasks")
     lengths = _lengths(options.long)
 
-    from ..evaluate import evaluate
+    from ..evaluate import evaluate, evaluate_tasks
     from ..quality import OWN_TEXT, read_text
     from ..quality.receipt_of import CONTEXT as RECEIPT_CONTEXT
     from ..quality.receipt_of import WINDOWS as RECEIPT_WINDOWS
 
-    text = read_text(options.text)
-    as_receipts = text is OWN_TEXT and options.context is None
-    context = RECEIPT_CONTEXT if as_receipts else options.context
-    windows = RECEIPT_WINDOWS if as_receipts and options.windows is None else options.windows
     plain = replace(options, model=options.against or "", quantization=options.against_quantization, kv_cache=None)
     original = (lambda: load_model(plain)) if options.against is not None else None
-    done = evaluate(lambda: load_model(options), original, text, context=context, windows=windows, by_layer=options.by_layer,
-                    lengths=lengths, one_at_a_time=options.one_at_a_time, on_progress=_progress if sys.stderr.isatty() else None)
-    if options.plots is not None:
-        from ..evaluate.plots import write_plots
+    tell = _progress if sys.stderr.isatty() else None
+    done = None
+    if options.text is not None:
+        text = read_text(options.text)
+        as_receipts = text is OWN_TEXT and options.context is None
+        context = RECEIPT_CONTEXT if as_receipts else options.context
+        windows = RECEIPT_WINDOWS if as_receipts and options.windows is None else options.windows
+        done = evaluate(lambda: load_model(options), original, text, context=context, windows=windows, by_layer=options.by_layer,
+                        lengths=lengths, one_at_a_time=options.one_at_a_time, on_progress=tell)
+        if options.plots is not None:
+            from ..evaluate.plots import write_plots
 
-        for path in write_plots(done, options.plots):
-            print(f"wrote {path}", file=sys.stderr)
+            for path in write_plots(done, options.plots):
+                print(f"wrote {path}", file=sys.stderr)
+    if options.tasks:
+        from ..evaluate.harness import Harness
+
+        names = [name.strip() for name in options.tasks.split(",") if name.strip()]
+        scored = evaluate_tasks(lambda: load_model(options), original, Harness(names, options.task_data, options.limit, options.shots), tell)
+        if done is None:
+            done = scored
+        done.tasks = scored.tasks
+    assert done is not None
     if options.json:
         print(json.dumps(done.to_json()))
     else:
@@ -93,7 +117,7 @@ def _lengths(text: str | None) -> list[int]:
 
 
 def _progress(stage: str, done: int, total: int) -> None:
-    print(f"\r{stage}: {done} of {total}\033[K", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    print(f"\r{stage}: {done}{f' of {total}' if total else ''}\033[K", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def _show(done: Evaluation) -> None:
@@ -102,14 +126,15 @@ def _show(done: Evaluation) -> None:
 
     found = done.to_json()
     console = Console(soft_wrap=True)
-    against = f" against {found['original']['model']} as {found['original']['plan']}" if done.comparison is not None else ""
+    against = f" against {found['original']['model']} as {found['original']['plan']}" if "original" in found else ""
     console.print(f"{found['model']} as {found['plan']}, {found['cache']} cache{against}", markup=False, highlight=False)
-    console.print(f"{found['text']}: {found['tokens']} tokens in {found['windows']} windows of {found['context']}", markup=False, highlight=False)
-    table = Table("", "value", "95% interval")
-    for label, number in _rows(found):
-        low, high = number.get("low"), number.get("high")
-        table.add_row(label, _number(number["value"]), "" if low is None or high is None else f"{_number(low)} to {_number(high)}")
-    console.print(table)
+    if "perplexity" in found:
+        console.print(f"{found['text']}: {found['tokens']} tokens in {found['windows']} windows of {found['context']}", markup=False, highlight=False)
+        table = Table("", "value", "95% interval")
+        for label, number in _rows(found):
+            low, high = number.get("low"), number.get("high")
+            table.add_row(label, _number(number["value"]), "" if low is None or high is None else f"{_number(low)} to {_number(high)}")
+        console.print(table)
     if "kl_by_layer" in found:
         layers = Table("only this from the model", "mean KL", "95% interval")
         for part in found["kl_by_layer"]:
@@ -118,6 +143,8 @@ def _show(done: Evaluation) -> None:
         console.print(layers)
     for one in found.get("long", ()):
         console.print(_long_line(one), markup=False, highlight=False)
+    if "tasks" in found:
+        console.print(_tasks(found["tasks"]))
     for note in found.get("notes", ()):
         console.print(f"note: {note}", markup=False, highlight=False)
 
@@ -143,6 +170,24 @@ def _long_line(one: dict[str, Any]) -> str:
         for task in one.get(who, ()):
             parts.append(f"{task['task']} of the {who} {_number(task['exact']['value'])} exact, {_number(task['tokens']['value'])} of tokens")
     return f"{one['length']} tokens: " + "; ".join([*parts, *([one["note"]] if "note" in one else [])])
+
+
+def _tasks(found: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table("task", "metric", "value", "95% interval", "original", "difference or ratio (paired)")
+    for task, metrics in found.items():
+        for metric, one in metrics.items():
+            if isinstance(one, dict):
+                change = one.get("difference") or one.get("ratio")
+                before = _number(one["original"]["value"]) if "original" in one else ""
+                table.add_row(f"{task} ({metrics['documents']})", metric, _number(one["value"]), _span(one), before,
+                              "" if change is None else f"{_number(change['value'])} ({_span(change)})")
+    return table
+
+
+def _span(one: dict[str, Any]) -> str:
+    return "" if one["low"] is None else f"{_number(one['low'])} to {_number(one['high'])}"
 
 
 def _number(value: float | None) -> str:

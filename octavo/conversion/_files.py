@@ -16,7 +16,7 @@ BARE = ("LICENSE", "LICENCE", "NOTICE", "README", "COPYING", "COPYRIGHT", "USE_P
 CODE = ".py"
 # What describes the old weights, not the model.
 OLD = {"config.json", "hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantization_config.json", "manifest.json",
-       "octavo-manifest.json", "quant_log.csv", "recipe.yaml"}
+       "octavo-manifest.json", "octavo-receipt.json", "quant_log.csv", "recipe.yaml"}
 LARGEST = 256 << 20  # bytes of one small file: the largest tokenizers have some 30 MB
 
 

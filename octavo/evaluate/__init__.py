@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .long import LongContext, long_context
-from .measure import Evaluation, Evidence, evaluate
+from .measure import Evaluation, Evidence, evaluate, evaluate_tasks
 from .parts import PartLoss, kl_by_part
 
-__all__ = ["Evaluation", "Evidence", "LongContext", "PartLoss", "evaluate", "kl_by_part", "long_context"]
+__all__ = ["Evaluation", "Evidence", "LongContext", "PartLoss", "evaluate", "evaluate_tasks", "kl_by_part", "long_context"]

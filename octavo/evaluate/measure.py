@@ -19,7 +19,9 @@ from .parts import PartLoss, kl_by_part
 
 if TYPE_CHECKING:
     from ..loading import LoadedModel
+    from .harness import TaskScores
 
+Tasks = Callable[["LoadedModel", Callable[[int], None]], "TaskScores"]
 Loader = Callable[[], "LoadedModel"]
 OnProgress = Callable[[str, int, int], None]
 CONTEXT = 1024
@@ -42,18 +44,21 @@ class Evaluation:
     model: dict[str, str]
     original: dict[str, str] | None
     text: dict[str, Any]
-    perplexity: Perplexity
+    perplexity: Perplexity | None = None
     comparison: Comparison | None = None
     evidence: Evidence = field(default_factory=Evidence)
     tasks: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = {**self.model, "text": self.text["name"], "text_sha256": self.text["sha256"], "octavo": __version__,
-                                 "numpy": np.__version__, "machine": platform.machine()}
-        one = self.perplexity
-        numbers = {"perplexity": one.estimate.to_json(), "tokens": one.tokens, "windows": one.windows, "context": self.text["context"]}
-        found |= numbers if self.comparison is None else self.comparison.to_json()
+        found: dict[str, Any] = {**self.model, "octavo": __version__, "numpy": np.__version__, "machine": platform.machine()}
+        if self.text:
+            found |= {"text": self.text["name"], "text_sha256": self.text["sha256"]}
+        if self.comparison is None and (one := self.perplexity) is not None:
+            found |= {"perplexity": one.estimate.to_json(), "tokens": one.tokens, "windows": one.windows, "context": self.text["context"]}
+        elif self.comparison is None and self.original is not None:
+            found["original"] = self.original
         if self.comparison is not None:
+            found |= self.comparison.to_json()
             found |= {"original": self.original, "kl_by_position": [
                 {"from": start, "to": stop, **kl.to_json()} for start, stop, kl in self.comparison.kl_by_position()]}
         if self.evidence.parts:
@@ -63,6 +68,27 @@ class Evaluation:
         if self.evidence.notes:
             found["notes"] = list(self.evidence.notes)
         return found | ({"tasks": self.tasks} if self.tasks else {})
+
+
+def evaluate_tasks(load_model: Loader, load_original: Loader | None, tasks: Tasks, on_progress: OnProgress | None = None) -> Evaluation:
+    """Scores of tasks (see harness.py), paired with the original's where there is one; the two models are loaded one after the other."""
+    from .harness import compare_tasks
+
+    done = 0
+
+    def step(count: int) -> None:
+        nonlocal done
+        done += count
+        if on_progress is not None:
+            on_progress("requests", done, 0)
+
+    who, before = None, None
+    if load_original is not None:
+        original = load_original()
+        who, before = _who(original), tasks(original, step)
+        del original
+    model = load_model()
+    return Evaluation(_who(model), who, {}, tasks=compare_tasks(tasks(model, step), before))
 
 
 def evaluate(load_model: Loader, load_original: Loader | None, text: EvaluationText, *, context: int | None = None, windows: int | None = None,

@@ -13,7 +13,7 @@ from .comparison import Comparison, compare
 from .intervals import finite
 from .own_text import OWN_TEXT
 from .perplexity import windows_of
-from .receipt import Receipt, beside, not_measured
+from .receipt import Receipt, beside, not_measured, read_receipt
 from .texts import EvaluationText
 from .weights import weight_errors
 
@@ -26,7 +26,7 @@ def receipt_of(source: str | Path, out: str | Path, *, exact: bool = False, sett
                threads: int | None = None, cache_dir: Path | None = None, revision: str | None = None, allow_pickle: bool = False) -> Receipt:
     """Load both, compare them on a few hundred tokens, and write the receipt beside `out` (a folder or a .gguf file). Returns it.
 
-    exact          no number changed: nothing is measured
+    exact          no number changed: nothing is measured; what the source's own receipt says is taken over
     calibration    {"name", "sha256", "sequences", "tokens", "experts"}, of what there was
     output_errors  weight -> squared error of its outputs as a part of their square, where inputs were known
 
@@ -36,7 +36,9 @@ def receipt_of(source: str | Path, out: str | Path, *, exact: bool = False, sett
     original, result = open_checkpoint(source, revision=revision, allow_pickle=allow_pickle), open_checkpoint(out)
     receipt = Receipt("exact" if exact else "not measured", settings=dict(settings or {}), calibration=None if calibration is None else dict(calibration),
                       original=_facts(original, cache_dir), result=_facts(result, cache_dir))
-    if not exact:
+    if exact:
+        _take_over(receipt, original, cache_dir)
+    else:
         try:
             receipt.weights = {name: {"weight": finite(error)} for name, error in weight_errors(original, result).items()}
             for name, error in (output_errors or {}).items():
@@ -49,6 +51,15 @@ def receipt_of(source: str | Path, out: str | Path, *, exact: bool = False, sett
             receipt.reason = not_measured(error)
     receipt.write(beside(Path(out).expanduser()))
     return receipt
+
+
+def _take_over(receipt: Receipt, source: Checkpoint, cache_dir: Path | None) -> None:
+    """The same numbers in another format have lost what they had lost before, if that is known."""
+    known = read_receipt(beside(source.path))
+    if known is not None and is_of(known, source, cache_dir):
+        receipt.status, receipt.reason, receipt.loss, receipt.text = known.status, known.reason, known.loss, known.text
+        receipt.weights, receipt.calibration, receipt.original = known.weights, known.calibration, known.original
+        receipt.settings = {**known.settings, "converted": receipt.settings}
 
 
 def measure(original: LoadedModel, model: LoadedModel, text: EvaluationText = OWN_TEXT, check: Check = lambda: None, *,

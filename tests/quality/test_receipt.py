@@ -84,6 +84,15 @@ def test_exact_needs_no_measurement(tiny_model: Path, tmp_path: Path, capsys: py
     assert receipt is not None and receipt.status == "exact" and receipt.kl == 0.0 and "receipt: exact" in capsys.readouterr().out
 
 
+def test_the_same_numbers_have_lost_the_same(original: Path, quantized: Path, tmp_path: Path) -> None:
+    first = receipt_of(original, quantized, settings={"method": "rtn"})
+    convert(quantized, tmp_path / "other", to="gptq")
+    assert not (tmp_path / "other" / NAME).exists(), "a receipt does not travel by itself"
+    second = receipt_of(quantized, tmp_path / "other", exact=True, settings={"to": "gptq"})
+    assert second.loss == first.loss and second.original == first.original and second.result["format"] == "gptq"
+    assert second.settings == {"method": "rtn", "converted": {"to": "gptq"}}
+
+
 def test_convert_and_inspect_show_it(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "small.gguf"
     assert main(["convert", str(tiny_model), str(out), "--to", "gguf:Q8_0", "--json"]) == 0
