@@ -1,6 +1,7 @@
 // The only file that knows Python: octavo._native. Checks everything that comes from there before a kernel sees it.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -13,6 +14,7 @@
 
 #include "blocks.h"
 #include "ceilings.h"
+#include "immediate.h"
 #include "pages.h"
 #include "program.h"
 #include "sampling.h"
@@ -28,6 +30,7 @@ template <class T> using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig
 template <class T> using Matrix = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 template <class T> using Out = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Rows2 = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Rows2In = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Any = nb::ndarray<nb::c_contig, nb::device::cpu>;
 
 [[noreturn]] void bad(const std::string& what) { throw nb::value_error(what.c_str()); }
@@ -192,6 +195,8 @@ struct PyProgram {
   }
   int constant(nb::ndarray<const float, nb::c_contig, nb::device::cpu> a) { return program.constant(std::vector<float>(a.data(), a.data() + a.size())); }
 
+  void apply(Rows2In x, Vector<int32_t> starts, int input, int result, Rows2 y);
+
   int places(Vector<int32_t> a) { return program.places(std::vector<int32_t>(a.data(), a.data() + a.size())); }
 
   void run(Vector<int32_t> tokens, Vector<int32_t> positions, Vector<int32_t> slots, Vector<int32_t> starts, Vector<int32_t> lengths,
@@ -215,6 +220,19 @@ struct PyProgram {
     program.run(step, cache, result, out, places, values);
   }
 };
+
+void PyProgram::apply(Rows2In x, Vector<int32_t> starts, int input, int result, Rows2 y) {
+  const int sequences = int(starts.size()) - 1, rows = int(x.shape(0));
+  if (x.shape(1) != size_t(program.at(input).width) || y.shape(1) != size_t(program.at(result).width) || y.shape(0) != x.shape(0)) bad("apply: the arrays have the wrong shape");
+  bool ascending = sequences >= 1 && starts(0) == 0 && starts(size_t(sequences)) == rows;
+  for (int s = 0; s < sequences && ascending; s++) ascending = starts(size_t(s)) < starts(size_t(s) + 1);
+  if (!ascending) bad("apply: starts must ascend from 0 to the number of rows");
+  const float* from = x.data();
+  const int32_t* first = starts.data();
+  float* to = y.data();
+  nb::gil_scoped_release released;
+  program.apply(from, rows, first, sequences, input, result, to);
+}
 
 // Draws tokens; keeps the room that takes.
 struct Drawer {
@@ -240,6 +258,108 @@ struct Drawer {
     nb::gil_scoped_release released;
     if (n) draw_all(kernels, *team, draws, width, space, tokens.data());
     return tokens;
+  }
+};
+
+// ---- layers that run at once ----
+
+Inputs checked_inputs(const Packed& w, int group, float fixed, int zero_point) {
+  if (group < 0 || (group && !w.meets_ints())) bad("inputs: int8 ones do not meet this weight");
+  const int kpad = (w.k + kStep - 1) / kStep * kStep;
+  if (group && group < kpad && group % kSumBlock) bad("inputs: groups must be multiples of 32");
+  if (fixed != 0.f && (!(fixed > 0.f) || !std::isfinite(fixed) || group < kpad || zero_point < -127 || zero_point > 127)) bad("inputs: a fixed scale is above 0 and holds for the whole row");
+  return {group, fixed, zero_point};
+}
+const float* checked_bias(const std::optional<Vector<float>>& bias, int n) {
+  if (bias && bias->size() != size_t(n)) bad("bias: " + std::to_string(n) + " numbers expected");
+  return bias ? bias->data() : nullptr;
+}
+
+struct PyImmediate {
+  Immediate layers;
+
+  PyImmediate(std::shared_ptr<Team> team, const std::string& isa) : layers(std::move(team), kernels_for(isa)) {}
+
+  void linear(const PackedWeight& w, Rows2In x, std::optional<Vector<float>> bias, Rows2 y, int group, float fixed, int zero_point) {
+    const Inputs how = checked_inputs(w.packed, group, fixed, zero_point);
+    const float* b = checked_bias(bias, w.packed.n);
+    if (x.shape(1) != size_t(w.packed.k) || y.shape(1) != size_t(w.packed.n) || y.shape(0) != x.shape(0) || x.shape(0) > size_t(INT32_MAX)) bad("linear: shapes do not fit");
+    const float* from = x.data();
+    float* to = y.data();
+    const int rows = int(x.shape(0));
+    nb::gil_scoped_release released;
+    layers.linear(w.packed, how, from, w.packed.k, rows, b, to, w.packed.n);
+  }
+
+  // x [images, height, width, all channels], y [images, out height, out width, all outputs]; channels [first, first + their number) meet this weight and
+  // become outputs [first_out, first_out + n)
+  void convolution(const PackedWeight& w, nb::ndarray<const float, nb::ndim<4>, nb::c_contig, nb::device::cpu> x, std::optional<Vector<float>> bias,
+                   nb::ndarray<float, nb::ndim<4>, nb::c_contig, nb::device::cpu> y, const std::vector<int>& kernel, const std::vector<int>& step,
+                   const std::vector<int>& gap, const std::vector<int>& before, int first, int channels, int first_out, int group, float fixed, int zero_point) {
+    const Inputs how = checked_inputs(w.packed, group, fixed, zero_point);
+    const float* b = checked_bias(bias, w.packed.n);
+    for (const auto* two : {&kernel, &step, &gap, &before})
+      if (two->size() != 2 || std::min((*two)[0], (*two)[1]) < (two == &before ? 0 : 1) || std::max((*two)[0], (*two)[1]) > 1 << 20) bad("convolution: two sizes for each, down and across");
+    if (size_t(x.shape(0)) * y.shape(1) * y.shape(2) > size_t(INT32_MAX) || std::max({x.shape(0), x.shape(1), x.shape(2), x.shape(3), y.shape(3)}) > size_t(1 << 30))
+      bad("convolution: the input is too large");
+    Window window;
+    window.images = int(x.shape(0));
+    window.height = int(x.shape(1));
+    window.width = int(x.shape(2));
+    window.channels = channels;
+    window.stride = int64_t(x.shape(3));
+    for (int i = 0; i < 2; i++) {
+      window.kernel[i] = kernel[size_t(i)];
+      window.step[i] = step[size_t(i)];
+      window.gap[i] = gap[size_t(i)];
+      window.before[i] = before[size_t(i)];
+      window.out[i] = int(y.shape(size_t(i) + 1));
+    }
+    if (first < 0 || channels < 1 || int64_t(first) + channels > window.stride || int64_t(kernel[0]) * kernel[1] * channels != w.packed.k || first_out < 0 ||
+        int64_t(first_out) + w.packed.n > int64_t(y.shape(3)) || x.shape(0) != y.shape(0))
+      bad("convolution: channels, kernel and weight do not fit");
+    const float* from = x.data() + first;
+    float* to = y.data() + first_out;
+    const int64_t stride = int64_t(y.shape(3));
+    nb::gil_scoped_release released;
+    layers.convolution(w.packed, how, window, from, b, to, stride);
+  }
+
+  void embed(const PackedWeight& w, nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu> ids, Rows2 y) {
+    const bool wide = ids.dtype() == nb::dtype<int64_t>();
+    if (!wide && ids.dtype() != nb::dtype<int32_t>()) bad("embed: ids of 32 or 64 bits expected");
+    if (y.shape(0) != ids.size() || y.shape(1) != size_t(w.packed.k) || ids.size() > size_t(INT32_MAX)) bad("embed: shapes do not fit");
+    std::vector<int32_t> rows(ids.size());
+    for (size_t i = 0; i < ids.size(); i++) {
+      const int64_t id = wide ? static_cast<const int64_t*>(ids.data())[i] : static_cast<const int32_t*>(ids.data())[i];
+      if (id < 0 || id >= w.packed.n) throw nb::index_error(("embed: there is no row " + std::to_string(id) + " of " + std::to_string(w.packed.n)).c_str());
+      rows[i] = int32_t(id);
+    }
+    float* to = y.data();
+    nb::gil_scoped_release released;
+    layers.embed(w.packed, rows.data(), int(rows.size()), to);
+  }
+
+  void recurrent(int kind, const PackedWeight& w, std::optional<Vector<float>> bias, Rows2In from_x, const std::vector<int>& sizes, bool reverse, Rows2 h, std::optional<Rows2> c,
+                 Rows2 y, int column, int group, float fixed, int zero_point) {
+    if (kind < 0 || kind > int(Cell::Relu)) bad("recurrent: unknown cell");
+    const Inputs how = checked_inputs(w.packed, group, fixed, zero_point);
+    const float* b = checked_bias(bias, w.packed.n);
+    int64_t total = 0;
+    for (int size : sizes) {
+      if (size < 1 || size_t(size) > h.shape(0)) bad("recurrent: every step needs rows, and no more than there are states");
+      total += size;
+    }
+    const size_t width = size_t(w.packed.k);
+    if (size_t(w.packed.n) != width * size_t(kCellGates[kind]) || int64_t(from_x.shape(0)) != total || from_x.shape(1) != size_t(w.packed.n) || h.shape(1) != width ||
+        int64_t(y.shape(0)) != total || column < 0 || size_t(column) + width > y.shape(1) || (Cell(kind) == Cell::Lstm) != c.has_value() ||
+        (c && (c->shape(0) != h.shape(0) || c->shape(1) != width)))
+      bad("recurrent: shapes do not fit");
+    const float* x = from_x.data();
+    float *state = h.data(), *memory = c ? c->data() : nullptr, *to = y.data() + column;
+    const int64_t stride = int64_t(y.shape(1));
+    nb::gil_scoped_release released;
+    layers.recurrent(Cell(kind), w.packed, how, b, x, sizes, reverse, state, memory, to, stride);
   }
 };
 
@@ -374,8 +494,14 @@ NB_MODULE(_native, m) {
       .def("places", &PyProgram::places)
       .def("weight", &PyProgram::weight)
       .def("embed", [](PyProgram& p, int w, float factor, int out) { p.program.embed(w, factor, out); })
-      .def("linear", [](PyProgram& p, int x, std::vector<int> w, std::vector<int> b, std::vector<int> out, int residual, int group) {
-        p.program.linear(x, std::move(w), std::move(b), std::move(out), residual, group); })
+      .def("linear", [](PyProgram& p, int x, std::vector<int> w, std::vector<int> b, std::vector<int> out, int residual, int group, float fixed, int zero_point) {
+        p.program.linear(x, std::move(w), std::move(b), std::move(out), residual, group, fixed, zero_point); },
+        nb::arg("x"), nb::arg("weights"), nb::arg("biases"), nb::arg("outs"), nb::arg("residual"), nb::arg("group"), nb::arg("fixed") = 0.f, nb::arg("zero_point") = 0)
+      .def("layer_norm", [](PyProgram& p, int x, int gain, int bias, float eps, int out) { p.program.layer_norm(x, gain, bias, eps, out); })
+      .def("activate", [](PyProgram& p, int kind, int x, int out) { p.program.activate(kind, x, out); })
+      .def("mutual_attention", [](PyProgram& p, int q, int k, int v, int out, int heads, int head_dim, float scale) {
+        p.program.mutual_attention(q, k, v, out, heads, head_dim, scale); })
+      .def("apply", &PyProgram::apply)
       .def("rms_norm", [](PyProgram& p, int x, int gain, float eps, float offset, int groups, int out) { p.program.rms_norm(x, gain, eps, offset, groups, out); })
       .def("rope", [](PyProgram& p, int x, int table, int heads, int head_dim, int rotary) { p.program.rope(x, table, heads, head_dim, rotary); })
       .def("gate", [](PyProgram& p, int kind, int g, int up, int out) { p.program.gate(kind, g, up, out); })
@@ -425,6 +551,14 @@ NB_MODULE(_native, m) {
       .def("chosen", [](const PyProgram& p, int linear, int bucket) { return p.program.chosen(linear, bucket); })
       .def_prop_ro("ops", [](const PyProgram& p) { return p.program.ops(); })
       .def_prop_ro("buffer_bytes", [](const PyProgram& p) { return p.program.buffer_bytes(); });
+  nb::class_<PyImmediate>(m, "Immediate")
+      .def(nb::init<std::shared_ptr<Team>, const std::string&>(), nb::arg("team"), nb::arg("isa") = "")
+      .def("linear", &PyImmediate::linear, nb::arg("weight"), nb::arg("x"), nb::arg("bias").none(), nb::arg("y"), nb::arg("group") = 0, nb::arg("fixed") = 0.f, nb::arg("zero_point") = 0)
+      .def("convolution", &PyImmediate::convolution, nb::arg("weight"), nb::arg("x"), nb::arg("bias").none(), nb::arg("y"), nb::arg("kernel"), nb::arg("step"), nb::arg("gap"),
+           nb::arg("before"), nb::arg("first"), nb::arg("channels"), nb::arg("first_out"), nb::arg("group") = 0, nb::arg("fixed") = 0.f, nb::arg("zero_point") = 0)
+      .def("embed", &PyImmediate::embed, nb::arg("weight"), nb::arg("ids"), nb::arg("y"))
+      .def("recurrent", &PyImmediate::recurrent, nb::arg("kind"), nb::arg("weight"), nb::arg("bias").none(), nb::arg("from_x"), nb::arg("sizes"), nb::arg("reverse"), nb::arg("h"),
+           nb::arg("c").none(), nb::arg("y"), nb::arg("column"), nb::arg("group") = 0, nb::arg("fixed") = 0.f, nb::arg("zero_point") = 0);
   m.def("linear_once", &linear_once, nb::arg("weight"), nb::arg("x"), nb::arg("y"), nb::arg("isa") = "", nb::arg("group") = 0, nb::arg("repeat") = 1, nb::arg("kernel") = "",
         "y = x w^T on one thread with the kernels of one instruction set; group: of int8 activations, 0 for float ones. For tests, benchmarks and the "
         "policy search.");

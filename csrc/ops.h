@@ -143,6 +143,20 @@ struct AttentionCall {
 };
 
 enum class Gate : int32_t { Silu = 0, GeluTanh = 1, Gelu = 2 };
+enum class Activation : int32_t { Silu = 0, GeluTanh = 1, Gelu = 2, Relu = 3, Tanh = 4, Sigmoid = 5 };
+
+// Attention in which every row of a sequence sees all rows of it: starts[s] .. starts[s+1]-1 are those of sequence s.
+struct MutualCall {
+  const int32_t* starts = nullptr;
+  int32_t sequences = 0, longest = 0, heads = 0, head_dim = 0;
+  const float *q = nullptr, *k = nullptr, *v = nullptr; int64_t q_stride = 0, k_stride = 0, v_stride = 0;  // [rows, heads * head_dim]
+  float* y = nullptr; int64_t y_stride = 0;
+  float scale = 1.f;
+};
+
+// The state of a recurrent layer: what its gates are made of from the inputs' share and the state's.
+enum class Cell : int32_t { Lstm = 0, Gru = 1, Tanh = 2, Relu = 3 };
+constexpr int kCellGates[] = {4, 3, 1, 1};
 
 // Every function is called by each thread with its own share; none of them synchronises.
 // Results do not depend on how rows or panels are shared out, nor on what other rows are in the call: for each output
@@ -153,6 +167,9 @@ struct Kernels {
   const char* isa;
   // float32 [rows, k] -> int8 [rows, kpad], scales [rows, ceil(kpad/group)], block sums (see Activations); rows [row0, row1).
   void (*quantize_rows)(const float* x, int64_t stride, int k, int kpad, int group, int row0, int row1, int8_t* q, float* scale, int32_t* sums);
+  // The same with one scale for all, known beforehand: round(x / scale) + zero_point within +-127, ties to even. scales [rows]: NaN for a row that is
+  // not finite. The zero point's share of a product is a constant of each output, which is the caller's to subtract.
+  void (*quantize_rows_fixed)(const float* x, int64_t stride, int k, int kpad, float fixed, int zero_point, int row0, int row1, int8_t* q, float* scale, int32_t* sums);
   const LinearKernel* linears;
   int linear_count;
   int (*usual_linear)(const Packed& w, int in_group, int rows);  // which of them runs when no policy says otherwise
@@ -184,6 +201,15 @@ struct Kernels {
   void (*weights)(const float* x, int n, float top, float scale, float* w, float* sums);
   // Places, ascending, of the values >= limit; returns how many. Room for one more than n.
   int (*at_least)(const float* x, int n, float limit, int32_t* ids);
+  // y = (x - mean) / sqrt(variance + eps) * weight + bias over each row; weight, bias: null for 1 and 0. y may be x.
+  void (*layer_norm)(const float* x, int64_t x_stride, const float* weight, const float* bias, float eps, int width, float* y, int64_t y_stride, int row0, int row1);
+  void (*activate)(Activation kind, const float* x, int64_t x_stride, int width, float* y, int64_t y_stride, int row0, int row1);
+  // One (sequence, head): item = sequence * heads + head
+  void (*mutual_attention)(const MutualCall& call, int item, void* scratch);
+  size_t (*mutual_attention_scratch_bytes)(const MutualCall& call);
+  // One step of rows [row0, row1): from_x, from_h [rows, gates * width] (biases are in); h, c [rows, width] are replaced, y gets h. c: Lstm only.
+  void (*cell)(Cell kind, const float* from_x, int64_t x_stride, const float* from_h, int64_t h_stride, int width, float* h, float* c, int64_t state_stride,
+               float* y, int64_t y_stride, int row0, int row1);
 };
 
 const Kernels* portable_kernels();

@@ -33,6 +33,8 @@ struct Linear : Op {
   int x, residual;
   std::vector<int> weights, biases, outs;
   int group = 0;  // of int8 activations; 0: float activations
+  float fixed = 0.f;  // their scale where it is known beforehand
+  int zero_point = 0;
   int k = 0, kpad = 0, panels = 0;
   bool own_x = false;             // with one row every member has an x of its own
   std::vector<std::array<int8_t, kBuckets>> choices;  // per weight: index into Kernels::linears, -1: the usual one
@@ -59,7 +61,8 @@ struct Linear : Op {
       float* scale = reinterpret_cast<float*>(q + size_t(rows) * size_t(kpad));
       int32_t* sums = reinterpret_cast<int32_t*>(scale + size_t(rows) * size_t(groups()));
       const auto [a, b] = rows == 1 ? std::pair<int, int>{0, 1} : p.share(rows, member);
-      p.kernels().quantize_rows(call.in.x, in.stride, k, kpad, group, a, b, q, scale, sums);
+      if (fixed > 0.f) p.kernels().quantize_rows_fixed(call.in.x, in.stride, k, kpad, fixed, zero_point, a, b, q, scale, sums);
+      else p.kernels().quantize_rows(call.in.x, in.stride, k, kpad, group, a, b, q, scale, sums);
       if (rows > 1) p.meet(member);
       call.in.q = q;
       call.in.scale = scale;
@@ -113,9 +116,40 @@ struct Linear : Op {
   }
 };
 
+// Every row of a sequence meets all rows of it
+struct Mutual : Op {
+  int q, k, v, out, heads, head_dim;
+  float scale;
+  Touched touched() const override { return {{q, k, v}, {out}}; }
+  MutualCall call(const Program& p, const Step& step) const {
+    const Buffer &qb = p.at(q), &kb = p.at(k), &vb = p.at(v), &y = p.at(out);
+    MutualCall c;
+    c.starts = step.starts;
+    c.sequences = step.sequences;
+    for (int s = 0; s < step.sequences; s++) c.longest = std::max(c.longest, step.starts[s + 1] - step.starts[s]);
+    c.heads = heads;
+    c.head_dim = head_dim;
+    c.q = qb.data(); c.q_stride = qb.stride;
+    c.k = kb.data(); c.k_stride = kb.stride;
+    c.v = vb.data(); c.v_stride = vb.stride;
+    c.y = y.data(); c.y_stride = y.stride;
+    c.scale = scale;
+    return c;
+  }
+  void run(Program& p, const Step& step, int member) override {
+    if (member == 0) p.ticket().store(0, std::memory_order_relaxed);
+    p.meet(member);
+    const MutualCall c = call(p, step);
+    const int items = c.sequences * heads;
+    for (int i = p.ticket().fetch_add(1); i < items; i = p.ticket().fetch_add(1)) p.kernels().mutual_attention(c, i, p.scratch(member).as<void>());
+  }
+  OpInfo info(const Program& p, int) const override { return info_of("attention", p, q, std::to_string(heads) + " heads, both ways", 4); }
+};
+
 struct Attention : Op {
   int q, k, v, out, layer, heads, kv_heads, head_dim, window;
   float scale, cap;
+  bool needs_step() const override { return true; }
   OwnRows own_rows(int) const override { return {true, false}; }  // keys and values are stored row by row
   Touched touched() const override { return {{q, k, v}, {out}}; }
   void run(Program& p, const Step& step, int member) override {
@@ -195,7 +229,7 @@ void Program::embed(int weight, float factor, int out) {
   ops_.push_back(std::move(op));
 }
 
-void Program::linear(int x, std::vector<int> weights, std::vector<int> biases, std::vector<int> outs, int residual, int group) {
+void Program::linear(int x, std::vector<int> weights, std::vector<int> biases, std::vector<int> outs, int residual, int group, float fixed, int zero_point) {
   auto op = std::make_unique<Linear>();
   if (weights.empty() || weights.size() != outs.size() || weights.size() != biases.size()) throw std::invalid_argument("linear: weights, biases and outputs differ in number");
   for (size_t i = 0; i < weights.size(); i++) {
@@ -220,6 +254,9 @@ void Program::linear(int x, std::vector<int> weights, std::vector<int> biases, s
   for (auto& c : op->choices) c.fill(-1);
   op->residual = residual;
   op->group = group;
+  op->fixed = fixed;
+  op->zero_point = zero_point;
+  if (fixed != 0.f && (!(fixed > 0.f) || group < op->kpad || zero_point < -127 || zero_point > 127)) throw std::invalid_argument("linear: a fixed scale is above 0 and holds for the whole row");
   if (group) {
     if (group < op->kpad && group % kSumBlock) throw std::invalid_argument("linear: groups of activations must be multiples of 32");
     quantized_bytes_ = std::max(quantized_bytes_, op->bytes(1));
@@ -375,6 +412,44 @@ void Program::attention(int q, int k, int v, int out, int layer, int heads, int 
   ops_.push_back(std::move(op));
 }
 
+void Program::layer_norm(int x, int gain, int bias, float eps, int out) {
+  const size_t width = size_t(at(x).width);
+  if (at(out).width != at(x).width || values(gain).size() != width || (bias >= 0 && values(bias).size() != width)) throw std::invalid_argument("layer_norm: gain, bias and buffers do not fit");
+  same_rows("layer_norm", {x, out});
+  auto op = std::make_unique<LayerNorm>();
+  op->x = x;
+  op->gain = gain;
+  op->bias = bias;
+  op->eps = eps;
+  op->out = out;
+  ops_.push_back(std::move(op));
+}
+
+void Program::activate(int kind, int x, int out) {
+  if (kind < 0 || kind > int(Activation::Sigmoid) || at(x).width != at(out).width) throw std::invalid_argument("activate: unknown kind, or buffers do not fit");
+  same_rows("activate", {x, out});
+  auto op = std::make_unique<Activate>();
+  op->kind = Activation(kind);
+  op->x = x;
+  op->out = out;
+  ops_.push_back(std::move(op));
+}
+
+void Program::mutual_attention(int q, int k, int v, int out, int heads, int head_dim, float scale) {
+  same_rows("attention", {q, k, v, out}, &kStepRows);
+  for (int b : {q, k, v, out})
+    if (heads < 1 || head_dim < 1 || at(b).width != heads * head_dim) throw std::invalid_argument("attention: heads and buffers do not fit");
+  auto op = std::make_unique<Mutual>();
+  op->q = q;
+  op->k = k;
+  op->v = v;
+  op->out = out;
+  op->heads = heads;
+  op->head_dim = head_dim;
+  op->scale = scale;
+  ops_.push_back(std::move(op));
+}
+
 void Program::plan(int result) {
   const auto has = [](const std::vector<int>& list, int b) { return std::find(list.begin(), list.end(), b) != list.end(); };
   std::vector<Op::Touched> touched;
@@ -427,19 +502,63 @@ size_t Program::buffer_bytes() const {
   return total;
 }
 
-void Program::run(const Step& step, const std::vector<CacheLayer>& cache, int result, float* logits, int32_t* place, float* value) {
-  std::lock_guard<std::mutex> one(running_);
-  same_rows("result", {result}, &kLogitRows);
-  Buffer& out = at(result);
-  if (out.stride == out.width) out.lent = logits;  // nothing to copy then
-  struct Return {
-    Buffer& buffer;
-    ~Return() { buffer.lent = nullptr; }
-  } give_back{out};
+void Program::make_room(const Step& step, size_t scratch) {
   // Room for this many rows. Buffers only ever grow, and nothing in them outlives a step.
   for (auto& b : buffers_)
     if (!b.lent) b.block.reserve(sizeof(float) * size_t(b.stride) * size_t(std::max(b.rows == Rows::Step ? step.rows : step.logit_rows, members())));
   quantized_.reserve(quantized_bytes_ * size_t(std::max({step.rows, step.logit_rows, members()})));
+  scratch_.resize(size_t(members()));
+  for (auto& s : scratch_) s.reserve(std::max(scratch, kernels_.linear_scratch_bytes()));
+}
+
+namespace {
+// A buffer that lies in the caller's memory while this lives
+struct Lent {
+  Buffer& buffer;
+  Lent(Buffer& b, float* data) : buffer(b) { if (b.stride == b.width) b.lent = data; }
+  ~Lent() { buffer.lent = nullptr; }
+};
+}  // namespace
+
+void Program::apply(const float* x, int rows, const int32_t* starts, int sequences, int input, int result, float* y) {
+  std::lock_guard<std::mutex> one(running_);
+  same_rows("apply", {input, result}, &kStepRows);
+  Step step;
+  step.rows = rows;
+  step.sequences = sequences;
+  step.starts = starts;
+  Buffer &in = at(input), &out = at(result);
+  const Lent from(in, const_cast<float*>(x)), to(out, y);
+  size_t need = 0;
+  for (const auto& op : ops_) {
+    if (const auto* a = dynamic_cast<const Mutual*>(op.get())) need = std::max(need, kernels_.mutual_attention_scratch_bytes(a->call(*this, step)));
+    if (op->needs_step()) throw std::invalid_argument("apply: the list holds an op that needs tokens or a cache");
+  }
+  make_room(step, need);
+  if (!in.lent)
+    for (int r = 0; r < rows; r++) std::memcpy(in.data() + r * in.stride, x + int64_t(r) * in.width, sizeof(float) * size_t(in.width));
+  if (meets_[0][0].size() != ops_.size()) plan(result);
+  const char* meets = meets_[rows == 1][rows == 1].data();
+  at_op_.resize(16 * size_t(members()));
+  if (tracing_) trace_.start(members(), ops_.size());
+  team_->run([&](int member) {
+    int& op = at_op_[size_t(member) * 16];
+    if (tracing_) trace_.mark(member, 0, Mark::Begin);
+    for (op = 0; op < int(ops_.size()); op++) {
+      ops_[size_t(op)]->run(*this, step, member);
+      if (meets[op]) meet(member);
+      else if (tracing_) trace_.mark(member, op, Mark::Work);
+    }
+  });
+  if (tracing_) trace_.finish();
+  for (int r = 0; r < rows && !out.lent; r++) std::memcpy(y + int64_t(r) * out.width, out.data() + r * out.stride, sizeof(float) * size_t(out.width));
+}
+
+void Program::run(const Step& step, const std::vector<CacheLayer>& cache, int result, float* logits, int32_t* place, float* value) {
+  std::lock_guard<std::mutex> one(running_);
+  same_rows("result", {result}, &kLogitRows);
+  Buffer& out = at(result);
+  const Lent there(out, logits);  // nothing to copy then
   gangs_.plan(step, members(), cache.empty() ? 1 : cache[0].kv_heads);
   size_t need = kernels_.linear_scratch_bytes();
   for (const auto& op : ops_)
@@ -455,8 +574,7 @@ void Program::run(const Step& step, const std::vector<CacheLayer>& cache, int re
       call.heads = a->heads;
       need = std::max(need, kernels_.attention_scratch_bytes(call));
     }
-  scratch_.resize(size_t(members()));
-  for (auto& s : scratch_) s.reserve(need);
+  make_room(step, need);
   cache_ = &cache;
   if (meets_[0][0].size() != ops_.size()) plan(result);
   const char* meets = meets_[step.rows == 1][step.logit_rows == 1].data();

@@ -53,6 +53,8 @@ struct Op {
   // Buffers that it reads and writes; their rows are of one kind, that of writes[0]
   struct Touched { std::vector<int> reads, writes; };
   virtual Touched touched() const = 0;
+  // Whether it reads more of the step than its rows and where sequences begin
+  virtual bool needs_step() const { return false; }
   // One row: an op that can give every member a result of its own, which then only linears read, saves them a meeting
   bool copies = false;
   // For a step with that many rows of the op's kind
@@ -69,7 +71,8 @@ class Program {
   int weight(const Packed& packed);                  // the data stays with the caller
 
   void embed(int weight, float factor, int out);
-  void linear(int x, std::vector<int> weights, std::vector<int> biases, std::vector<int> outs, int residual, int group);
+  // fixed: the scale of the int8 activations where it is known beforehand (group then spans the row), with its zero point; 0: found for each row
+  void linear(int x, std::vector<int> weights, std::vector<int> biases, std::vector<int> outs, int residual, int group, float fixed = 0.f, int zero_point = 0);
   // The weights of all linears in the order of recording, and the kernel that runs them in a bucket of rows (ops.h).
   struct LinearInfo { const Packed* weight; int in_group; bool logits; };
   std::vector<LinearInfo> linears() const;
@@ -86,6 +89,13 @@ class Program {
   void select(int x, int out);
   void attention(int q, int k, int v, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window, float softcap);
 
+  void layer_norm(int x, int gain, int bias, float eps, int out);  // bias: -1 for none
+  void activate(int kind, int x, int out);
+  void mutual_attention(int q, int k, int v, int out, int heads, int head_dim, float scale);
+
+  // Runs a list without a cache: x [rows, width of `input`], sequences of rows as `starts` [sequences + 1] says, y [rows, width of `result`]. Both
+  // buffers hold step rows; nothing in the list writes `input`. A second caller waits.
+  void apply(const float* x, int rows, const int32_t* starts, int sequences, int input, int result, float* y);
   // Runs the list; the rows of `result` (a Logits buffer) go to `logits` [logit_rows, width], 64-byte aligned, the largest value of each and its place
   // to `value` and `place` [logit_rows]. The step has been checked; the cache is here: std::invalid_argument when its heads are not those of the
   // recording. A second caller waits.
@@ -145,6 +155,7 @@ class Program {
   std::vector<std::vector<int32_t>> places_;
   std::vector<Packed> weights_;
   std::vector<std::unique_ptr<Op>> ops_;
+  void make_room(const Step& step, size_t scratch);
   // After which ops members meet: [one row in the step][one logit row]; made at the first run after recording
   void plan(int result);
   std::vector<char> meets_[2][2];

@@ -35,6 +35,7 @@ struct RowOp : Op {
 struct Embed : RowOp {
   int weight, out;
   float factor;
+  bool needs_step() const override { return true; }
   Touched touched() const override { return {{}, {out}}; }
   void run(Program& p, const Step& step, int member) override {
     const auto [a, b] = p.share(step.rows, member);
@@ -68,6 +69,7 @@ struct Norm : RowOp {
 
 struct Rope : RowOp {
   int x, table, heads, head_dim, rotary;
+  bool needs_step() const override { return true; }
   Touched touched() const override { return {{x}, {x}}; }
   void run(Program& p, const Step& step, int member) override {
     const auto [a, b] = p.share(p.rows(x, step), member);
@@ -128,6 +130,30 @@ struct Columns : RowOp {
   OpInfo info(const Program& p, int) const override { return info_of("columns", p, out, "", 2, (factors < 0 ? 0 : 1) + (rotation ? 1 + __builtin_ctz(unsigned(rotation)) : 0)); }
 };
 
+struct LayerNorm : RowOp {
+  int x, gain, bias, out;  // bias: -1 for none
+  float eps;
+  Touched touched() const override { return {{x}, {out}}; }
+  void run(Program& p, const Step& step, int member) override {
+    const auto [a, b] = p.share(p.rows(x, step), member);
+    Buffer &in = p.at(x), &y = p.at(out);
+    p.kernels().layer_norm(in.data(), in.stride, p.values(gain).data(), bias < 0 ? nullptr : p.values(bias).data(), eps, in.width, y.data(), y.stride, a, b);
+  }
+  OpInfo info(const Program& p, int) const override { return info_of("layer_norm", p, x, "", 3, 6); }
+};
+
+struct Activate : RowOp {
+  Activation kind;
+  int x, out;
+  Touched touched() const override { return {{x}, {out}}; }
+  void run(Program& p, const Step& step, int member) override {
+    const auto [a, b] = p.share(p.rows(x, step), member);
+    Buffer &in = p.at(x), &y = p.at(out);
+    p.kernels().activate(kind, in.data(), in.stride, in.width, y.data(), y.stride, a, b);
+  }
+  OpInfo info(const Program& p, int) const override { return info_of("activate", p, x, "", 2, 20); }
+};
+
 struct Softcap : RowOp {
   int x;
   float cap;
@@ -141,6 +167,7 @@ struct Softcap : RowOp {
 
 struct Select : Op {
   int x, out;
+  bool needs_step() const override { return true; }
   OwnRows own_rows(int) const override { return {false, true}; }  // it reads any row of the step
   Touched touched() const override { return {{x}, {out}}; }
   void run(Program& p, const Step& step, int member) override {

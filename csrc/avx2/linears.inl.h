@@ -191,6 +191,27 @@ static inline void six_rows(const void* codes, const char* a, int64_t stride, in
 #undef OCTAVO_CLEAR
 #undef OCTAVO_ROW
 
+// Products of R rows of activations with `count` k of a panel
+template <int R>
+static inline __attribute__((always_inline)) void wide_sums(const int16_t* codes, const int16_t* x, int64_t stride, int count, Ints* acc) {
+  if constexpr (R == kTileRows) {
+    six_rows(codes, reinterpret_cast<const char*>(x), stride * 2, count / 2, acc);
+  } else {
+    for (int r = 0; r < R; r++) acc[r] = no_ints();
+#pragma GCC unroll 1
+    for (int i = 0; i < count; i += 2) {
+      const __m256i w0 = bytes(codes + i * kPanel), w1 = bytes(codes + i * kPanel + 16);
+      for (int r = 0; r < R; r++) {
+        int32_t pair;
+        std::memcpy(&pair, x + r * stride + i, 4);
+        const __m256i v = _mm256_set1_epi32(pair);
+        acc[r].a = _mm256_add_epi32(acc[r].a, _mm256_madd_epi16(w0, v));
+        acc[r].b = _mm256_add_epi32(acc[r].b, _mm256_madd_epi16(w1, v));
+      }
+    }
+  }
+}
+
 template <int R, bool Plain>
 static void wide_tile(const LinearCall& c, const Runs& runs, const uint8_t* base, const int16_t* codes, const int16_t* a, int k0, int k1, int row, float* totals) {
   const Packed& w = *c.w;
@@ -201,22 +222,7 @@ static void wide_tile(const LinearCall& c, const Runs& runs, const uint8_t* base
     const int end = Plain || k + size < k1 ? k + size : k1;
     alignas(32) Ints acc[R];
     const int16_t* x = a + (k - k0);
-    if constexpr (R == kTileRows) {
-      six_rows(codes, reinterpret_cast<const char*>(x), stride * 2, (end - k) / 2, acc);
-    } else {
-      for (int r = 0; r < R; r++) acc[r] = no_ints();
-#pragma GCC unroll 1
-      for (int i = 0; i < end - k; i += 2) {
-        const __m256i w0 = bytes(codes + i * kPanel), w1 = bytes(codes + i * kPanel + 16);
-        for (int r = 0; r < R; r++) {
-          int32_t pair;
-          std::memcpy(&pair, x + r * stride + i, 4);
-          const __m256i v = _mm256_set1_epi32(pair);
-          acc[r].a = _mm256_add_epi32(acc[r].a, _mm256_madd_epi16(w0, v));
-          acc[r].b = _mm256_add_epi32(acc[r].b, _mm256_madd_epi16(w1, v));
-        }
-      }
-    }
+    wide_sums<R>(codes, x, stride, end - k, acc);
     codes += (end - k) * kPanel;
     const int group = Plain ? k / w.group : weight_group_at(w, runs, k);
     const f32x16 scale = runs.weight_varies ? load_scales(w, base, group) : set1(1.f);
@@ -270,6 +276,49 @@ static void wide_linear(const LinearCall& c, int panel0, int panel1, void* scrat
         else wide_rows<false>(c, runs, base, s.codes, s.rows + k, k, end, row0, row1, s.totals);
       }
       for (int r = row0; r < row1; r++) finish(c, p, r, mul(load(s.totals + (r - row0) * kPanel), row_factor(w, base, c.in, runs, r)));
+    }
+  }
+}
+
+// ---- "whole": the same where weights and activations have one scale a row. Sums are exact over the whole of k, however it is cut. ----
+
+template <int R>
+static void whole_tile(const int16_t* codes, const int16_t* x, int64_t stride, int count, bool first, Ints* totals) {
+  alignas(32) Ints acc[R];
+  wide_sums<R>(codes, x, stride, count, acc);
+  for (int r = 0; r < R; r++)
+    totals[r] = first ? acc[r] : Ints{_mm256_add_epi32(totals[r].a, acc[r].a), _mm256_add_epi32(totals[r].b, acc[r].b)};
+}
+
+static void whole_linear(const LinearCall& c, int panel0, int panel1, void* scratch) {
+  WideScratch& s = *static_cast<WideScratch*>(scratch);
+  const Packed& w = *c.w;
+  const int64_t stride = w.kpad;
+  Ints* totals = reinterpret_cast<Ints*>(s.totals);
+  int block = kWideActivations / 2 / w.kpad / kTileRows * kTileRows;
+  if (block > kSharedRows) block = kSharedRows / kTileRows * kTileRows;
+  for (int row0 = 0; row0 < c.in.rows; row0 += block) {
+    const int rows = c.in.rows - row0 < block ? c.in.rows - row0 : block;
+    widen_activations(c.in.q + int64_t(row0) * w.kpad, rows * w.kpad, s.rows);
+    for (int p = panel0; p < panel1; p++) {
+      const uint8_t* base = w.data + size_t(p) * w.panel_bytes;
+      for (int k = 0; k < w.kpad; k += kWideChunk) {
+        const int count = k + kWideChunk < w.kpad ? kWideChunk : w.kpad - k;
+        widen_codes(base + w.values_offset, k, k + count, s.codes);
+        int r = 0;
+        for (; r + kTileRows <= rows; r += kTileRows) whole_tile<kTileRows>(s.codes, s.rows + r * stride + k, stride, count, k == 0, totals + r);
+        const int16_t* x = s.rows + r * stride + k;
+        switch (rows - r) {
+          case 5: whole_tile<5>(s.codes, x, stride, count, k == 0, totals + r); break;
+          case 4: whole_tile<4>(s.codes, x, stride, count, k == 0, totals + r); break;
+          case 3: whole_tile<3>(s.codes, x, stride, count, k == 0, totals + r); break;
+          case 2: whole_tile<2>(s.codes, x, stride, count, k == 0, totals + r); break;
+          case 1: whole_tile<1>(s.codes, x, stride, count, k == 0, totals + r); break;
+          default: break;
+        }
+      }
+      const f32x16 scale = load_scales(w, base, 0);
+      for (int r = 0; r < rows; r++) finish(c, p, row0 + r, mul(fmadd(to_float(totals[r]), scale, zero()), set1(c.in.scale[row0 + r])));
     }
   }
 }
@@ -357,12 +406,17 @@ static bool wide_support(const Packed& w, int in_group, int rows) {
   return w.store == Store::Codes8 && runs_fit(w, in_group, rows) && w.kpad <= kWideActivations / 2 / kTileRows;
 }
 
+static bool whole_support(const Packed& w, int in_group, int rows) {
+  return w.store == Store::Codes8 && rows >= 2 && in_group >= w.kpad && w.group >= w.kpad && !w.has_zeros && w.kpad <= kWideActivations / 2 / kTileRows;
+}
+
 static bool any_linear(const Packed& w, int in_group, int) { return in_group == 0 || w.is_float() || w.meets_ints(); }
-static const LinearKernel kLinears[] = {{"general", any_linear, linear}, {"shorts", shorts_support, shorts_linear}, {"wide", wide_support, wide_linear}, {"row", row_support, row_linear}};
+static const LinearKernel kLinears[] = {{"general", any_linear, linear}, {"shorts", shorts_support, shorts_linear}, {"wide", wide_support, wide_linear}, {"row", row_support, row_linear}, {"whole", whole_support, whole_linear}};
 // Measured on Zen 3 (LOG): codes of 4 bits gain from two rows on; of 8 bits, once several tiles share the widening
 static int usual_linear(const Packed& w, int in_group, int rows) {
   if (rows == 1) return row_support(w, in_group, rows) ? 3 : 0;
   if (w.store == Store::Codes4) return shorts_support(w, in_group, rows) ? 1 : 0;
+  if (rows >= 6 && whole_support(w, in_group, rows)) return 4;
   return rows >= 12 && wide_support(w, in_group, rows) ? 2 : 0;
 }
 static size_t linears_scratch_bytes() { return std::max({linear_scratch_bytes(), sizeof(ShortsScratch), sizeof(WideScratch), sizeof(RowScratch)}); }

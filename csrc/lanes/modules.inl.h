@@ -1,0 +1,143 @@
+// What layers of any module need beside linears: layer norms, activations, attention in both directions, recurrent cells. Included after elementwise.inl.h.
+
+void layer_norm(const float* x, int64_t x_stride, const float* weight, const float* bias, float eps, int width, float* y, int64_t y_stride, int row0, int row1) {
+  for (int r = row0; r < row1; r++) {
+    const float* in = x + r * x_stride;
+    float* out = y + r * y_stride;
+    f32x16 sum = zero(), squares = zero();
+    each16(width, [&](int i, int n) { sum = add(sum, n == 16 ? load(in + i) : load_n(in + i, n)); });
+    const f32x16 mean = set1(reduce_add(sum) / float(width));
+    each16(width, [&](int i, int n) {  // the deviations once the mean is known: their squares lose nothing to it
+      f32x16 v = sub(n == 16 ? load(in + i) : load_n(in + i, n), mean);
+      if (n < 16) { float part[16] = {}; store_n(part, v, n); v = load(part); }
+      squares = fmadd(v, v, squares);
+    });
+    const f32x16 factor = set1(1.f / std::sqrt(reduce_add(squares) / float(width) + eps));
+    each16(width, [&](int i, int n) {
+      f32x16 v = mul(sub(load_n(in + i, n), mean), factor);
+      if (weight) v = mul(v, load_n(weight + i, n));
+      if (bias) v = add(v, load_n(bias + i, n));
+      store_n(out + i, v, n);
+    });
+  }
+}
+
+// x Phi(x) = 0.5 (x + |x| - |x| erfc(|x| / sqrt 2)), erfc by Abramowitz and Stegun 7.1.26 (absolute error below 1.5e-7, and never below 0)
+static inline f32x16 gelu(f32x16 x) {
+  const f32x16 size = abs(x), z = mul(size, set1(0.70710678118654752f));
+  const f32x16 t = div(set1(1.f), fmadd(z, set1(0.3275911f), set1(1.f)));
+  f32x16 p = set1(1.061405429f);
+  p = fmadd(p, t, set1(-1.453152027f));
+  p = fmadd(p, t, set1(1.421413741f));
+  p = fmadd(p, t, set1(-0.284496736f));
+  p = fmadd(p, t, set1(0.254829592f));
+  const f32x16 rest = mul(mul(p, t), exp(sub(zero(), mul(z, z))));
+  return mul(set1(0.5f), sub(add(x, size), mul(min(set1(1e30f), size), rest)));  // infinity times 0 is none
+}
+
+static inline f32x16 activated(Activation kind, f32x16 x) {
+  switch (kind) {
+    case Activation::Silu: return activate(Gate::Silu, x);
+    case Activation::GeluTanh: return activate(Gate::GeluTanh, x);
+    case Activation::Gelu: return gelu(x);
+    case Activation::Relu: return max(zero(), x);  // in this order NaN stays
+    case Activation::Tanh: return tanh(x);
+    default: return sigmoid(x);
+  }
+}
+
+void activate_rows(Activation kind, const float* x, int64_t x_stride, int width, float* y, int64_t y_stride, int row0, int row1) {
+  for (int r = row0; r < row1; r++)
+    each16(width, [&](int i, int n) {
+      if (n == 16) store(y + r * y_stride + i, activated(kind, load(x + r * x_stride + i)));
+      else store_n(y + r * y_stride + i, activated(kind, load_n(x + r * x_stride + i, n)), n);
+    });
+}
+
+// ---- attention: keys of one head transposed, so that lanes are keys for the scores and dimensions for the sums ----
+
+static inline int in_lanes(int n) { return (n + 15) / 16 * 16; }
+size_t mutual_attention_scratch_bytes(const MutualCall& c) { return sizeof(float) * size_t(in_lanes(c.longest)) * size_t(c.head_dim + 4); }
+
+template <int R>
+static void mutual_rows(const MutualCall& c, int first, int n, int row, int head, const float* keys, float* scores) {
+  const int padded = in_lanes(n), at = head * c.head_dim;
+  const float* q = c.q + row * c.q_stride + at;
+  for (int j = 0; j < padded; j += 16) {
+    f32x16 sum[R];
+    for (int r = 0; r < R; r++) sum[r] = zero();
+    for (int d = 0; d < c.head_dim; d++) {
+      const f32x16 key = load(keys + int64_t(d) * padded + j);
+      for (int r = 0; r < R; r++) sum[r] = fmadd(set1(q[r * c.q_stride + d]), key, sum[r]);
+    }
+    for (int r = 0; r < R; r++) store(scores + int64_t(r) * padded + j, sum[r]);
+  }
+  float total[R];
+  for (int r = 0; r < R; r++) {
+    float* s = scores + int64_t(r) * padded;
+    for (int j = n; j < padded; j++) s[j] = -INFINITY;
+    f32x16 most = load(s), sum = zero();
+    for (int j = 16; j < padded; j += 16) most = max(most, load(s + j));
+    const f32x16 top = set1(reduce_max(most));
+    for (int j = 0; j < padded; j += 16) {
+      const f32x16 w = exp(sub(load(s + j), top));
+      store(s + j, w);
+    }
+    for (int j = n; j < padded; j++) s[j] = 0.f;
+    for (int j = 0; j < padded; j += 16) sum = add(sum, load(s + j));
+    total[r] = 1.f / reduce_add(sum);
+  }
+  for (int d = 0; d < c.head_dim; d += 16) {
+    const int m = c.head_dim - d < 16 ? c.head_dim - d : 16;
+    f32x16 sum[R];
+    for (int r = 0; r < R; r++) sum[r] = zero();
+    const float* v = c.v + first * c.v_stride + at + d;
+    for (int j = 0; j < n; j++, v += c.v_stride) {
+      const f32x16 value = m == 16 ? load(v) : load_n(v, m);
+      for (int r = 0; r < R; r++) sum[r] = fmadd(set1(scores[int64_t(r) * padded + j]), value, sum[r]);
+    }
+    for (int r = 0; r < R; r++) store_n(c.y + (row + r) * c.y_stride + at + d, mul(sum[r], set1(total[r])), m);
+  }
+}
+
+void mutual_attention(const MutualCall& c, int item, void* scratch) {
+  const int sequence = item / c.heads, head = item % c.heads, first = c.starts[sequence], n = c.starts[sequence + 1] - first, padded = in_lanes(n);
+  float *keys = static_cast<float*>(scratch), *scores = keys + int64_t(c.head_dim) * padded;
+  for (int d = 0; d < c.head_dim; d++)
+    for (int j = n; j < padded; j++) keys[int64_t(d) * padded + j] = 0.f;
+  for (int j = 0; j < n; j++) {
+    const float* k = c.k + (first + j) * c.k_stride + head * c.head_dim;
+    for (int d = 0; d < c.head_dim; d++) keys[int64_t(d) * padded + j] = k[d] * c.scale;
+  }
+  int r = 0;
+  for (; r + 4 <= n; r += 4) mutual_rows<4>(c, first, n, first + r, head, keys, scores);
+  for (; r < n; r++) mutual_rows<1>(c, first, n, first + r, head, keys, scores);
+}
+
+// ---- recurrent cells, in the order of gates that torch documents: LSTM i f g o, GRU r z n ----
+
+void cell(Cell kind, const float* from_x, int64_t x_stride, const float* from_h, int64_t h_stride, int width, float* h, float* c, int64_t state_stride, float* y,
+          int64_t y_stride, int row0, int row1) {
+  for (int r = row0; r < row1; r++) {
+    const float *a = from_x + r * x_stride, *b = from_h + r * h_stride;
+    float *state = h + r * state_stride, *out = y + r * y_stride;
+    each16(width, [&](int i, int n) {
+      const auto both = [&](int gate) { return add(load_n(a + gate * width + i, n), load_n(b + gate * width + i, n)); };
+      f32x16 next;
+      if (kind == Cell::Lstm) {
+        float* memory = c + r * state_stride + i;
+        const f32x16 kept = fmadd(sigmoid(both(1)), load_n(memory, n), mul(sigmoid(both(0)), tanh(both(2))));
+        store_n(memory, kept, n);
+        next = mul(sigmoid(both(3)), tanh(kept));
+      } else if (kind == Cell::Gru) {
+        const f32x16 reset = sigmoid(both(0)), update = sigmoid(both(1)), old = load_n(state + i, n);
+        const f32x16 fresh = tanh(fmadd(reset, load_n(b + 2 * width + i, n), load_n(a + 2 * width + i, n)));
+        next = fmadd(update, sub(old, fresh), fresh);
+      } else {
+        next = kind == Cell::Tanh ? tanh(both(0)) : max(zero(), both(0));
+      }
+      store_n(state + i, next, n);
+      store_n(out + i, next, n);
+    });
+  }
+}
