@@ -36,20 +36,26 @@ class NativeWeight:
     columns  what equals another weight's where both take the same inputs; None where these are x itself
     """
 
-    def __init__(self, packed: layouts.Packed, activation: TensorSpec) -> None:
+    def __init__(self, packed: layouts.Packed, activation: TensorSpec | None = None, *, group: int = 0, fixed: tuple[float, int] = (0.0, 0)) -> None:
+        """The inputs: `activation`, or `group` values to a scale (0: float ones); fixed: scale and zero point of all, 0 where found for each row."""
         meta = packed.meta
         self.packed, self.n, self.k, self.nbytes = packed, meta.n, meta.k, packed.nbytes
-        # Values that share a scale of int8 activations; 0: float activations
-        self.group = 0 if activation.format != "int8" or not meta.store.startswith(("codes", "trellis")) else activation.size or WHOLE_ROW
+        if activation is not None and activation.format == "int8" and meta.store.startswith(("codes", "trellis")):
+            group = activation.size or WHOLE_ROW
+        self.group, self.fixed = group, fixed
         self.order = packed.order
         self.factors = packed.factors if packed.factors is None or packed.order is None else packed.factors[packed.order]
         self.columns: tuple[bytes, bytes, int] | None = None
         self.rotation = packed.rotation
         if self.order is not None or self.factors is not None or self.rotation:
             self.columns = (_digest(self.order), _digest(self.factors), self.rotation)
-        self.native = _native.PackedWeight(
-            packed.blob, layouts.STORES[meta.store], int(bool(meta.table)), layouts.SCALE_TYPES[meta.scale_type], meta.n, meta.k, meta.kpad,
-            meta.group, meta.groups, meta.has_zeros, list(meta.table), packed.blob, meta.spec.bits if meta.store == "trellis" else 0)
+        self.native = native_weight(packed.blob, meta)
+
+
+def native_weight(blob: np.ndarray, meta: layouts.PackedMeta) -> Any:
+    """The kernels' view of panels, which it keeps alive."""
+    return _native.PackedWeight(blob, layouts.STORES[meta.store], int(bool(meta.table)), layouts.SCALE_TYPES[meta.scale_type], meta.n, meta.k, meta.kpad,
+                                meta.group, meta.groups, meta.has_zeros, list(meta.table), blob, meta.spec.bits if meta.store == "trellis" else 0)
 
 
 def _digest(array: np.ndarray | None) -> bytes:
@@ -286,13 +292,13 @@ class NativeOps:
         now = self._now
         given = list(biases) if biases is not None else [None] * len(weights)
         outs = [Recorded(now, w.n, x.logits) for w in weights]
-        for group, columns in sorted({(w.group, w.columns or ()) for w in weights}):  # weights that share x share its int8 form
-            mine = [i for i, w in enumerate(weights) if (w.group, w.columns or ()) == (group, columns)]
+        for group, fixed, columns in sorted({(w.group, w.fixed, w.columns or ()) for w in weights}):  # weights that share x share its int8 form
+            mine = [i for i, w in enumerate(weights) if (w.group, w.fixed, w.columns or ()) == (group, fixed, columns)]
             first = weights[mine[0]]
             inputs = x if first.columns is None else now.columns(x, first.order, first.factors, first.rotation)
             now.program.linear(inputs.id, [now.weight(weights[i]) for i in mine],
                                [-1 if (b := given[i]) is None else now.constant(b) for i in mine], [outs[i].id for i in mine],
-                               -1 if residual is None else residual.id, group)
+                               -1 if residual is None else residual.id, group, *fixed)
         return tuple(outs)
 
     def rms_norm(self, x: Recorded, gain: Constant, eps: float, offset: float = 0.0, groups: int = 1) -> Recorded:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -138,6 +137,3 @@ def rows_of(x: torch.Tensor, width: int) -> np.ndarray:
     """float32 [rows, width] of a tensor [..., width]; shares its memory where it can."""
     flat = x.detach().reshape(-1, width)
     return (flat if flat.dtype == torch.float32 else flat.float()).contiguous().numpy()
-
-
-Round = Callable[[np.ndarray, Any], Any]  # (float32 [n, k], TensorSpec) -> QTensor

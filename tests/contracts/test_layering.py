@@ -28,7 +28,7 @@ ORDER: list[set[str]] = [
     {"models"},
     {"loading"},
     {"calibration", "conversion", "quality", "engine"},
-    {"workloads"},
+    {"workloads", "modules"},
     {"doctor", "inspect", "quantize", "train", "prune", "tune", "speed", "trace", "serve", "evaluate", "bench", "validate",
      "advise"},
     {"cli"},

@@ -1,0 +1,130 @@
+"""The walk from a float module to a quantized one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..calibration.statistics import Statistics
+from ..errors import OctavoError, SchemeError, UsageError
+from ..qtensor import QTensor
+from ..qtensor import quantize as nearest
+from ..schemes import Plan, Scheme, TensorSpec, parse
+from ._calibrate import observe
+from ._find import find, open_fast_paths, put
+from ._inputs import Inputs, is_static
+from ._kind import Wanted
+from .encoder import fuse
+
+SMALL = "octavo"  # under which a module keeps its Report
+
+
+class Rounder(Protocol):
+    """How weights are rounded; the rounders of `octavo quantize` are such. needs: "nothing", "moments" or "gram" (calibration.Statistics)."""
+
+    @property
+    def needs(self) -> Any: ...
+
+    def round(self, weight: np.ndarray, spec: TensorSpec, statistics: Statistics | None) -> QTensor: ...
+
+
+class _Nearest:
+    needs = "nothing"
+
+    def round(self, weight: np.ndarray, spec: TensorSpec, statistics: Statistics | None) -> QTensor:
+        return nearest(weight, spec)
+
+
+@dataclass(frozen=True)
+class Report:
+    """layers: {name: scheme} of those that are quantized; kept: {name: why} of layers of a known kind that are not; encoders: how many run as one
+    native program; before, after: bytes of parameters and buffers."""
+
+    layers: dict[str, str]
+    kept: dict[str, str]
+    encoders: int
+    before: int
+    after: int
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.layers)} layers quantized, {len(self.kept)} kept; {self.before / 1e6:.1f} MB > {self.after / 1e6:.1f} MB"]
+        if self.encoders:
+            lines.append(f"{self.encoders} encoder{'s' if self.encoders > 1 else ''} as one native program")
+        return "\n".join(lines + [f"  {name} kept: {why}" for name, why in self.kept.items()])
+
+
+def quantize(module: nn.Module, scheme: str | Scheme | Plan, data: Iterable[Any] | None = None, rounder: Rounder | None = None, *, observer: str = "mse",
+             bias_correction: bool = False, in_place: bool = False) -> nn.Module:
+    """A copy of `module` (or itself, in_place) whose linears, convolutions, embeddings and recurrent layers hold few bits and run on the native kernels.
+
+    scheme    a name of the grammar, alone or with overrides by layer ("W8A8; *.classifier.weight=keep"), or a Plan. A8: inputs get a scale per row while
+              they run; A8ts: one scale that `data` gives, A8tsz: with a zero point; A16: float inputs.
+    data      what the module takes, batch by batch: tensors, tuples of arguments or mappings. Needed for static scales, bias correction and
+              calibrated methods; it must not be text or pictures the result is judged on
+    rounder   how weights are rounded; to nearest by default
+    observer  of static scales: "mse", "min-max", "percentile" or "entropy" (calibration/observers.py)
+    bias_correction  puts the mean error of the rounding, on `data`, into the biases
+
+    The result is for inference, on the CPU; `report` says what became of each layer. Raises SchemeError for schemes that modules do not run in, UsageError
+    for missing data or a module in which there is nothing to quantize.
+    """
+    plan = scheme if isinstance(scheme, Plan) else Plan(scheme) if isinstance(scheme, Scheme) else Plan.parse(scheme)
+    rounder = rounder or _Nearest()
+    result = module if in_place else copy.deepcopy(module)
+    result.eval()
+    before = nbytes(result)
+    found, kept = find(result, plan)
+    if not found:
+        reasons = "; ".join(f"{name or 'the module'}: {why}" for name, why in list(kept.items())[:3])
+        raise UsageError("there is nothing to quantize" + (f" ({reasons})" if reasons else ""), where=type(module).__name__,
+                         remedy="modules need linear, convolution, embedding or recurrent layers that the plan does not keep")
+    needs = str(rounder.needs) if rounder.needs != "nothing" else "moments" if bias_correction else "nothing"
+    static = any(is_static(f.scheme.activation) and f.kind.name != "embedding" for f in found)
+    if data is None and (static or needs != "nothing"):
+        what = "static activations need" if static else "bias correction needs" if bias_correction else "this method needs"
+        raise UsageError(f"{what} data to be calibrated on", where="quantize", remedy="give data=..., batches that the module takes")
+    ranges, statistics = observe(result, found, data, observer, needs) if data is not None and (static or needs != "nothing") else ({}, {})
+    for f in found:
+        try:
+            wanted = Wanted(f.name, f.scheme, _inputs(f, ranges), rounder.round, statistics.get(f.name), bias_correction)
+            result = put(result, f.name, f.kind.build(f.module, wanted))
+        except OctavoError as problem:
+            problem.args = (f"{f.name}: {problem}",)
+            raise
+    open_fast_paths(result)
+    report = Report({f.name: str(f.scheme) for f in found}, kept, fuse(result), before, nbytes(result))
+    result.__dict__[SMALL] = report
+    return result
+
+
+def report(module: nn.Module) -> Report:
+    """What `quantize` or `load` did. Raises UsageError for other modules."""
+    known = module.__dict__.get(SMALL)
+    if not isinstance(known, Report):
+        raise UsageError("this module was not quantized by Octavo", where=type(module).__name__)
+    return known
+
+
+def _inputs(found: Any, ranges: dict[str, Any]) -> Inputs:
+    spec: TensorSpec = found.scheme.activation
+    if found.kind.name == "embedding":
+        return Inputs()
+    seen = ranges.get(found.name)
+    if seen is not None and not seen.seen:
+        # A layer that the data never reached: a scale per row is always right
+        spec = parse("A8").activation
+        return Inputs.of(spec, where=found.name)
+    if spec.quantized and not found.scheme.weight.format.startswith("int") and found.scheme.weight.format not in ("nf4", "fp4"):
+        raise SchemeError(f"int8 inputs meet integer or 4-bit table weights, not {found.scheme.weight.format}", where=found.name, remedy="A16")
+    return Inputs.of(spec, None if seen is None else seen.fixed(spec.symmetric), found.name)
+
+
+def nbytes(module: nn.Module) -> int:
+    """Bytes of parameters and buffers."""
+    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()) if isinstance(t, torch.Tensor))

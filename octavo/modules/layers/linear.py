@@ -1,0 +1,79 @@
+"""linear: nn.Linear, and transformers' Conv1D (a linear whose weight lies the other way round).
+
+What it is: y = x W^T + b on panels of codes, with float, dynamic int8 or fixed int8 inputs.
+When to choose it: always; linears are where the weights and the time are.
+Limits: parametrized or tied weights are taken as they are now; gradients do not flow.
+Source: csrc/immediate.h.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...schemes import Scheme
+from .._kind import Wanted, vector, why_not_weight
+from .._weight import Quantized, Weight, immediate, rows_of
+
+
+class QuantizedLinear(Quantized):
+    """y [..., n] from x [..., k]."""
+
+    kind = "linear"
+
+    def __init__(self, weight: Weight, bias: torch.Tensor | None, scheme: str) -> None:
+        super().__init__()
+        self.weight, self.scheme = weight, scheme
+        self.bias = vector(bias)
+        self.in_features, self.out_features = weight.meta.k, weight.meta.n
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight
+        if weight.order is not None or weight.factors is not None:
+            x = weight.arranged(x.reshape(-1, weight.meta.k)).reshape(x.shape)
+        rows = rows_of(x, weight.meta.k)
+        out = np.empty((len(rows), weight.meta.n), np.float32)
+        how = weight.inputs
+        immediate().linear(weight.native, rows, self.derived("bias", self.bias, weight), out, how.group, how.fixed, how.zero_point)
+        y = torch.from_numpy(out).reshape(*x.shape[:-1], weight.meta.n)
+        return y if x.dtype == torch.float32 else y.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return self.scheme
+
+
+def _transposed(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def _values(module: nn.Module) -> torch.Tensor:
+    values: torch.Tensor = module.weight  # type: ignore[assignment]
+    return values.T if _transposed(module) else values
+
+
+class LinearKind:
+    name = "linear"
+
+    def replaces(self, module: nn.Module) -> bool:
+        return type(module) is nn.Linear or _transposed(module)
+
+    def why_not(self, module: nn.Module, scheme: Scheme) -> str | None:
+        return why_not_weight(scheme.weight)
+
+    def rows(self, module: nn.Module, x: torch.Tensor, patches: bool) -> torch.Tensor | None:
+        return x.reshape(-1, x.shape[-1])
+
+    def build(self, module: nn.Module, wanted: Wanted) -> Quantized:
+        values = _values(module)
+        weight = wanted.weight(values, statistics=wanted.statistics)
+        bias: torch.Tensor | None = module.bias  # type: ignore[assignment]
+        return QuantizedLinear(weight, wanted.corrected(bias, values, weight), str(wanted.scheme))
+
+    def blank(self, module: nn.Module, scheme: Scheme, weights: dict[str, Weight], held: frozenset[str]) -> Quantized:
+        weight = weights["weight"]
+        bias = torch.zeros(weight.meta.n) if "bias" in held else None  # a correction may have given one to a layer without
+        return QuantizedLinear(weight, bias, str(scheme))
+
+
+LAYER = LinearKind()
