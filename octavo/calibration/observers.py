@@ -101,9 +101,9 @@ class Observer:
 def fixed_for(low: float, high: float) -> Fixed:
     """Scale and zero point of int8 codes from -127 to 127 over [low, high], which contains 0; zero is exact."""
     if -low == high:
-        return Fixed(high / 127 or 1.0)
+        return Fixed(float(high) / 127 or 1.0)
     scale = (high - low) / LEVELS
-    return Fixed(scale, max(-127, min(127, round(-127 - low / scale))))
+    return Fixed(float(scale), max(-127, min(127, round(-127 - low / scale))))
 
 
 def _min_max(seen: Observer, low: float, high: float, symmetric: bool) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,21 +13,73 @@ from ..calibration.observers import Observer
 from ..calibration.statistics import Statistics, combine, means, of_rows
 from ..errors import UsageError
 from ._find import Found
-from ._inputs import is_static
 
 ROWS_AT_ONCE = 4096
 
 
-def observe(module: nn.Module, found: list[Found], data: Iterable[Any], observer: str, needs: str) -> tuple[dict[str, Observer], dict[str, Statistics]]:
-    """Runs `data` through `module` and gives, by layer, the ranges of inputs (of those with static scales) and their statistics (where `needs` is
-    "moments" or "gram"). An item is what the module takes: a tensor, a tuple of arguments, or a mapping of them. Raises UsageError for no data."""
-    ranges = {f.name: Observer(observer) for f in found if is_static(f.scheme.activation) and f.kind.name != "embedding"}
+def statistics(module: nn.Module, found: list[Found], data: Iterable[Any], needs: str) -> dict[str, Statistics]:
+    """Of the rows that meet each layer's weight while `data` runs through `module`. needs: "moments" or "gram". An item of `data` is what the module takes:
+    a tensor, a tuple of arguments, or a mapping of them. Raises UsageError for no data."""
     sums: dict[str, Statistics] = {}
-    handles = [f.module.register_forward_pre_hook(_hook(f, ranges.get(f.name), sums, needs), with_kwargs=True) for f in found]
+
+    def add(layer: Found, x: torch.Tensor) -> None:
+        rows = layer.kind.rows(layer.module, x, True)
+        if rows is None:
+            return
+        whole = np.ascontiguousarray(rows.detach().float().numpy())
+        for start in range(0, len(whole), ROWS_AT_ONCE):
+            sums[layer.name] = combine(sums.get(layer.name), of_rows(whole[start : start + ROWS_AT_ONCE], needs == "gram"))
+
+    _run(module, found, data, add)
+    return {name: means(total) for name, total in sums.items()}
+
+
+def ranges(module: nn.Module, found: list[Found], data: Iterable[Any], observer: str, factors: Mapping[str, np.ndarray]) -> dict[str, Observer]:
+    """What the inputs of the layers with static scales are, multiplied by `factors` [k] where a layer has them."""
+    seen = {f.name: Observer(observer) for f in found}
+
+    def add(layer: Found, x: torch.Tensor) -> None:
+        rows = layer.kind.rows(layer.module, x, False)
+        if rows is not None:
+            values = rows.detach().float().numpy()
+            seen[layer.name].update(values * factors[layer.name] if layer.name in factors else values)
+
+    _run(module, found, data, add)
+    return seen
+
+
+def mean_errors(module: nn.Module, found: list[Found], data: Iterable[Any], made: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
+    """By how much the outputs of layers exceed, channel by channel in the mean, those of the layers `made` from them, both given what flows through the
+    float module: rounding of weights and inputs, and clipping. Source: Nagel et al., arXiv:1906.04721, section 4.2 (empirical bias correction)."""
+    sums: dict[str, tuple[torch.Tensor, int]] = {}
+
+    def add(layer: Found, x: torch.Tensor) -> None:
+        difference = (layer.module.forward(x) - made[layer.name](x)).double()
+        channel = 1 if layer.kind.name == "convolution" and x.dim() == layer.module.weight.dim() else 0 if layer.kind.name == "convolution" else -1  # type: ignore[union-attr,operator]
+        rows = difference.movedim(channel, -1).reshape(-1, difference.shape[channel])
+        total, count = sums.get(layer.name, (0, 0))
+        sums[layer.name] = (total + rows.sum(dim=0), count + len(rows))
+
+    _run(module, found, data, add)
+    return {name: (total / count).float() for name, (total, count) in sums.items() if count}
+
+
+def _run(module: nn.Module, found: list[Found], data: Iterable[Any], add: Callable[[Found, torch.Tensor], None]) -> None:
+    """`data` through `module`; `add` sees the input of every layer of `found`."""
+    def hook_of(layer: Found) -> Any:
+        def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            add(layer, _real(arguments[0] if arguments else next(iter(named.values())), mask))
+
+        return hook
+
+    mask: torch.Tensor | None = None
+
+    handles = [f.module.register_forward_pre_hook(hook_of(f), with_kwargs=True) for f in found]
     batches = 0
     try:
         with torch.inference_mode():
             for item in data:
+                mask = item.get("attention_mask") if isinstance(item, Mapping) else None
                 _call(module, item)
                 batches += 1
     finally:
@@ -35,7 +87,13 @@ def observe(module: nn.Module, found: list[Found], data: Iterable[Any], observer
             handle.remove()
     if not batches:
         raise UsageError("the calibration data is empty", where="data", remedy="give an iterable of inputs that the module takes")
-    return ranges, {name: means(total) for name, total in sums.items()}
+
+
+def _real(x: Any, mask: torch.Tensor | None) -> Any:
+    """The rows of x [batch, length, k] that are no padding, where an attention mask [batch, length] came with the data."""
+    if mask is None or not isinstance(x, torch.Tensor) or x.dim() != 3 or x.shape[:2] != mask.shape or not x.is_floating_point():
+        return x
+    return x[mask.bool()].unsqueeze(0)
 
 
 def _call(module: nn.Module, item: Any) -> None:
@@ -46,20 +104,3 @@ def _call(module: nn.Module, item: Any) -> None:
     else:
         module(item)
 
-
-def _hook(found: Found, seen: Observer | None, sums: dict[str, Statistics], needs: str) -> Any:
-    def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        x = arguments[0] if arguments else next(iter(named.values()))
-        if seen is not None:
-            rows = found.kind.rows(module, x, False)
-            if rows is not None:
-                seen.update(rows.detach().float().numpy())
-        if needs != "nothing":
-            rows = found.kind.rows(module, x, True)
-            if rows is not None:
-                whole = np.ascontiguousarray(rows.detach().float().numpy())
-                for start in range(0, len(whole), ROWS_AT_ONCE):
-                    part = of_rows(whole[start : start + ROWS_AT_ONCE], needs == "gram")
-                    sums[found.name] = combine(sums.get(found.name), part)
-
-    return hook

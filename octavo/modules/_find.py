@@ -77,7 +77,7 @@ def put(root: nn.Module, name: str, layer: nn.Module) -> nn.Module:
         return layer
     old: Any = root.get_submodule(name)
     for owner in list(root.modules()):
-        for child_name, child in list(owner.named_children()):
+        for child_name, child in list(owner._modules.items()):  # named_children leaves out the second name of a shared layer
             if child is old:
                 setattr(owner, child_name, layer)
     return root

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -25,8 +25,8 @@ Round = Callable[[np.ndarray, TensorSpec, Statistics | None], QTensor]
 class Wanted:
     """How one layer is to be quantized: its name in the module, its scheme, how its inputs come, and how weights are rounded.
 
-    statistics   of the rows that meet its weight, where calibration data was given and the method or bias correction asks for them
-    correct_bias whether the mean error that the rounding makes goes into the bias
+    statistics   of the rows that meet its weight, where the method asks for them
+    factors      float32 [k] by which inputs are multiplied before they become int8, and the columns of the weight divided
     """
 
     name: str
@@ -34,20 +34,17 @@ class Wanted:
     inputs: Inputs
     round: Round
     statistics: Statistics | None = None
-    correct_bias: bool = False
+    factors: np.ndarray | None = None
 
     def weight(self, values: torch.Tensor, inputs: Inputs | None = None, statistics: Statistics | None = None, spec: TensorSpec | None = None) -> Weight:
         """A matrix [n, k] rounded and packed."""
         matrix = np.ascontiguousarray(values.detach().float().cpu().numpy())
-        tensor = self.round(matrix, spec or self.scheme.weight, statistics)
+        if self.factors is None:
+            tensor = self.round(matrix, spec or self.scheme.weight, statistics)
+        else:
+            tensor = self.round(matrix / self.factors, spec or self.scheme.weight, None if statistics is None else statistics.scaled(1 / self.factors))
+            tensor = replace(tensor, factors=self.factors if tensor.factors is None else self.factors * tensor.factors)
         return Weight(layouts.pack(tensor), self.inputs if inputs is None else inputs)
-
-    def corrected(self, bias: torch.Tensor | None, values: torch.Tensor, weight: Weight) -> torch.Tensor | None:
-        """The bias plus what the rounding takes from the mean output: (W - Q) E[x]. Source: Nagel et al., arXiv:1906.04721, section 4.2 (empirical)."""
-        if not self.correct_bias or self.statistics is None:
-            return None if bias is None else bias.detach().clone()
-        lost = (values.detach().float() - weight.dequantize()) @ torch.from_numpy(self.statistics.mean)
-        return lost if bias is None else bias.detach() + lost.to(bias.dtype)
 
 
 class Kind(Protocol):

@@ -16,13 +16,15 @@ from ..errors import OctavoError, SchemeError, UsageError
 from ..qtensor import QTensor
 from ..qtensor import quantize as nearest
 from ..schemes import Plan, Scheme, TensorSpec, parse
-from ._calibrate import observe
-from ._find import find, open_fast_paths, put
+from ._calibrate import mean_errors, ranges, statistics
+from ._find import Found, find, open_fast_paths, put
 from ._inputs import Inputs, is_static
-from ._kind import Wanted
+from ._kind import Wanted, vector
+from ._weight import Quantized
 from .encoder import fuse
+from .layers.linear import linear_values
 
-SMALL = "octavo"  # under which a module keeps its Report
+KEPT_AS = "_octavo_report"  # under which a module keeps its Report
 
 
 class Rounder(Protocol):
@@ -60,7 +62,7 @@ class Report:
 
 
 def quantize(module: nn.Module, scheme: str | Scheme | Plan, data: Iterable[Any] | None = None, rounder: Rounder | None = None, *, observer: str = "mse",
-             bias_correction: bool = False, in_place: bool = False) -> nn.Module:
+             smoothing: float = 0.0, bias_correction: bool = False, in_place: bool = False) -> nn.Module:
     """A copy of `module` (or itself, in_place) whose linears, convolutions, embeddings and recurrent layers hold few bits and run on the native kernels.
 
     scheme    a name of the grammar, alone or with overrides by layer ("W8A8; *.classifier.weight=keep"), or a Plan. A8: inputs get a scale per row while
@@ -69,6 +71,7 @@ def quantize(module: nn.Module, scheme: str | Scheme | Plan, data: Iterable[Any]
               calibrated methods; it must not be text or pictures the result is judged on
     rounder   how weights are rounded; to nearest by default
     observer  of static scales: "mse", "min-max", "percentile" or "entropy" (calibration/observers.py)
+    smoothing  with static scales, linears share the spread of their inputs between activations and weights, channel by channel (SmoothQuant's alpha); 0: not
     bias_correction  puts the mean error of the rounding, on `data`, into the biases
 
     The result is for inference, on the CPU; `report` says what became of each layer. Raises SchemeError for schemes that modules do not run in, UsageError
@@ -84,31 +87,58 @@ def quantize(module: nn.Module, scheme: str | Scheme | Plan, data: Iterable[Any]
         reasons = "; ".join(f"{name or 'the module'}: {why}" for name, why in list(kept.items())[:3])
         raise UsageError("there is nothing to quantize" + (f" ({reasons})" if reasons else ""), where=type(module).__name__,
                          remedy="modules need linear, convolution, embedding or recurrent layers that the plan does not keep")
-    needs = str(rounder.needs) if rounder.needs != "nothing" else "moments" if bias_correction else "nothing"
     static = any(is_static(f.scheme.activation) and f.kind.name != "embedding" for f in found)
-    if data is None and (static or needs != "nothing"):
+    needs = str(rounder.needs) if rounder.needs != "nothing" else "moments" if static and smoothing else "nothing"
+    if data is None and (static or bias_correction or needs != "nothing"):
         what = "static activations need" if static else "bias correction needs" if bias_correction else "this method needs"
         raise UsageError(f"{what} data to be calibrated on", where="quantize", remedy="give data=..., batches that the module takes")
-    ranges, statistics = observe(result, found, data, observer, needs) if data is not None and (static or needs != "nothing") else ({}, {})
+    still = [f for f in found if is_static(f.scheme.activation) and f.kind.name != "embedding"]
+    batches = list(data) if data is not None and (still or bias_correction or needs != "nothing") else []
+    known = statistics(result, found, batches, needs) if needs != "nothing" else {}
+    factors = {f.name: smooth(f.module, known[f.name], smoothing) for f in still if f.kind.name == "linear" and smoothing and f.name in known}
+    seen = ranges(result, still, batches, observer, factors) if still else {}
+    made: dict[str, Quantized] = {}
     for f in found:
         try:
-            wanted = Wanted(f.name, f.scheme, _inputs(f, ranges), rounder.round, statistics.get(f.name), bias_correction)
-            result = put(result, f.name, f.kind.build(f.module, wanted))
+            made[f.name] = f.kind.build(f.module, Wanted(f.name, f.scheme, _inputs(f, seen), rounder.round, known.get(f.name), factors.get(f.name)))
         except OctavoError as problem:
             problem.args = (f"{f.name}: {problem}",)
             raise
+    if bias_correction:
+        _correct(result, found, batches, made)
+    for name, layer in made.items():
+        result = put(result, name, layer)
     open_fast_paths(result)
     report = Report({f.name: str(f.scheme) for f in found}, kept, fuse(result), before, nbytes(result))
-    result.__dict__[SMALL] = report
+    result.__dict__[KEPT_AS] = report
     return result
 
 
 def report(module: nn.Module) -> Report:
     """What `quantize` or `load` did. Raises UsageError for other modules."""
-    known = module.__dict__.get(SMALL)
+    known = module.__dict__.get(KEPT_AS)
     if not isinstance(known, Report):
         raise UsageError("this module was not quantized by Octavo", where=type(module).__name__)
     return known
+
+
+def _correct(module: nn.Module, found: list[Found], batches: list[Any], made: dict[str, Quantized]) -> None:
+    with_bias = [f for f in found if f.kind.name in ("linear", "convolution")]
+    for name, error in mean_errors(module, with_bias, batches, made).items():
+        layer: Any = made[name]
+        layer.bias = vector(error if layer.bias is None else layer.bias + error.to(layer.bias.dtype))
+
+
+def smooth(module: nn.Module, known: Statistics, alpha: float) -> np.ndarray:
+    """Factors [k] for the inputs of a linear whose product with them needs one scale only: largest |x|^-alpha |w|^(1 - alpha) of each channel, their
+    geometric mean 1. Source: Xiao et al., arXiv:2211.10438, equation 4."""
+    values = linear_values(module).detach().float().abs().amax(dim=0).numpy().astype(np.float64)
+    inputs = known.largest.astype(np.float64)
+    used = (inputs > 0) & (values > 0)
+    factors = np.ones(len(inputs))
+    factors[used] = inputs[used] ** -alpha * values[used] ** (1 - alpha)
+    factors[used] /= np.exp(np.log(factors[used]).mean()) if used.any() else 1
+    return factors.astype(np.float32)
 
 
 def _inputs(found: Any, ranges: dict[str, Any]) -> Inputs:

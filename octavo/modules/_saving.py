@@ -15,7 +15,7 @@ from ..errors import CheckpointError, MissingExtraError, UsageError
 from ..schemes import parse
 from ._find import kinds, open_fast_paths, put
 from ._inputs import Inputs
-from ._quantize import SMALL, Report, nbytes
+from ._quantize import KEPT_AS, Report, nbytes
 from ._weight import Quantized, Weight
 from .encoder import fuse
 
@@ -90,7 +90,7 @@ def load(path: str | Path, module: nn.Module) -> nn.Module:
                               remedy="load it into a module of the architecture it was saved from") from None
     _fill(module, tensors, where)
     open_fast_paths(module)
-    module.__dict__[SMALL] = Report({n: str(v["scheme"]) for n, v in header["layers"].items()}, {}, fuse(module), before, nbytes(module))
+    module.__dict__[KEPT_AS] = Report({n: str(v["scheme"]) for n, v in header["layers"].items()}, {}, fuse(module), before, nbytes(module))
     return module
 
 

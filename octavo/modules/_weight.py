@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -92,7 +93,7 @@ class Weight(nn.Module):
         start = None if bias is None else bias.detach().float().numpy().astype(np.float64)
         if not self.inputs.zero_point:
             return None if start is None else np.ascontiguousarray(start, np.float32)
-        sums = layouts.unpack(self.packed()).dequantize().astype(np.float64).sum(axis=1)
+        sums = replace(layouts.unpack(self.packed()), factors=None).dequantize().astype(np.float64).sum(axis=1)  # of the panels, which meet the codes
         moved = -self.inputs.fixed * self.inputs.zero_point * sums
         return np.ascontiguousarray(moved if start is None else start + moved, np.float32)
 
@@ -103,6 +104,11 @@ class Weight(nn.Module):
         spec = self.meta.spec
         per = f" per {spec.granularity}" + (f" of {spec.size}" if spec.size else "")
         return f"{self.meta.n} x {self.meta.k}, {spec.format}{per}"
+
+
+def version(tensor: torch.Tensor) -> tuple[int, int]:
+    """What changes when a tensor is replaced or written to; of one made under inference_mode, which counts no writes, only the former."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 class Quantized(nn.Module):
@@ -118,7 +124,7 @@ class Quantized(nn.Module):
 
     def derived(self, name: str, bias: torch.Tensor | None, weight: Weight) -> np.ndarray | None:
         """The bias of `weight` with its inputs' zero point made good, kept until the bias changes."""
-        stamp = (None if bias is None else (bias.data_ptr(), bias._version), weight.panels.data_ptr(), weight.panels._version)
+        stamp = (None if bias is None else version(bias), version(weight.panels))
         known = self._derived.get(name)
         if known is None or known[0] != stamp:
             known = self._derived[name] = (stamp, weight.with_offset(bias))

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..kernels.native import Constant, NativeWeight
 from ..kernels.rows import RowsOps, RowsProgram
-from ._weight import Weight, team, threads
+from ._weight import Weight, team, threads, version
 from .layers.linear import QuantizedLinear
 
 FAMILY = ("bert", "roberta", "xlm_roberta", "camembert", "electra")
@@ -88,13 +88,13 @@ class _Fused:
         return out.reshape(batch, length, width).to(hidden.dtype)
 
     def _program(self) -> RowsProgram:
-        stamp = (threads(), *((t.data_ptr(), t._version) for t in self.encoder.state_dict(keep_vars=True).values()))
+        stamp = (threads(), *(version(t) for t in self.encoder.state_dict(keep_vars=True).values()))
         if self.program is None or stamp != self.made_of:
             self.program, self.made_of = _recorded(self.encoder), stamp
         return self.program
 
 
-def _valid(mask: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor | None | bool:
+def _valid(mask: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor | bool | None:
     """Which rows count, bool [batch, length]; None: all; False: the mask says something else."""
     if mask is None:
         return None

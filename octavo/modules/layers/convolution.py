@@ -125,8 +125,7 @@ class ConvolutionKind:
         values = _matrix(conv)
         made = conv.out_channels // conv.groups
         weights = [wanted.weight(values[g * made : (g + 1) * made], statistics=wanted.statistics) for g in range(conv.groups)]
-        bias = wanted.corrected(conv.bias, values, weights[0]) if conv.groups == 1 else conv.bias
-        return QuantizedConvolution(conv, weights, bias, str(wanted.scheme))
+        return QuantizedConvolution(conv, weights, conv.bias, str(wanted.scheme))
 
     def blank(self, module: nn.Module, scheme: Scheme, weights: dict[str, Weight], held: frozenset[str]) -> Quantized:
         parts = [weights[f"parts.{g}"] for g in range(len(weights))]

@@ -47,7 +47,8 @@ def _transposed(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 
-def _values(module: nn.Module) -> torch.Tensor:
+def linear_values(module: nn.Module) -> torch.Tensor:
+    """The weight [n, k], whichever way it lies."""
     values: torch.Tensor = module.weight  # type: ignore[assignment]
     return values.T if _transposed(module) else values
 
@@ -65,10 +66,10 @@ class LinearKind:
         return x.reshape(-1, x.shape[-1])
 
     def build(self, module: nn.Module, wanted: Wanted) -> Quantized:
-        values = _values(module)
+        values = linear_values(module)
         weight = wanted.weight(values, statistics=wanted.statistics)
         bias: torch.Tensor | None = module.bias  # type: ignore[assignment]
-        return QuantizedLinear(weight, wanted.corrected(bias, values, weight), str(wanted.scheme))
+        return QuantizedLinear(weight, bias, str(wanted.scheme))
 
     def blank(self, module: nn.Module, scheme: Scheme, weights: dict[str, Weight], held: frozenset[str]) -> Quantized:
         weight = weights["weight"]
