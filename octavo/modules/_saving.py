@@ -125,8 +125,8 @@ def _fill(module: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> No
     odd = [n for n in mine if n in tensors and mine[n].shape != tensors[n].shape]
     if missing or extra or odd:
         named = missing or extra or odd
-        raise CheckpointError(f"{len(missing)} tensors are missing, {len(extra)} have no place and {len(odd)} have another shape, {named[0]} first", where=where,
-                              remedy="load it into a module of the architecture it was saved from")
+        raise CheckpointError(f"{len(missing)} tensors are missing, {len(extra)} have no place and {len(odd)} have another shape, {named[0]} first",
+                              where=where, remedy="load it into a module of the architecture it was saved from")
     module.load_state_dict(tensors, assign=any(t.is_meta for t in mine.values()))
 
 

@@ -19,7 +19,8 @@ from ._weight import Weight, team, threads, version
 from .layers.linear import QuantizedLinear
 
 FAMILY = ("bert", "roberta", "xlm_roberta", "camembert", "electra")
-GELUS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "relu": "relu", "silu": "silu",
+               "swish": "silu"}
 
 
 def fuse(module: nn.Module) -> int:
@@ -35,11 +36,12 @@ def fuse(module: nn.Module) -> int:
 def _fits(part: nn.Module) -> bool:
     """Whether this is an encoder of the family, all linears of which are quantized."""
     config: Any = getattr(part, "config", None)
-    if not type(part).__name__.endswith("Encoder") or getattr(config, "model_type", None) not in FAMILY or not isinstance(getattr(part, "layer", None), nn.ModuleList):
+    layers = getattr(part, "layer", None)
+    if not type(part).__name__.endswith("Encoder") or getattr(config, "model_type", None) not in FAMILY or not isinstance(layers, nn.ModuleList):
         return False
-    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False) or config.hidden_act not in GELUS:
+    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False) or config.hidden_act not in ACTIVATIONS:
         return False
-    return all(all(isinstance(linear, QuantizedLinear) for linear in _linears(layer)) for layer in part.layer)
+    return all(all(isinstance(linear, QuantizedLinear) for linear in _linears(layer)) for layer in layers)
 
 
 def _linears(layer: Any) -> list[nn.Module]:
@@ -123,7 +125,7 @@ def _recorded(encoder: Any) -> RowsProgram:
             q, k, v = ops.linear(x, [_weight(own.query), _weight(own.key), _weight(own.value)], [_bias(own.query), _bias(own.key), _bias(own.value)])
             met = ops.mutual_attention(q, k, v, heads=heads, head_dim=head_dim, scale=head_dim**-0.5)
             x = _norm(ops, layer.attention.output.LayerNorm, _linear(ops, after.dense, met, residual=x))
-            wide = ops.activate(GELUS[config.hidden_act], _linear(ops, layer.intermediate.dense, x))
+            wide = ops.activate(ACTIVATIONS[config.hidden_act], _linear(ops, layer.intermediate.dense, x))
             x = _norm(ops, layer.output.LayerNorm, _linear(ops, layer.output.dense, wide, residual=x))
         return x
 
@@ -135,7 +137,8 @@ def _linear(ops: RowsOps, layer: QuantizedLinear, x: Any, residual: Any = None) 
 
 
 def _norm(ops: RowsOps, norm: Any, x: Any) -> Any:
-    return ops.layer_norm(x, Constant(norm.weight.detach().float().numpy()), None if norm.bias is None else Constant(norm.bias.detach().float().numpy()), norm.eps)
+    bias = None if norm.bias is None else Constant(norm.bias.detach().float().numpy())
+    return ops.layer_norm(x, Constant(norm.weight.detach().float().numpy()), bias, norm.eps)
 
 
 def _weight(layer: QuantizedLinear) -> NativeWeight:

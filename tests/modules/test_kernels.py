@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -101,7 +102,7 @@ def test_attention_in_both_directions(isa: str, heads: int, dim: int) -> None:
         return ops.mutual_attention(v, v, v, heads=heads, head_dim=dim, scale=dim**-0.5)  # type: ignore[arg-type]
 
     y = run(isa, x, starts, describe)
-    for a, b in zip(starts, starts[1:]):
+    for a, b in itertools.pairwise(starts):
         q = x[a:b].astype(np.float64).reshape(b - a, heads, dim).transpose(1, 0, 2)
         scores = q @ q.transpose(0, 2, 1) * dim**-0.5
         weights = np.exp(scores - scores.max(-1, keepdims=True))

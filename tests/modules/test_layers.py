@@ -72,7 +72,8 @@ def test_transformers_conv1d() -> None:
 @pytest.mark.parametrize("layer,shape", [
     (nn.Conv2d(3, 8, 3), (2, 3, 9, 11)), (nn.Conv2d(8, 20, (3, 5), stride=2, padding=(1, 2), dilation=(1, 2)), (3, 8, 17, 19)),
     (nn.Conv2d(16, 12, 3, groups=4, bias=False), (2, 16, 7, 7)), (nn.Conv2d(32, 16, 1), (2, 32, 5, 6)),
-    (nn.Conv2d(4, 8, 4, padding="same", padding_mode="reflect"), (4, 9, 9)), (nn.Conv1d(20, 9, 5, padding="same", dilation=2, padding_mode="circular"), (4, 20, 33)),
+    (nn.Conv2d(4, 8, 4, padding="same", padding_mode="reflect"), (4, 9, 9)),
+    (nn.Conv1d(20, 9, 5, padding="same", dilation=2, padding_mode="circular"), (4, 20, 33)),
     (nn.Conv1d(16, 8, 3, stride=2, padding=1), (16, 30))], ids=str)
 def test_convolution(layer: nn.Module, shape: tuple[int, ...], scheme: str) -> None:
     compare(layer, scheme, torch.randn(shape))

@@ -39,7 +39,8 @@ class QuantizedConvolution(Quantized):
         conv: Any = module
         self.flat = isinstance(conv, nn.Conv1d)
         self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, conv.groups
-        self.kernel_size, self.stride, self.dilation, self.padding, self.padding_mode = conv.kernel_size, conv.stride, conv.dilation, conv.padding, conv.padding_mode
+        self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
+        self.padding, self.padding_mode = conv.padding, conv.padding_mode
         self.parts = nn.ModuleList(weights)
         self.bias = vector(bias)
         self.scheme = scheme

@@ -102,7 +102,8 @@ class QuantizedRecurrent(Quantized):
 
 
 def _names(rnn: Any) -> list[str]:
-    return [f"weight_{part}_l{layer}{end}" for layer in range(rnn.num_layers) for end in (("", "_reverse") if rnn.bidirectional else ("",)) for part in ("ih", "hh")]
+    ends = ("", "_reverse") if rnn.bidirectional else ("",)
+    return [f"weight_{part}_l{layer}{end}" for layer in range(rnn.num_layers) for end in ends for part in ("ih", "hh")]
 
 
 class RecurrentKind:
