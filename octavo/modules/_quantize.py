@@ -62,7 +62,7 @@ class Report:
 
 
 def quantize(module: nn.Module, scheme: str | Scheme | Plan, data: Iterable[Any] | None = None, rounder: Rounder | None = None, *, observer: str = "mse",
-             smoothing: float = 0.0, bias_correction: bool = False, in_place: bool = False) -> nn.Module:
+             smoothing: float = 0.7, bias_correction: bool = False, in_place: bool = False) -> nn.Module:
     """A copy of `module` (or itself, in_place) whose linears, convolutions, embeddings and recurrent layers hold few bits and run on the native kernels.
 
     scheme    a name of the grammar, alone or with overrides by layer ("W8A8; *.classifier.weight=keep"), or a Plan. A8: inputs get a scale per row while
@@ -130,15 +130,16 @@ def _correct(module: nn.Module, found: list[Found], batches: list[Any], made: di
 
 
 def smooth(module: nn.Module, known: Statistics, alpha: float) -> np.ndarray:
-    """Factors [k] for the inputs of a linear whose product with them needs one scale only: largest |x|^-alpha |w|^(1 - alpha) of each channel, their
-    geometric mean 1. Source: Xiao et al., arXiv:2211.10438, equation 4."""
+    """Factors [k] for the inputs of a linear whose product with them needs one scale only: largest |x|^-alpha |w|^(1 - alpha) of each channel. Source: Xiao
+    et al., arXiv:2211.10438, equation 4. Loud channels are softened by it and quiet ones not raised (the median is 1, and the most): a channel that
+    calibration hardly heard would else be clipped when it speaks up (MiniLM's cosine fell from 0.994 to 0.990)."""
     values = linear_values(module).detach().float().abs().amax(dim=0).numpy().astype(np.float64)
     inputs = known.largest.astype(np.float64)
     used = (inputs > 0) & (values > 0)
     factors = np.ones(len(inputs))
     factors[used] = inputs[used] ** -alpha * values[used] ** (1 - alpha)
-    factors[used] /= np.exp(np.log(factors[used]).mean()) if used.any() else 1
-    return factors.astype(np.float32)
+    factors[used] /= np.median(factors[used]) if used.any() else 1
+    return np.minimum(factors, 1).astype(np.float32)
 
 
 def _inputs(found: Any, ranges: dict[str, Any]) -> Inputs:

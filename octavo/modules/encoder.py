@@ -56,12 +56,13 @@ class _Fused:
         self.encoder: Any = encoder
         self.program: RowsProgram | None = None
         self.made_of: tuple[Any, ...] = ()
+        self.tensors: list[torch.Tensor] = []  # that the program was made of
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Fused:
         return _Fused(memo.get(id(self.encoder), self.encoder))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"encoder": self.encoder, "program": None, "made_of": ()}
+        return {"encoder": self.encoder, "program": None, "made_of": (), "tensors": []}
 
     def __call__(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         encoder = self.encoder
@@ -90,9 +91,11 @@ class _Fused:
         return out.reshape(batch, length, width).to(hidden.dtype)
 
     def _program(self) -> RowsProgram:
-        stamp = (threads(), *(version(t) for t in self.encoder.state_dict(keep_vars=True).values()))
+        stamp = (threads(), [version(t) for t in self.tensors])
         if self.program is None or stamp != self.made_of:
-            self.program, self.made_of = _recorded(self.encoder), stamp
+            self.program = _recorded(self.encoder)
+            self.tensors = list(self.encoder.state_dict(keep_vars=True).values())
+            self.made_of = (threads(), [version(t) for t in self.tensors])
         return self.program
 
 
