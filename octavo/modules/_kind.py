@@ -44,7 +44,10 @@ class Wanted:
         else:
             tensor = self.round(matrix / self.factors, spec or self.scheme.weight, None if statistics is None else statistics.scaled(1 / self.factors))
             tensor = replace(tensor, factors=self.factors if tensor.factors is None else self.factors * tensor.factors)
-        return Weight(layouts.pack(tensor), self.inputs if inputs is None else inputs)
+        packed = layouts.pack(tensor)
+        if packed.rotation:
+            raise SchemeError("methods that rotate the inputs of a weight do not run in modules", where=self.name, remedy="another method, such as rtn or gptq")
+        return Weight(packed, self.inputs if inputs is None else inputs)
 
 
 class Kind(Protocol):
