@@ -39,6 +39,13 @@ class GroupRounder(Rounder, Protocol):
 
 
 @runtime_checkable
+class DraftingRounder(Rounder, Protocol):
+    """A rounder that has a quicker one, whose errors are much like its own: for a search, which rounds every weight to every candidate."""
+
+    def draft(self) -> Rounder: ...
+
+
+@runtime_checkable
 class BlockRounder(Protocol):
     """A rounder that decides about all weights of a layer together (learned rounding)."""
 

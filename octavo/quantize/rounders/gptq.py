@@ -44,6 +44,9 @@ class Gptq:
     def round(self, weight: np.ndarray, spec: TensorSpec, statistics: Statistics | None) -> QTensor:
         return self.round_group([weight], [spec], statistics, 1)[0]
 
+    def draft(self) -> Gptq:
+        return replace(self, passes=0)
+
     def round_group(self, weights: Sequence[np.ndarray], specs: Sequence[TensorSpec], statistics: Statistics | None, threads: int) -> list[QTensor]:
         assert statistics is not None and statistics.gram is not None
         gram, order = self._hessian(statistics.gram)

@@ -13,7 +13,7 @@ from ...calibration.blocks import Weights
 from ...errors import UsageError
 from ...models import Decoder
 from ...schemes import Plan, Scheme
-from ..method import Rounder
+from ..method import DraftingRounder, Rounder
 from .candidates import Candidates, units
 from .front import Mark, front, plot
 from .goal import Goal
@@ -116,6 +116,7 @@ class Search:
 def measure(model: Decoder, weights: Weights, ids: np.ndarray, candidates: Candidates, method: Rounder, *, threads: int, together: bool = False,
             seed: int = 0, on_progress: OnProgress | None = None) -> Search:
     """Sensitivities of all candidates on SEQUENCES pieces of TOKENS tokens, cut from `ids` [sequences, tokens]."""
+    method = method.draft() if isinstance(method, DraftingRounder) else method
     with Sensitivities(model, weights, pieces(ids), candidates.specs(), method, threads, seed) as work:
         return Search(candidates, work.measure(on_progress), together)
 
