@@ -3,7 +3,7 @@
 What it is: the inputs are rotated (Hadamard transforms in blocks of 64), which makes weights Gaussian and the errors of inputs alike; then column after
   column, 64 output rows at a time, become the path through a trellis that is nearest to them (Viterbi's algorithm), and what a column
   loses is made good in the columns after it, as GPTQ does. At the end each row's scale is the best one for its codes.
-When to choose it: 2 and 3 bits: schemes Wtcq2, Wtcq3, Wtcq4, without groups; --to octavo. At 2.03 bits a weight it loses less than other methods at 2.5.
+When to choose it: 2 and 3 bits: schemes Wtcq2, Wtcq3, Wtcq4, without groups; --to octavo. docs/two-bits.md has what they lose.
 Limits: minutes where gptq takes seconds (2 to 3 us a weight and core); one more operation a linear, the rotation, when the model runs; no other engine
   reads it.
 Source: QTIP, arXiv 2406.11235 (trellis and computed values); QuIP#, arXiv 2402.04396 (incoherence by Hadamard transforms, LDLQ); GPTQ, arXiv 2210.17323.
