@@ -97,16 +97,33 @@ inline int row_bucket(int rows) {
   return b;
 }
 
-enum class CacheType : int32_t { F32 = 0, BF16 = 1, I8 = 2 };
+// F32, BF16; I8 and E4M3 (OCP FP8) with a scale; U4: two codes a byte, with a scale and an offset, of vectors that were rotated (rotate.inl.h).
+enum class CacheType : int32_t { F32 = 0, BF16 = 1, I8 = 2, E4M3 = 3, U4 = 4 };
 
 // One layer of the KV cache. Keys are stored transposed inside a page so that lanes are tokens.
-//   K: [page][kv_head][head_dim][kPage], V: [page][kv_head][kPage][head_dim]; I8 also: scales [page][kv_head][kPage] float each.
+//   K: [page][kv_head][head_dim][kPage], V: [page][kv_head][kPage][head_dim]
+//   K of U4: [page][kv_head][ceil(head_dim / 2)][kPage] bytes: dimension 2i in the low bits, 2i + 1 in the high bits
+//   V of U4: [page][kv_head][kPage][ceil(head_dim / 2)] bytes: dimension i of a run of 32 in the low bits, i + 16 in the high bits; of a last run of n < 32,
+//   i and i + ceil(n / 2)
+// I8 and E4M3: scales float [page][kv_head][kPage], or one for all (`fixed`: then kPage times the same float). U4: as many words, each a bfloat16 scale (upper
+// half) and a bfloat16 offset: value = code * scale + offset.
 struct CacheLayer {
   CacheType k_type = CacheType::BF16, v_type = CacheType::BF16;
   void *k = nullptr, *v = nullptr;
   float *k_scale = nullptr, *v_scale = nullptr;
+  bool k_fixed = false, v_fixed = false;   // scales are stored, not computed
+  bool k_even = false, v_even = false;     // U4: the offset is -8 scales
+  // Keys balanced before they are stored: (key - k_mean) * k_inverse, rotated; queries then meet them times k_gain, rotated. [kv_head][head_dim] each, or null.
+  const float *k_mean = nullptr, *k_inverse = nullptr, *k_gain = nullptr;
   int32_t pages = 0, kv_heads = 0, head_dim = 0;
+  bool turns_keys() const { return k_mean || k_type == CacheType::U4; }
+  float* k_scales(int64_t cell) const { return k_scale + (k_fixed ? 0 : cell * kPage); }
+  float* v_scales(int64_t cell) const { return v_scale + (v_fixed ? 0 : cell * kPage); }
 };
+// Bytes of `count` values: of whole rows of a page, or of whole pages
+inline int64_t cache_bytes(CacheType type, int64_t rows, int dim) {
+  return rows * (type == CacheType::F32 ? 4 * int64_t(dim) : type == CacheType::BF16 ? 2 * int64_t(dim) : type == CacheType::U4 ? (dim + 1) / 2 : int64_t(dim));
+}
 
 // The tensors of one forward. Sequence s owns rows starts[s] .. starts[s+1]-1; after this step it has lengths[s] tokens in
 // the cache, the last of which are these rows. tables[s * table_stride + i] is its i-th page.

@@ -61,6 +61,26 @@ static inline void store_bf16(uint16_t* p, f32x16 x) {
 static inline f32x16 load_f16(const uint16_t* p) { return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))}; }
 static inline __m256 i8x8(const int8_t* p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))); }
 static inline f32x16 load_i8(const int8_t* p) { return {i8x8(p), i8x8(p + 8)}; }
+// Sixteen codes of FP8 E4M3: their bits are moved to where float32 has them, and the exponents' difference made good by a product, which is exact
+static inline __m256 e4m3x8(const uint8_t* p) {
+  const __m256i bits = _mm256_slli_epi32(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)), 20);
+  return _mm256_mul_ps(_mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(int(0x87f00000)))), _mm256_set1_ps(0x1p120f));
+}
+static inline f32x16 load_e4m3(const uint8_t* p) { return {e4m3x8(p), e4m3x8(p + 8)}; }
+// The low, or the high, four bits of sixteen bytes
+template <bool High> static inline __m256 u4x8(const uint8_t* p) {
+  const __m256i b = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+  return _mm256_cvtepi32_ps(High ? _mm256_srli_epi32(b, 4) : _mm256_and_si256(b, _mm256_set1_epi32(15)));
+}
+template <bool High> static inline f32x16 load_u4(const uint8_t* p) { return {u4x8<High>(p), u4x8<High>(p + 8)}; }
+// The upper, or the lower, sixteen bits of each word as a bfloat16
+template <bool Upper> static inline f32x16 half_words(f32x16 x) {
+  const auto half = [](__m256 v) {
+    const __m256i b = _mm256_castps_si256(v);
+    return _mm256_castsi256_ps(Upper ? _mm256_and_si256(b, _mm256_set1_epi32(int(0xffff0000))) : _mm256_slli_epi32(b, 16));
+  };
+  return {half(x.a), half(x.b)};
+}
 static inline f32x16 load_i32(const int32_t* p) { return {_mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i*)p)), _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i*)(p + 8)))}; }
 // Round to nearest even, saturate to [-128, 127]
 static inline void store_i8(int8_t* p, f32x16 x) {

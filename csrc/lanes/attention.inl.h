@@ -8,61 +8,9 @@
 
 constexpr int kBlockRows = 48;  // query rows (tokens x heads of one group) in a work item
 
-static float absmax(const float* x, int n) {
-  f32x16 m = zero();
-  for (int i = 0; i < n; i += 16) m = max(m, abs(load_n(x + i, n - i < 16 ? n - i : 16)));
-  float v[16];
-  store(v, m);
-  float best = 0.f;
-  for (float e : v) best = e > best ? e : best;
-  for (int i = 0; i < n; i++)
-    if (x[i] != x[i]) return x[i];  // a NaN must not vanish in the maximum
-  return best;
-}
+#include "rotate.inl.h"
+#include "cache_write.inl.h"
 
-static inline int8_t round_i8(float x) {
-  const float r = std::nearbyint(x);
-  return int8_t(r > 127.f ? 127.f : r < -127.f ? -127.f : r);
-}
-
-// One head of one token; step is the distance of neighbouring dimensions in the page.
-static void write_head(CacheType type, const float* x, int dim, void* page, int64_t at, int64_t step, float* scale) {
-  if (type == CacheType::F32) {
-    float* to = static_cast<float*>(page) + at;
-    for (int d = 0; d < dim; d++) to[d * step] = x[d];
-  } else if (type == CacheType::BF16) {
-    uint16_t* to = static_cast<uint16_t*>(page) + at;
-    uint16_t lanes[16];
-    for (int d = 0; d < dim; d += 16) {
-      const int n = dim - d < 16 ? dim - d : 16;
-      store_bf16(lanes, load_n(x + d, n));
-      for (int i = 0; i < n; i++) to[(d + i) * step] = lanes[i];
-    }
-  } else {
-    int8_t* to = static_cast<int8_t*>(page) + at;
-    const float largest = absmax(x, dim);
-    *scale = largest / 127.f;
-    const float inverse = largest > 0.f ? 127.f / largest : 0.f;
-    for (int d = 0; d < dim; d++) to[d * step] = largest == largest ? round_i8(x[d] * inverse) : int8_t(0);
-  }
-}
-
-void cache_write(const CacheLayer& cache, const float* k, int64_t k_stride, const float* v, int64_t v_stride, const int32_t* slots, int row0, int row1) {
-  const int dim = cache.head_dim, heads = cache.kv_heads;
-  for (int r = row0; r < row1; r++) {
-    const int64_t page = slots[r] / kPage;
-    const int offset = slots[r] % kPage;
-    for (int h = 0; h < heads; h++) {
-      const int64_t cell = page * heads + h;
-      write_head(cache.k_type, k + r * k_stride + int64_t(h) * dim, dim, cache.k, cell * dim * kPage + offset, kPage,
-                 cache.k_scale ? cache.k_scale + cell * kPage + offset : nullptr);
-      write_head(cache.v_type, v + r * v_stride + int64_t(h) * dim, dim, cache.v, (cell * kPage + offset) * dim, 1,
-                 cache.v_scale ? cache.v_scale + cell * kPage + offset : nullptr);
-    }
-  }
-}
-
-static inline int element_size(CacheType type) { return type == CacheType::F32 ? 4 : type == CacheType::BF16 ? 2 : 1; }
 static inline void fetch(const char* p, size_t bytes) {
   for (size_t i = 0; i < bytes; i += 64) prefetch(p + i);
 }
@@ -81,6 +29,7 @@ struct Walk {
   int span_start;
   int* position;                                          // of the row's token
   float *q, *shared_q, *o, *p, *best, *sum, *alpha, *keys, *values;
+  float *q_sum, *q_base, *raised;                         // what a query's dimensions sum to; its product with the mean key; weights times offsets of values
 };
 
 #include "pages.inl.h"
@@ -90,8 +39,10 @@ int attention_items(const AttentionCall& call) { return items_of(call, tokens_of
 
 size_t attention_scratch_bytes(const AttentionCall& call) {
   const size_t rows = size_t(std::max(tokens_of(call, kBlockRows), kGang)) * size_t(group_of(call)), dim = size_t(padded_dim(call));
-  return sizeof(float) * (3 * rows * dim + rows * kSpan + 4 * rows + 2 * kPage * dim) + 256;
+  return sizeof(float) * (3 * rows * dim + rows * kSpan + 7 * rows + 2 * kPage * dim) + 256;
 }
+
+static inline bool scaled(CacheType type) { return type == CacheType::I8 || type == CacheType::E4M3; }
 
 // Turns the scores of a span, lanes [from, to) of it, into weights, and updates the row's maximum, sum and alpha
 static inline void soften(const AttentionCall& c, const Walk& w, int r, int from, int to, const float* k_scale[kSpan / kPage], const float* v_scale[kSpan / kPage]) {
@@ -108,8 +59,14 @@ static inline void soften(const AttentionCall& c, const Walk& w, int r, int from
   const f32x16 factor = set1(c.scale);
   f32x16 largest = set1(-INFINITY);
   for (int i = from; i < to; i += 16) {
-    f32x16 a = mul(load(row + i), factor);
-    if (c.cache->k_type == CacheType::I8) a = mul(a, load(k_scale[i / kPage] + i % kPage));
+    f32x16 a = load(row + i);
+    if (c.cache->k_type == CacheType::U4) {
+      const f32x16 words = load(k_scale[i / kPage] + i % kPage);
+      a = fmadd(a, half_words<true>(words), mul(set1(w.q_sum[r]), half_words<false>(words)));
+    }
+    a = mul(a, factor);
+    if (scaled(c.cache->k_type)) a = mul(a, load(k_scale[i / kPage] + i % kPage));
+    if (c.softcap > 0.f && c.cache->k_mean) a = fmadd(set1(w.q_base[r]), factor, a);  // without a cap, what all scores of a row share changes no weight
     if (c.softcap > 0.f) a = mul(set1(c.softcap), tanh(mul(a, set1(1.f / c.softcap))));
     if (i < low || i + 16 > high) {
       store(row + i, a);
@@ -122,7 +79,7 @@ static inline void soften(const AttentionCall& c, const Walk& w, int r, int from
   float top = reduce_max(largest);
   if (w.best[r] > top) top = w.best[r];
   const f32x16 shift = set1(top);
-  f32x16 total = zero();
+  f32x16 total = zero(), raised = zero();
   for (int i = from; i < to; i += 16) {
     f32x16 e = exp_below_zero(sub(load(row + i), shift));
     if (i < low || i + 16 > high) {
@@ -131,7 +88,12 @@ static inline void soften(const AttentionCall& c, const Walk& w, int r, int from
       e = load(row + i);
     }
     total = add(total, e);
-    if (c.cache->v_type == CacheType::I8) e = mul(e, load_n(v_scale[i / kPage] + i % kPage, high - i));  // scales behind `high` may be stale
+    if (scaled(c.cache->v_type)) e = mul(e, load_n(v_scale[i / kPage] + i % kPage, high - i));  // scales behind `high` may be stale
+    if (c.cache->v_type == CacheType::U4) {
+      const f32x16 words = load_n(v_scale[i / kPage] + i % kPage, high - i);
+      raised = fmadd(e, half_words<false>(words), raised);
+      e = mul(e, half_words<true>(words));
+    }
     store(row + i, e);
   }
   if (w.best[r] != top) {
@@ -139,6 +101,7 @@ static inline void soften(const AttentionCall& c, const Walk& w, int r, int from
     w.best[r] = top;
   }
   w.sum[r] = w.sum[r] * w.alpha[r] + reduce_add(total);
+  if (c.cache->v_type == CacheType::U4) w.raised[r] = w.raised[r] * w.alpha[r] + reduce_add(raised);
 }
 
 // One item: some query rows of one sequence, or one token of each of several sequences that begin with the same pages. Pages that are shared are widened
@@ -153,6 +116,7 @@ void attention(const AttentionCall& call, int item, void* scratch) {
   int row0[kGang + 1] = {};  // rows of each member
   for (int m = 0; m < count; m++) row0[m + 1] = row0[m] + work.tokens[m] * group;
   const int rows = row0[count];
+  float turned[kWidestHead];
   Walk w;
   w.o = static_cast<float*>(scratch);
   w.p = w.o + int64_t(rows) * wide;
@@ -163,15 +127,23 @@ void attention(const AttentionCall& call, int item, void* scratch) {
   w.best = w.shared_q + int64_t(rows) * wide;
   w.sum = w.best + rows;
   w.alpha = w.sum + rows;
-  w.position = reinterpret_cast<int*>(w.alpha + rows);
+  w.q_sum = w.alpha + rows;
+  w.q_base = w.q_sum + rows;
+  w.raised = w.q_base + rows;
+  w.position = reinterpret_cast<int*>(w.raised + rows);
   for (int m = 0; m < count; m++)
     for (int r = row0[m]; r < row0[m + 1]; r++) {
       const int mine = r - row0[m], total = row0[m + 1] - row0[m], token = step.starts[who[m]] + work.begin + mine / group;
       w.best[r] = -INFINITY;
       w.sum[r] = 0.f;
       w.position[r] = newest[m] + 1 - total / group + mine / group;
-      lay_out(call, call.q, head, token, mine % group, dim, w.q + int64_t(row0[m]) * wide, mine, total);
-      if (shared) lay_out(call, call.q, head, token, mine % group, dim, w.shared_q, r, rows);
+      w.raised[r] = 0.f;
+      const float* q = call.q + int64_t(token) * call.q_stride + int64_t(head * group + mine % group) * dim;
+      w.q_base[r] = cache.k_mean ? sum_of(q, cache.k_mean + int64_t(head) * dim, dim) : 0.f;
+      if (cache.turns_keys()) q = turned_query(cache, head, q, turned);
+      w.q_sum[r] = sum_of(q, nullptr, dim);
+      lay_out(q, dim, w.q + int64_t(row0[m]) * wide, mine, total);
+      if (shared) lay_out(q, dim, w.shared_q, r, rows);
     }
   std::memset(w.o, 0, sizeof(float) * size_t(rows) * size_t(wide));
 
@@ -187,8 +159,8 @@ void attention(const AttentionCall& call, int item, void* scratch) {
     const float *k_scale[kSpanPages] = {}, *v_scale[kSpanPages] = {};
     w.span_start = span * kSpan;
     const auto note = [&](int page, int64_t cell) {
-      if (cache.k_type == CacheType::I8) k_scale[page - start] = cache.k_scale + cell * kPage;
-      if (cache.v_type == CacheType::I8) v_scale[page - start] = cache.v_scale + cell * kPage;
+      if (cache.k_scale) k_scale[page - start] = cache.k_scales(cell);
+      if (cache.v_scale) v_scale[page - start] = cache.v_scales(cell);
     };
     for (int page = start; page < together; page++) {
       note(page, cell_of(0, page));
@@ -202,9 +174,9 @@ void attention(const AttentionCall& call, int item, void* scratch) {
         const int64_t cell = cell_of(m, page);
         note(page, cell);
         if (direct && page < newest[m] / kPage) {  // few rows wait for memory: the next page is fetched meanwhile
-          const int64_t next = cell_of(m, page + 1) * dim * kPage;
-          fetch(static_cast<const char*>(cache.k) + next * element_size(cache.k_type), size_t(dim) * kPage * element_size(cache.k_type));
-          fetch(static_cast<const char*>(cache.v) + next * element_size(cache.v_type), size_t(dim) * kPage * element_size(cache.v_type));
+          const int64_t next = cell_of(m, page + 1), k_bytes = cache_bytes(cache.k_type, kPage, dim), v_bytes = cache_bytes(cache.v_type, kPage, dim);
+          fetch(static_cast<const char*>(cache.k) + next * k_bytes, size_t(k_bytes));
+          fetch(static_cast<const char*>(cache.v) + next * v_bytes, size_t(v_bytes));
         }
         score_page(call, w, cell, mine, w.q + int64_t(row0[m]) * wide, w.p + int64_t(row0[m]) * kSpan + (page - start) * kPage, direct);
       }
@@ -226,7 +198,12 @@ void attention(const AttentionCall& call, int item, void* scratch) {
     for (int r = row0[m]; r < row0[m + 1]; r++) {
       const int mine = r - row0[m], token = step.starts[who[m]] + work.begin + mine / group;
       float* y = call.y + int64_t(token) * call.y_stride + int64_t(head * group + mine % group) * dim;
-      const f32x16 inverse = set1(1.f / w.sum[r]);
-      for (int d = 0; d < dim; d += 16) store_n(y + d, mul(load(w.o + int64_t(r) * wide + d), inverse), dim - d < 16 ? dim - d : 16);
+      const f32x16 inverse = set1(1.f / w.sum[r]), raised = set1(w.raised[r]);
+      float* o = w.o + int64_t(r) * wide;
+      if (cache.v_type == CacheType::U4) {
+        for (int d = 0; d < dim; d += 16) store(o + d, add(load(o + d), raised));
+        rotate(o, dim);
+      }
+      for (int d = 0; d < dim; d += 16) store_n(y + d, mul(load(o + d), inverse), dim - d < 16 ? dim - d : 16);
     }
 }

@@ -64,7 +64,10 @@ static size_t tile_attention_scratch_bytes(const AttentionCall& c) {
   return TileWalk(c, alone > together ? alone : together, nullptr).bytes;
 }
 static int tile_attention_items(const AttentionCall& c) { return items_of(c, tokens_of(c, kTileBlockRows)); }
-static bool attention_fits_tiles(const AttentionCall& c) { return c.cache->k_type != CacheType::F32 && c.cache->v_type != CacheType::F32; }
+static bool fits_tiles(CacheType type) { return type == CacheType::BF16 || type == CacheType::I8; }
+static bool attention_fits_tiles(const AttentionCall& c) {
+  return fits_tiles(c.cache->k_type) && fits_tiles(c.cache->v_type) && !(c.cache->k_mean && c.softcap > 0.f);
+}
 
 static inline void shape_rows(int height) {
   TileConfig config;
@@ -120,8 +123,8 @@ static void lay_out_keys(const TileWalk& w, int page, int64_t cell, int written)
   if (cache.k_type == CacheType::BF16) pair_keys(w, static_cast<const uint16_t*>(cache.k) + at, tiles);
   else pair_keys(w, static_cast<const int8_t*>(cache.k) + at, tiles);
   for (int t = 0; t < kPage; t += 16) {
-    if (cache.k_type == CacheType::I8) store(w.key_scale + page * kPage + t, load_n(cache.k_scale + cell * kPage + t, written - t));
-    if (cache.v_type == CacheType::I8) store(w.value_scale + page * kPage + t, load_n(cache.v_scale + cell * kPage + t, written - t));
+    if (cache.k_type == CacheType::I8) store(w.key_scale + page * kPage + t, load_n(cache.k_scales(cell) + t, written - t));
+    if (cache.v_type == CacheType::I8) store(w.value_scale + page * kPage + t, load_n(cache.v_scales(cell) + t, written - t));
   }
 }
 static void lay_out_values(const TileWalk& w, int page, int64_t cell, int written) {
@@ -406,13 +409,15 @@ static void tile_attention(const AttentionCall& c, int index, void* scratch) {
   std::memset(w.o, 0, sizeof(float) * size_t(padded) * size_t(w.wide));
   const auto token_of = [&](int m, int r) { return step.starts[item.who[m]] + item.begin + r / group; };
   const auto each_row = [&](int m, auto&& fn) { for (int r = 0; r < item.tokens[m] * group; r++) fn(m * apart + r, r); };
+  float turned[kWidestHead];
   for (int r = 0; r < padded; r++) w.position[r] = -1;  // sees nothing
   for (int m = 0; m < item.count; m++)
     each_row(m, [&](int row, int r) {
       w.best[row] = -INFINITY;
       w.sum[row] = 0.f;
       w.position[row] = item.newest[m] + 1 - item.tokens[m] + r / group;
-      split_query(w, c.q + int64_t(token_of(m, r)) * c.q_stride + int64_t(item.head * group + r % group) * w.dim, row);
+      const float* q = c.q + int64_t(token_of(m, r)) * c.q_stride + int64_t(item.head * group + r % group) * w.dim;
+      split_query(w, cache.turns_keys() ? turned_query(cache, item.head, q, turned) : q, row);
     });
 
   const auto cell_of = [&](int m, int page) { return int64_t(step.tables[int64_t(item.who[m]) * step.table_stride + page]) * cache.kv_heads + item.head; };

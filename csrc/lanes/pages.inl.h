@@ -5,27 +5,54 @@ constexpr int kSpan = kPage;    // tokens between two looks at the maximum; long
 constexpr int kRows = 6;        // query rows worked on together: 12 accumulators of 8 lanes on AVX2
 
 // So few query rows that they wait for memory: one tile, if dimensions fill their lanes
-static inline bool few_rows(int rows, int dim) { return rows <= kRows && dim % 16 == 0; }
+static inline bool few_rows(int rows, int dim) { return rows <= kRows && dim % 32 == 0; }
 
-// `count` values of the cache as float32
-static void widen(CacheType type, const void* from, int64_t at, int count, float* to) {
-  if (type == CacheType::F32) std::memcpy(to, static_cast<const float*>(from) + at, sizeof(float) * size_t(count));
-  else if (type == CacheType::BF16) {
-    const uint16_t* p = static_cast<const uint16_t*>(from) + at;
-    int i = 0;
-    for (; i + 16 <= count; i += 16) store(to + i, load_bf16(p + i));
-    for (; i < count; i++) { const uint32_t b = uint32_t(p[i]) << 16; std::memcpy(to + i, &b, 4); }
-  } else {
-    const int8_t* p = static_cast<const int8_t*>(from) + at;
-    int i = 0;
-    for (; i + 16 <= count; i += 16) store(to + i, load_i8(p + i));
-    for (; i < count; i++) to[i] = float(p[i]);
-  }
-}
+// What the bytes of a cache stand for
+struct Fp8 { uint8_t code; };
+struct Pair4 { uint8_t codes; };
 
 static inline f32x16 lanes_of(const float* p) { return load(p); }
 static inline f32x16 lanes_of(const uint16_t* p) { return load_bf16(p); }
 static inline f32x16 lanes_of(const int8_t* p) { return load_i8(p); }
+static inline f32x16 lanes_of(const Fp8* p) { return load_e4m3(&p->code); }
+template <bool High> static inline f32x16 lanes_of(const Pair4* p) { return load_u4<High>(&p->codes); }
+static inline float one_of(float x) { return x; }
+static inline float one_of(uint16_t x) { const uint32_t b = uint32_t(x) << 16; float f; std::memcpy(&f, &b, 4); return f; }
+static inline float one_of(int8_t x) { return float(x); }
+static inline float one_of(Fp8 x) { Fp8 all[16]; float f[16]; for (Fp8& one : all) one = x; store(f, lanes_of(all)); return f[0]; }
+
+// `count` values of the cache as float32
+template <class T> static void widen(const T* p, int count, float* to) {
+  int i = 0;
+  for (; i + 16 <= count; i += 16) store(to + i, lanes_of(p + i));
+  for (; i < count; i++) to[i] = one_of(p[i]);
+}
+// Keys of a page, [dim][kPage]
+template <class T> static void widen_keys(const T* p, int dim, float* to) { widen(p, dim * kPage, to); }
+static void widen_keys(const Pair4* p, int dim, float* to) {
+  for (int d = 0; d < dim; d += 2, p += kPage)
+    for (int t = 0; t < kPage; t += 16) {
+      store(to + d * kPage + t, lanes_of<false>(p + t));
+      if (d + 1 < dim) store(to + (d + 1) * kPage + t, lanes_of<true>(p + t));
+    }
+}
+// Values of `tokens` tokens, [tokens][dim]
+template <class T> static void widen_values(const T* p, int dim, int tokens, float* to) { widen(p, dim * tokens, to); }
+static void widen_values(const Pair4* p, int dim, int tokens, float* to) {
+  for (int t = 0; t < tokens; t++, to += dim) {
+    int d = 0;
+    for (; d + 32 <= dim; d += 32, p += 16) {
+      store(to + d, lanes_of<false>(p));
+      store(to + d + 16, lanes_of<true>(p));
+    }
+    const int half = (dim - d + 1) / 2;
+    for (int i = 0; i < half; i++) {
+      to[d + i] = float(p[i].codes & 15);
+      if (d + half + i < dim) to[d + half + i] = float(p[i].codes >> 4);
+    }
+    p += half;
+  }
+}
 
 // s[r][0..32) = sum over d of q[d][r] * k[d][0..32), d ascending; W: vectors of sixteen tokens at a time
 template <int R, int W, class T>
@@ -41,30 +68,52 @@ static inline void score_rows(const float* q, const T* k, int dim, float* s) {
     for (int r = 0; r < R; r++) for (int i = 0; i < W; i++) store(s + r * kSpan + from + 16 * i, acc[r][i]);
   }
 }
+template <int R, int W>
+static inline void score_rows(const float* q, const Pair4* k, int dim, float* s) {  // dim is even
+  for (int from = 0; from < kPage; from += 16 * W) {
+    f32x16 acc[R][W];
+    for (int r = 0; r < R; r++) for (int i = 0; i < W; i++) acc[r][i] = zero();
+    for (int d = 0; d < dim; d += 2)
+      for (int i = 0; i < W; i++) {
+        const Pair4* at = k + d / 2 * kPage + from + 16 * i;
+        const f32x16 first = lanes_of<false>(at), second = lanes_of<true>(at);
+        for (int r = 0; r < R; r++) acc[r][i] = fmadd(set1(q[d * R + r]), first, acc[r][i]);
+        for (int r = 0; r < R; r++) acc[r][i] = fmadd(set1(q[(d + 1) * R + r]), second, acc[r][i]);
+      }
+    for (int r = 0; r < R; r++) for (int i = 0; i < W; i++) store(s + r * kSpan + from + 16 * i, acc[r][i]);
+  }
+}
 
-// o[r][0..dim) = o[r] * alpha[r] + sum over t < tokens of p[r][t] * v[t], t ascending; o has rows of `stride`. First: alpha counts.
+// Sixteen values from dimension d on, of a row of `dim`
+template <class T> static inline f32x16 values_at(const T* row, int d) { return lanes_of(row + d); }
+static inline f32x16 values_at(const Pair4* row, int d) { return d % 32 ? lanes_of<true>(row + d / 32 * 16) : lanes_of<false>(row + d / 32 * 16); }
+template <class T> static inline int64_t row_of(const T*, int64_t dim) { return dim; }
+static inline int64_t row_of(const Pair4*, int64_t dim) { return dim / 2; }
+
+// o[r][d0..d0 + 16 W) = o[r] * alpha[r] + sum over t < tokens of p[r][t] * v[t], t ascending; o has rows of `stride`. First: alpha counts.
 template <int R, int W, bool First, class T>
-static inline void mix_lanes(const float* p, const float* alpha, const T* v, int dim, int tokens, float* o, int64_t stride) {
+static inline void mix_lanes(const float* p, const float* alpha, const T* v, int d0, int dim, int tokens, float* o, int64_t stride) {
   f32x16 acc[R][W];
   for (int r = 0; r < R; r++)
     for (int i = 0; i < W; i++) {
-      acc[r][i] = load(o + r * stride + 16 * i);
+      acc[r][i] = load(o + r * stride + d0 + 16 * i);
       if (First) acc[r][i] = mul(acc[r][i], set1(alpha[r]));
     }
+  const int64_t row = row_of(v, dim);
   int t = 0;
   do {  // there is at least one token: without the question the sums stay in registers from beginning to end
     for (int i = 0; i < W; i++) {
-      const f32x16 value = lanes_of(v + int64_t(t) * dim + 16 * i);
+      const f32x16 value = values_at(v + t * row, d0 + 16 * i);
       for (int r = 0; r < R; r++) acc[r][i] = fmadd(set1(p[r * kSpan + t]), value, acc[r][i]);
     }
   } while (++t < tokens);
-  for (int r = 0; r < R; r++) for (int i = 0; i < W; i++) store(o + r * stride + 16 * i, acc[r][i]);
+  for (int r = 0; r < R; r++) for (int i = 0; i < W; i++) store(o + r * stride + d0 + 16 * i, acc[r][i]);
 }
 template <int R, int W, bool First, class T>
 static inline void mix_rows(const float* p, const float* alpha, const T* v, int dim, int tokens, float* o, int64_t stride) {
   int d = 0;
-  for (; d + 16 * W <= dim; d += 16 * W) mix_lanes<R, W, First>(p, alpha, v + d, dim, tokens, o + d, stride);
-  for (; d < dim; d += 16) mix_lanes<R, 1, First>(p, alpha, v + d, dim, tokens, o + d, stride);
+  for (; d + 16 * W <= dim; d += 16 * W) mix_lanes<R, W, First>(p, alpha, v, d, dim, tokens, o, stride);
+  for (; d < dim; d += 16) mix_lanes<R, 1, First>(p, alpha, v, d, dim, tokens, o, stride);
 }
 
 // Rows by the most that registers hold: few rows take more lanes each
@@ -91,36 +140,52 @@ static void mix(int rows, const float* p, const float* alpha, const T* v, int di
   }
 }
 
+// What the dimensions sum to: of a query, or of its products with `y`
+static float sum_of(const float* x, const float* y, int dim) {
+  f32x16 total = zero();
+  for (int d = 0; d < dim; d += 16) {
+    const int n = dim - d < 16 ? dim - d : 16;
+    total = y ? fmadd(load_n(x + d, n), load_n(y + d, n), total) : add(total, load_n(x + d, n));
+  }
+  return reduce_add(total);
+}
+
 // Queries of a tile lie [dim][rows], so that one pointer walks over them
-static void lay_out(const AttentionCall& c, const float* from, int64_t head, int token, int lane, int dim, float* tiles, int row, int rows) {
+static void lay_out(const float* q, int dim, float* tiles, int row, int rows) {
   const int tile = row / kRows * kRows, n = rows - tile < kRows ? rows - tile : kRows;
-  const float* q = from + int64_t(token) * c.q_stride + (head * group_of(c) + lane) * dim;
   float* to = tiles + int64_t(tile) * dim + (row - tile);
   for (int d = 0; d < dim; d++) to[d * n] = q[d];
+}
+
+// fn(pointer of the type that the bytes stand for)
+template <class F> static inline void typed(CacheType type, const void* bytes, F&& fn) {
+  switch (type) {
+    case CacheType::F32: return fn(static_cast<const float*>(bytes));
+    case CacheType::BF16: return fn(static_cast<const uint16_t*>(bytes));
+    case CacheType::I8: return fn(static_cast<const int8_t*>(bytes));
+    case CacheType::E4M3: return fn(static_cast<const Fp8*>(bytes));
+    case CacheType::U4: return fn(static_cast<const Pair4*>(bytes));
+  }
 }
 
 // Scores of one page for rows that lie in tiles; `direct`: one tile, for which the cache is widened as it is read
 static void score_page(const AttentionCall& c, const Walk& w, int64_t cell, int rows, const float* q, float* p, bool direct) {
   const CacheLayer& cache = *c.cache;
   const int dim = cache.head_dim;
-  const int64_t offset = cell * dim * kPage;
   const auto score = [&](const auto* k) {
     for (int r = 0; r < rows; r += kRows) scores(rows - r < kRows ? rows - r : kRows, q + int64_t(r) * dim, k, dim, p + int64_t(r) * kSpan);
   };
-  if (cache.k_type == CacheType::F32) score(static_cast<const float*>(cache.k) + offset);
-  else if (direct && cache.k_type == CacheType::BF16) score(static_cast<const uint16_t*>(cache.k) + offset);
-  else if (direct) score(static_cast<const int8_t*>(cache.k) + offset);
-  else {
-    widen(cache.k_type, cache.k, offset, dim * kPage, w.keys);
+  typed(cache.k_type, static_cast<const char*>(cache.k) + cell * cache_bytes(cache.k_type, 1, dim * kPage), [&](const auto* k) {
+    if (direct || cache.k_type == CacheType::F32) return score(k);
+    widen_keys(k, dim, w.keys);
     score(static_cast<const float*>(w.keys));
-  }
+  });
 }
 
 // Adds the values of one page, weighted, to rows [row, row + rows); `opens`: the first of its span, where alpha counts
 static void mix_page(const AttentionCall& c, const Walk& w, int64_t cell, int row, int rows, float* p, int tokens, bool opens, bool direct) {
   const CacheLayer& cache = *c.cache;
   const int dim = cache.head_dim, wide = (dim + 15) / 16 * 16;
-  const int64_t offset = cell * dim * kPage;
   const auto blend = [&](const auto* v) {
     for (int r = 0; r < rows; r += kRows) {
       const int n = rows - r < kRows ? rows - r : kRows;
@@ -129,11 +194,9 @@ static void mix_page(const AttentionCall& c, const Walk& w, int64_t cell, int ro
       else mix<false>(n, p + int64_t(r) * kSpan, w.alpha + row + r, v, dim, tokens, o, int64_t(wide));
     }
   };
-  if (cache.v_type == CacheType::F32 && dim % 16 == 0) blend(static_cast<const float*>(cache.v) + offset);
-  else if (direct && cache.v_type == CacheType::BF16) blend(static_cast<const uint16_t*>(cache.v) + offset);
-  else if (direct) blend(static_cast<const int8_t*>(cache.v) + offset);
-  else {
-    widen(cache.v_type, cache.v, offset, dim * tokens, w.values);
+  typed(cache.v_type, static_cast<const char*>(cache.v) + cell * cache_bytes(cache.v_type, kPage, dim), [&](const auto* v) {
+    if (direct || (cache.v_type == CacheType::F32 && dim % 16 == 0)) return blend(v);
+    widen_values(v, dim, tokens, w.values);
     blend(static_cast<const float*>(w.values));
-  }
+  });
 }

@@ -59,6 +59,19 @@ static inline float from_f16(uint16_t h) {
 }
 static inline f32x16 load_f16(const uint16_t* p) { f32x16 r; LANES r.v[i] = from_f16(p[i]); return r; }
 static inline f32x16 load_i8(const int8_t* p) { f32x16 r; LANES r.v[i] = static_cast<float>(p[i]); return r; }
+// Sixteen codes of FP8 E4M3: their bits are moved to where float32 has them, and the exponents' difference made good by a product, which is exact
+static inline f32x16 load_e4m3(const uint8_t* p) {
+  f32x16 r;
+  LANES { const uint32_t c = p[i], bits = (c & 0x80u) << 24 | (c & 0x7fu) << 20; std::memcpy(&r.v[i], &bits, 4); r.v[i] *= 0x1p120f; }
+  return r;
+}
+// The low, or the high, four bits of sixteen bytes
+template <bool High> static inline f32x16 load_u4(const uint8_t* p) { f32x16 r; LANES r.v[i] = static_cast<float>(High ? p[i] >> 4 : p[i] & 15); return r; }
+// The upper, or the lower, sixteen bits of each word as a bfloat16
+template <bool Upper> static inline f32x16 half_words(f32x16 x) {
+  LANES { uint32_t b; std::memcpy(&b, &x.v[i], 4); b = Upper ? b & 0xffff0000u : b << 16; std::memcpy(&x.v[i], &b, 4); }
+  return x;
+}
 static inline f32x16 load_i32(const int32_t* p) { f32x16 r; LANES r.v[i] = static_cast<float>(p[i]); return r; }
 // Round to nearest even, saturate to [-128, 127]
 static inline void store_i8(int8_t* p, f32x16 x) { LANES { float f = std::nearbyint(x.v[i]); p[i] = int8_t(f > 127.f ? 127.f : f < -128.f ? -128.f : f); } }
