@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .schemes import TensorSpec
+from .schemes import CacheSpec, TensorSpec, cache_pairs
 
 PAGE = 32  # tokens per page; csrc/ops.h kPage
 
@@ -31,39 +32,121 @@ class Step:
     select: np.ndarray      # [logit_rows] rows whose logits are wanted
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """What is known of a layer's keys and values before the first is stored.
+
+    balance   float32 [3, kv_heads, head_dim] or None. Keys are stored as (key - balance[0]) * balance[1], rotated; queries meet them times balance[2] = 1 /
+              balance[1], rotated alike. It brings the channels of keys to one size and takes away what all keys share, which no softmax sees.
+    k_scale, v_scale   the scale of static formats, from the checkpoint; 0: there is none
+    """
+
+    balance: np.ndarray | None = None
+    k_scale: float = 0.0
+    v_scale: float = 0.0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The storage of one layer, in the layout of csrc/ops.h; scales are None where the format has none, [PAGE] times the same number where they are static."""
+
+    keys: TensorSpec
+    values: TensorSpec
+    heads: int
+    dim: int
+    k: np.ndarray
+    v: np.ndarray
+    k_scale: np.ndarray | None
+    v_scale: np.ndarray | None
+    balance: np.ndarray | None
+
+    @property
+    def turned(self) -> bool:
+        """Whether keys are stored rotated."""
+        return self.balance is not None or self.keys.format == "int4"
+
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        """What is stored page by page."""
+        return [a for a in (self.k, self.v, self.k_scale, self.v_scale) if a is not None and a.ndim > 1]
+
+
+# Format -> type of the codes; int4 lies two codes to a byte
+DTYPES: dict[str, Any] = {"fp32": np.float32, "bf16": np.uint16, "int8": np.int8, "fp8e4m3": np.uint8, "int4": np.uint8}
+
+
 class KVPool:
     """Storage of `pages` pages for every layer, in the layout of csrc/ops.h:
 
     K [pages, kv_heads, head_dim, PAGE] (keys transposed inside a page, so that lanes are tokens), V [pages, kv_heads, PAGE, head_dim];
-    fp32, bf16 (uint16 bits) or int8; int8 has float32 scales [pages, kv_heads, PAGE] for each of K and V: dynamic, one per token and head,
-    symmetric, absmax / 127.
+    fp32, bf16 (uint16 bits), or 8 bits (int8, FP8 E4M3) with float32 scales [pages, kv_heads, PAGE]: dynamic, one per token and head, symmetric,
+    largest / 127 (448); or static, one for the layer. int4 lies two codes to a byte, along head_dim, and has a uint32 in place of each scale: bfloat16
+    scale (upper half) and offset. What int4 stores is rotated first (kernels/_cache_codes.py); so are keys that a Tuning balances.
+
+    spec     of all layers, or a CacheSpec that tells keys from values and layers apart
+    tuning   of each layer; None: nothing is known
     """
 
-    def __init__(self, pages: int, kv_heads: list[int], head_dims: list[int], spec: TensorSpec) -> None:
+    def __init__(self, pages: int, kv_heads: list[int], head_dims: list[int], spec: TensorSpec | CacheSpec, tuning: Sequence[Tuning] | None = None) -> None:
         self.pages, self.kv_heads, self.head_dims, self.spec = pages, kv_heads, head_dims, spec
-        dtype = {"fp32": np.float32, "bf16": np.uint16, "int8": np.int8}[spec.format]
-        self.k, self.v, self.k_scale, self.v_scale = [], [], [], []
-        for heads, dim in zip(kv_heads, head_dims, strict=True):
-            self.k.append(_zeros((pages, heads, dim, PAGE), dtype))
-            self.v.append(_zeros((pages, heads, PAGE, dim), dtype))
-            if spec.format == "int8":
-                self.k_scale.append(_zeros((pages, heads, PAGE), np.float32))
-                self.v_scale.append(_zeros((pages, heads, PAGE), np.float32))
+        self.layers: list[Layer] = []
+        known = tuning or [Tuning()] * len(kv_heads)
+        for heads, dim, (keys, values), one in zip(kv_heads, head_dims, cache_pairs(spec, len(kv_heads)), known, strict=True):
+            k = _zeros((pages, heads, _stored(keys, dim), PAGE), DTYPES[keys.format])
+            v = _zeros((pages, heads, PAGE, _stored(values, dim)), DTYPES[values.format])
+            self.layers.append(Layer(keys, values, heads, dim, k, v, _scales(keys, pages, heads, one.k_scale), _scales(values, pages, heads, one.v_scale),
+                                     one.balance if _counted(keys) else None))
+
+    @property
+    def k(self) -> list[np.ndarray]:
+        return [layer.k for layer in self.layers]
+
+    @property
+    def v(self) -> list[np.ndarray]:
+        return [layer.v for layer in self.layers]
+
+    @property
+    def k_scale(self) -> list[np.ndarray]:
+        """Of the layers that have them page by page."""
+        return [layer.k_scale for layer in self.layers if layer.k_scale is not None and layer.k_scale.ndim > 1]
+
+    @property
+    def v_scale(self) -> list[np.ndarray]:
+        return [layer.v_scale for layer in self.layers if layer.v_scale is not None and layer.v_scale.ndim > 1]
 
     def copy_page(self, source: int, target: int) -> None:
         """Make page `target` equal to page `source` in every layer."""
-        for group in (self.k, self.v, self.k_scale, self.v_scale):
-            for layer in group:
-                layer[target] = layer[source]
+        for layer in self.layers:
+            for array in layer.arrays:
+                array[target] = array[source]
 
     @property
     def nbytes(self) -> int:
-        return sum(a.nbytes for group in (self.k, self.v, self.k_scale, self.v_scale) for a in group)
+        return sum(array.nbytes for layer in self.layers for array in layer.arrays)
 
     @staticmethod
-    def bytes_per_page(kv_heads: list[int], head_dims: list[int], spec: TensorSpec) -> int:
-        size = {"fp32": 4, "bf16": 2, "int8": 1}[spec.format]
-        return sum(2 * PAGE * h * (d * size + (4 if spec.format == "int8" else 0)) for h, d in zip(kv_heads, head_dims, strict=True))
+    def bytes_per_page(kv_heads: list[int], head_dims: list[int], spec: TensorSpec | CacheSpec) -> int:
+        pairs = cache_pairs(spec, len(kv_heads))
+        return sum(PAGE * h * (_stored(half, d) * np.dtype(DTYPES[half.format]).itemsize + (4 if _counted(half) else 0))
+                   for h, d, pair in zip(kv_heads, head_dims, pairs, strict=True) for half in pair)
+
+
+def _counted(spec: TensorSpec) -> bool:
+    """Whether each token and head has a scale of its own."""
+    return spec.quantized and spec.granularity != "tensor"
+
+
+def _stored(spec: TensorSpec, dim: int) -> int:
+    """Elements of the array of codes for a head of `dim`."""
+    return (dim + 1) // 2 if spec.format == "int4" else dim
+
+
+def _scales(spec: TensorSpec, pages: int, heads: int, fixed: float) -> np.ndarray | None:
+    if not spec.quantized:
+        return None
+    if not _counted(spec):
+        return np.full(PAGE, fixed or 1.0, np.float32)
+    return _zeros((pages, heads, PAGE), np.uint32 if spec.format == "int4" else np.float32)
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -170,7 +170,7 @@ def test_native_and_reference_backends_agree(tiny_model: Path, cache_dir: Path) 
 
 
 def test_what_no_kernel_reads_is_emulated_and_said(tiny_model: Path, cache_dir: Path) -> None:
-    loaded = load(tiny_model, quantization="W4g6A8Cfp8")
+    loaded = load(tiny_model, quantization="W4g6A8Cnf4")
     notes = " ".join(loaded.report.notes)
     assert "int4 x int8 is emulated" in notes and "activations stay in 16 bits" in notes and "cache is bf16" in notes
     assert loaded.cache_spec.format == "bf16"
@@ -210,10 +210,10 @@ def _weights(loaded: LoadedModel) -> list[Any]:
 
 
 def test_named_cache_formats(tiny_model: Path, cache_dir: Path) -> None:
-    for name, format in (("int8", "int8"), ("C8", "int8"), ("bf16", "bf16"), ("fp32", "fp32"), (None, "bf16")):
+    for name, format in (("int8", "int8"), ("C8", "int8"), ("bf16", "bf16"), ("fp32", "fp32"), ("fp8", "fp8e4m3"), (None, "bf16")):
         assert load(tiny_model, quantization="8bit", kv_cache=name).cache_spec.format == format
-    with pytest.raises(KernelError, match="fp8e4m3"):
-        load(tiny_model, quantization="8bit", kv_cache="fp8")
+    with pytest.raises(KernelError, match="nf4"):
+        load(tiny_model, quantization="8bit", kv_cache="nf4")
 
 
 def test_without_a_name_weights_stay_as_they_are_stored(tiny_model: Path, smollm2_path: Path, cache_dir: Path) -> None:

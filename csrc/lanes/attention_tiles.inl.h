@@ -65,9 +65,7 @@ static size_t tile_attention_scratch_bytes(const AttentionCall& c) {
 }
 static int tile_attention_items(const AttentionCall& c) { return items_of(c, tokens_of(c, kTileBlockRows)); }
 static bool fits_tiles(CacheType type) { return type == CacheType::BF16 || type == CacheType::I8; }
-static bool attention_fits_tiles(const AttentionCall& c) {
-  return fits_tiles(c.cache->k_type) && fits_tiles(c.cache->v_type) && !(c.cache->k_mean && c.softcap > 0.f);
-}
+static bool attention_fits_tiles(const AttentionCall& c) { return fits_tiles(c.cache->k_type) && fits_tiles(c.cache->v_type) && !(c.cache->k_mean && c.softcap > 0.f); }
 
 static inline void shape_rows(int height) {
   TileConfig config;

@@ -175,7 +175,7 @@ static void score_page(const AttentionCall& c, const Walk& w, int64_t cell, int 
   const auto score = [&](const auto* k) {
     for (int r = 0; r < rows; r += kRows) scores(rows - r < kRows ? rows - r : kRows, q + int64_t(r) * dim, k, dim, p + int64_t(r) * kSpan);
   };
-  typed(cache.k_type, static_cast<const char*>(cache.k) + cell * cache_bytes(cache.k_type, 1, dim * kPage), [&](const auto* k) {
+  typed(cache.k_type, static_cast<const char*>(cache.k) + cell * cache_bytes(cache.k_type, kPage, dim), [&](const auto* k) {
     if (direct || cache.k_type == CacheType::F32) return score(k);
     widen_keys(k, dim, w.keys);
     score(static_cast<const float*>(w.keys));

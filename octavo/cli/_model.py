@@ -27,7 +27,10 @@ class ModelOptions(ModelName):
     """A preset (32bit, 16bit, 8bit, 4bit) or a scheme, such as W4g64A8; default: what the model is stored in."""
 
     kv_cache: str | None = None
-    """Precision of the key-value cache: bf16, int8."""
+    """Precision of the key-value cache: bf16, int8, fp8, int4, K8V4 (keys and values apart), or auto: by each layer's sensitivity."""
+
+    max_kl: float | None = None
+    """With --kv-cache auto: the loss allowed, as mean KL divergence from a 16-bit cache in nats per token (default 0.005)."""
 
     backend: str = "native"
     """What computes: native, or reference (slow, exact)."""
@@ -72,7 +75,8 @@ def load_model(options: ModelOptions, check: Callable[[], None] = lambda: None) 
 
     try:
         return load(
-            options.model, quantization=options.quantization, kv_cache=options.kv_cache, backend=options.backend, threads=options.threads,
+            options.model, quantization=options.quantization, kv_cache=options.kv_cache, max_kl=options.max_kl, backend=options.backend,
+            threads=options.threads,
             isa=options.isa, cache_dir=options.cache_dir, use_cache=options.cache, max_model_len=options.max_model_len, allow_pickle=options.allow_pickle,
             on_progress=progress,
         )

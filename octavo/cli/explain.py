@@ -56,9 +56,9 @@ def explain(name: str, machine: Machine, backend: Candidate) -> dict[str, Any]:
         "note": known.note if known else "",
         "weight": describe(scheme.weight, "weight"),
         "activation": describe(scheme.activation, "activation"),
-        "cache": describe(scheme.cache, "cache"),
+        "cache": _described(scheme),
         "bits_per_weight": round(scheme.weight.bits_per_weight((LAYER, LAYER)), 4),
-        "bits_per_cached_value": round(scheme.cache.bits_per_weight((LAYER, HEAD)), 4),
+        "bits_per_cached_value": round(_cached_bits(scheme), 4),
         "overrides": [[pattern, None if one is None else str(one)] for pattern, one in choice.plan.overrides],
         "machine": machine.isa,
         "runs": {"linear": _linear(scheme, backend), "cache": _cache(scheme, backend)},
@@ -85,8 +85,29 @@ def _linear(scheme: Scheme, backend: Candidate) -> dict[str, Any]:
 def _cache(scheme: Scheme, backend: Candidate) -> dict[str, Any]:
     from ..kernels.op import Problem
 
-    refusal = backend.supports(Problem("attention", cache=scheme.cache, head_dim=HEAD))
-    return {"answer": "native", "why": ""} if refusal is None else {"answer": "no", "why": refusal}
+    refusals = [backend.supports(Problem("attention", cache=spec, head_dim=HEAD)) for spec in (scheme.cache, scheme.cache_values)]
+    why = "; ".join(dict.fromkeys(refusal for refusal in refusals if refusal is not None))
+    return {"answer": "no", "why": why} if why else {"answer": "native", "why": ""}
+
+
+def _described(scheme: Scheme) -> str:
+    from ..schemes import describe
+
+    if scheme.values is None:
+        return describe(scheme.cache, "cache")
+    return f"keys {describe(scheme.cache, 'cache')}; values {describe(scheme.values, 'cache')}"
+
+
+def _cached_bits(scheme: Scheme) -> float:
+    """Bits per number of keys and values, scales included, as they lie in the pool (or would)."""
+    from ..cache import PAGE, KVPool
+    from ..kernels.op import CACHE_FORMATS
+    from ..schemes import cache_of
+
+    pair = (scheme.cache, scheme.cache_values)
+    if any(spec.format not in CACHE_FORMATS for spec in pair):
+        return sum(spec.bits_per_weight((LAYER, HEAD)) for spec in pair) / 2
+    return 8 * KVPool.bytes_per_page([1], [HEAD], cache_of([pair])) / (2 * PAGE * HEAD)
 
 
 def _text(found: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from ._printing import columns, printable, size
 if TYPE_CHECKING:
     from ..checkpoints import Checkpoint, TensorInfo
     from ..machine import Machine
+    from ..schemes import Plan
 
 PRESETS = ("16bit", "8bit", "4bit")
 _LAYER = re.compile(r"^(.*?\blayers\.|.*?\bblk\.|.*?\bh\.)(\d+)\.")
@@ -107,20 +108,26 @@ def price(checkpoint: Checkpoint, name: str, machine: Machine) -> dict[str, Any]
             return 4 * math.prod(info.shape)  # vectors stay float32
         return layouts.describe(spec, *info.shape).nbytes if layouts.why_not(spec) is None else spec.packed_bytes(info.shape)
 
-    cached, reason = _cache_bytes(checkpoint, plan.default.cache)
+    cached, reason = _cache_bytes(checkpoint, plan)
     return {"name": name, "scheme": str(plan.default), "plan": str(plan), "weight_bytes": sum(map(weight_bytes, checkpoint.tensors.values())),
             "kv_bytes_per_token": cached, "why_not": reason}
 
 
-def _cache_bytes(checkpoint: Checkpoint, spec: Any) -> tuple[int | None, str]:
+def _cache_bytes(checkpoint: Checkpoint, plan: Plan) -> tuple[int | None, str]:
+    from ..cache import PAGE, KVPool
     from ..errors import OctavoError
+    from ..kernels.op import CACHE_FORMATS
     from ..models import read_model
+    from ..schemes import TensorSpec, cache_pairs
 
     try:
         model = read_model(checkpoint.config)
     except OctavoError as error:
         return None, str(error)
-    return sum(2 * heads * spec.packed_bytes((1, width)) for heads, width in zip(model.kv_heads, model.head_dims, strict=True)), ""
+    spec = plan.cache(len(model.kv_heads))
+    if any(half.format not in CACHE_FORMATS for pair in cache_pairs(spec, len(model.kv_heads)) for half in pair):
+        spec = TensorSpec("bf16")  # as loading takes it
+    return KVPool.bytes_per_page(model.kv_heads, model.head_dims, spec) // PAGE, ""
 
 
 def _text(found: dict[str, Any], all_tensors: bool) -> str:

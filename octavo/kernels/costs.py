@@ -8,7 +8,7 @@ from typing import Any
 
 from ..cache import PAGE, KVPool
 from ..ceilings import Rates
-from ..schemes import TensorSpec
+from ..schemes import CacheSpec, TensorSpec, cache_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Shape:
         return sum(self.counts)
 
 
-def op_costs(ops: Sequence[Mapping[str, Any]], shape: Shape, cache: TensorSpec) -> list[Cost]:
+def op_costs(ops: Sequence[Mapping[str, Any]], shape: Shape, cache: TensorSpec | CacheSpec) -> list[Cost]:
     """The cost of each op of `NativeProgram.describe` in a step of this shape. One core's work twice is not counted: these are the least."""
     costs = []
     for op in ops:
@@ -69,7 +69,7 @@ def step_least(costs: Sequence[Cost], rates: Rates) -> float:
     return Cost(total.weights, total.cache, 0.0, total.ints, total.floats).least_seconds(rates, total.weights + total.cache)
 
 
-def _attention(op: Mapping[str, Any], shape: Shape, cache: TensorSpec) -> Cost:
+def _attention(op: Mapping[str, Any], shape: Shape, cache: TensorSpec | CacheSpec) -> Cost:
     """A pair of a query and a key it sees costs 4 * head_dim operations per head: the score, and the value's part in the sum."""
     window, pairs, touched = op["window"], 0, 0
     for count, length in zip(shape.counts, shape.lengths, strict=True):
@@ -80,6 +80,7 @@ def _attention(op: Mapping[str, Any], shape: Shape, cache: TensorSpec) -> Cost:
         else:
             pairs += (first + length) * count // 2
             touched += length
-    token = KVPool.bytes_per_page([op["kv_heads"]], [op["head_dim"]], cache) / PAGE
+    mine = cache_of([cache.of(op["layer"])]) if isinstance(cache, CacheSpec) else cache
+    token = KVPool.bytes_per_page([op["kv_heads"]], [op["head_dim"]], mine) / PAGE
     work = 4.0 * op["heads"] * op["head_dim"] * pairs
     return Cost(cache=token * (touched + shape.rows), ints=work if op["int_pairs"] else 0.0, floats=0.0 if op["int_pairs"] else work)

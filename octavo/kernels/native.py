@@ -1,7 +1,7 @@
 """The native backend: ops are recorded once into a flat native program and replayed by a team of threads. Imports NumPy only.
 
 What it runs: weights of the panel16 layout (octavo/layouts.py); float activations in float32, or int8 ones with a dynamic scale per row or group; a
-paged cache in fp32, bf16 or int8. `supports` says what it does not. Inputs of a weight that has its columns in another order, or factors for them,
+paged cache in the formats of op.CACHE_FORMATS. `supports` says what it does not. Inputs of a weight that has its columns in another order, or factors for them,
 are brought into that form by an op of its own, once for all weights of a linear that want the same.
 """
 
@@ -19,12 +19,11 @@ from ..errors import KernelError, UsageError
 from ..machine import detect
 from ..qtensor import QTensor
 from ..schemes import TensorSpec
-from .op import Ops, Problem
+from .op import Ops, Problem, cache_refusal
 
 GATES = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 WHOLE_ROW = 1 << 24
 MOST_THREADS = 1024
-CACHE_FORMATS = ("fp32", "bf16", "int8")
 
 
 class NativeWeight:
@@ -189,7 +188,7 @@ class NativeProgram:
     def run(self, step: Step, pool: KVPool) -> np.ndarray:
         """float32 [logit_rows, vocab], a view that the next run overwrites. Raises ValueError for a step that points outside its arrays."""
         if self._layers is None or self._layers[0] is not pool:
-            self._layers = (pool, [_layer(pool, i) for i in range(len(pool.k))])
+            self._layers = (pool, [_layer(pool, i) for i in range(len(pool.layers))])
         rows = len(step.select)
         if rows > len(self._logits):
             self._logits, self._place, self._value = _rows(rows, self._width)
@@ -211,10 +210,9 @@ def _rows(count: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _layer(pool: KVPool, index: int) -> Any:
-    k_scale = pool.k_scale[index] if pool.k_scale else None
-    v_scale = pool.v_scale[index] if pool.v_scale else None
-    arrays = [pool.k[index], pool.v[index], k_scale, v_scale]
-    return _native.Layer(pool.k[index], pool.v[index], k_scale, v_scale, [a for a in arrays if a is not None])
+    at = pool.layers[index]
+    arrays = [at.k, at.v, at.k_scale, at.v_scale, at.balance]
+    return _native.Layer(at.k, at.v, at.k_scale, at.v_scale, at.dim, at.keys.symmetric, at.values.symmetric, at.balance, [a for a in arrays if a is not None])
 
 
 class NativeOps:
@@ -241,10 +239,7 @@ class NativeOps:
                 return f"int8 activations meet integer or 4-bit table weights, not {problem.weight.format}"
             if problem.weight is not None and (run := problem.weight.columns or problem.weight.size) % 32:
                 return f"int8 activations meet weights in groups of a multiple of 32, not of {run}"
-        if problem.cache is not None and (problem.cache.format not in CACHE_FORMATS or not problem.cache.symmetric
-                                          or problem.cache.granularity not in ("none", "token")):
-            return f"the cache stores fp32, bf16 or int8 with a scale per token and head, not {problem.cache.format} per {problem.cache.granularity}"
-        return None
+        return cache_refusal(problem)
 
     def prepare(self, tensor: QTensor, activation: TensorSpec) -> NativeWeight:
         return self.adopt(layouts.pack(tensor), activation)

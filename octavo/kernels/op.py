@@ -33,8 +33,30 @@ class Problem:
     k: int = 0                    # input features
     weight: TensorSpec | None = None
     activation: TensorSpec | None = None
-    cache: TensorSpec | None = None
+    cache: TensorSpec | None = None   # of keys or of values
     head_dim: int = 0
+
+
+CACHE_FORMATS = ("fp32", "bf16", "int8", "fp8e4m3", "int4")
+WIDEST_TURNED = 1024  # of a head that is rotated: csrc/lanes/rotate.inl.h
+
+
+def cache_refusal(problem: Problem) -> str | None:
+    """Why no backend stores keys or values like this, or None."""
+    spec = problem.cache
+    if spec is None:
+        return None
+    if spec.format not in CACHE_FORMATS:
+        return f"the cache stores {', '.join(CACHE_FORMATS)}, not {spec.format}"
+    if spec.quantized and (spec.granularity, spec.dynamic) not in (("token", True), ("tensor", False)):
+        return f"the cache has a scale per token and head, or one that is stored with the model, not per {spec.granularity}"
+    if spec.format != "int4" and not spec.symmetric:
+        return f"only 4-bit codes of the cache have offsets, not {spec.format}"
+    if spec.format == "int4" and (not spec.dynamic or spec.scale_format != "bf16"):
+        return "4-bit codes of the cache have bfloat16 scales per token and head"
+    if spec.format == "int4" and problem.head_dim > WIDEST_TURNED:
+        return f"4-bit codes are rotated, which is done for heads of at most {WIDEST_TURNED}"
+    return None
 
 
 class Weight(Protocol):

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .. import formats
 from ..cache import PAGE, KVPool, Step
 from ..errors import KernelError
 from ..qtensor import QTensor, quantize, rotate
 from ..schemes import TensorSpec
-from .op import Ops, Problem, Value
+from . import _cache_codes as codes
+from .op import Ops, Problem, Value, cache_refusal
 
 if TYPE_CHECKING:
     from ..layouts import Packed
@@ -114,9 +114,7 @@ class ReferenceOps:
             return "static activation scales come from calibration and are not stored with this weight"
         if spec is not None and spec.granularity == "tensor":
             return "one dynamic scale for all rows would let the texts of other users change a result"
-        if problem.cache is not None and problem.cache.format not in ("fp32", "bf16", "int8"):
-            return f"the cache stores fp32, bf16 or int8, not {problem.cache.format}"
-        return None
+        return cache_refusal(problem)
 
     def prepare(self, tensor: QTensor, activation: TensorSpec) -> ReferenceWeight:
         refusal = self.supports(Problem("linear", tensor.shape[0], tensor.shape[-1], weight=tensor.spec, activation=activation))
@@ -224,31 +222,34 @@ def round_activations(x: np.ndarray, spec: TensorSpec) -> np.ndarray:
 def write_cache(pool: KVPool, layer: int, k: np.ndarray, v: np.ndarray, slots: np.ndarray) -> None:
     """Store k, v [rows, kv_heads, head_dim] at `slots` (page * PAGE + offset), rounded as the pool's format says."""
     page, offset = np.divmod(slots, PAGE)
-    for array, store, scales, transposed in ((k, pool.k, pool.k_scale, True), (v, pool.v, pool.v_scale, False)):
-        codes = formats.get(pool.spec.format).encode(array.astype(np.float32)) if pool.spec.format != "int8" else None
-        if codes is None:
-            rows = array.astype(np.float32).reshape(-1, array.shape[-1])
-            finite = np.isfinite(rows).all(axis=1, keepdims=True)
-            rounded = quantize(np.where(finite, rows, 0), TensorSpec("int8", "token", dynamic=True))
-            codes = rounded.codes.reshape(array.shape)
-            scales[layer][page, :, offset] = np.where(finite, np.asarray(rounded.scales), np.nan).reshape(array.shape[:2])
-        if transposed:
-            store[layer][page, :, :, offset] = codes
+    at = pool.layers[layer]
+    values = v @ codes.rotation(at.dim) if at.values.format == "int4" else v
+    for array, spec, store, scales, keys in ((codes.turn_keys(k, at), at.keys, at.k, at.k_scale, True), (values, at.values, at.v, at.v_scale, False)):
+        static = scales is not None and scales.ndim == 1
+        found, sizes = codes.encode(array.astype(np.float32), spec, scales if static else None)
+        if spec.format == "int4":
+            found = codes.pack_keys(found) if keys else codes.pack_values(found)
+        if scales is not None and sizes is not None:
+            scales[page, :, offset] = sizes
+        if keys:
+            store[page, :, :, offset] = found
         else:
-            store[layer][page, :, offset, :] = codes
+            store[page, :, offset, :] = found
 
 
 def read_cache(pool: KVPool, layer: int, table: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """(keys, values), each float64 [kv_heads, length, head_dim], of the sequence whose pages `table` lists."""
     pages = table[: -(-length // PAGE)]
-    decode = formats.get(pool.spec.format).decode
-    keys = decode(pool.k[layer][pages]).transpose(1, 0, 3, 2).astype(np.float64)  # [kv_heads, pages, PAGE, head_dim]
-    values = decode(pool.v[layer][pages]).transpose(1, 0, 2, 3).astype(np.float64)
-    if pool.spec.format == "int8":
-        keys *= pool.k_scale[layer][pages].transpose(1, 0, 2)[..., None]
-        values *= pool.v_scale[layer][pages].transpose(1, 0, 2)[..., None]
-    heads, dim = keys.shape[0], keys.shape[-1]
-    return keys.reshape(heads, -1, dim)[:, :length], values.reshape(heads, -1, dim)[:, :length]
+    at = pool.layers[layer]
+    found: list[np.ndarray] = []
+    for spec, store, scales in ((at.keys, at.k[pages].transpose(0, 1, 3, 2), at.k_scale), (at.values, at.v[pages], at.v_scale)):
+        if spec.format == "int4":
+            store = codes.unpack_keys(store, at.dim) if not found else codes.unpack_values(store, at.dim)
+        sizes = None if scales is None else scales[0] if scales.ndim == 1 else scales[pages]
+        x = codes.decode(store, None if sizes is None else np.asarray(sizes), spec)  # [pages, kv_heads, PAGE, head_dim]
+        found.append(x.transpose(1, 0, 2, 3).reshape(at.heads, -1, at.dim)[:, :length])
+    keys, values = found
+    return codes.turn_back(keys, at), values @ codes.rotation(at.dim) if at.values.format == "int4" else values
 
 
 KERNELS = ReferenceOps

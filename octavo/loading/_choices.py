@@ -12,7 +12,8 @@ from ..errors import KernelError
 from ..kernels.op import Backend, Problem
 from ..policy import Dispatch
 from ..registry import find
-from ..schemes import Choice, Plan, Scheme, TensorSpec, choose, parse_tensor
+from ..schemes import CacheSpec, Choice, Plan, Scheme, TensorSpec, cache_of, cache_pairs, choose, parse_cache
+from ..schemes._types import default_spec
 
 if TYPE_CHECKING:
     from ..machine import Machine
@@ -65,14 +66,24 @@ def plan_as_stored(checkpoint: Checkpoint, found: Mapping[str, str], weights: It
     return Plan(default, tuple((name, scheme) for name, scheme in schemes.items() if scheme != default))
 
 
-def choose_cache(kv_cache: str | None, plan: Plan, head_dims: list[int], dispatch: Dispatch) -> tuple[TensorSpec, str]:
-    """(format of the key-value cache, a note where it is not the plan's). Raises KernelError when a format that was named cannot run."""
-    spec = parse_tensor(kv_cache, "cache") if kv_cache is not None else plan.default.cache
-    try:
-        for width in sorted(set(head_dims)):
-            dispatch.choose(Problem("attention", head_dim=width, cache=spec))
-        return spec, ""
-    except KernelError:
-        if kv_cache is not None:
-            raise
-        return TensorSpec("bf16"), f"the key-value cache is bf16: no kernel here stores {spec.format}"
+def choose_cache(kv_cache: str | None, plan: Plan, head_dims: list[int], dispatch: Dispatch, static: bool = False) -> tuple[TensorSpec | CacheSpec, str]:
+    """(format of the key-value cache, a note where it is not the plan's). `static`: the checkpoint has its scales. Raises KernelError when a format that was
+    named cannot run."""
+    spec = parse_cache(kv_cache) if kv_cache is not None else plan.cache(len(head_dims))
+    notes, pairs = [], []
+    for width, pair in zip(head_dims, cache_pairs(spec, len(head_dims)), strict=True):
+        halves = []
+        for half in pair:
+            if half.quantized and not half.dynamic and not static:
+                half = default_spec(half.format, "cache")
+                notes.append("the checkpoint has no scales of the key-value cache: they are computed as it is filled")
+            try:
+                dispatch.choose(Problem("attention", head_dim=width, cache=half))
+            except KernelError:
+                if kv_cache is not None:
+                    raise
+                notes.append(f"the key-value cache is bf16: no kernel here stores {half.format}")
+                half = BF16
+            halves.append(half)
+        pairs.append((halves[0], halves[1]))
+    return cache_of(pairs) if pairs else BF16, "; ".join(dict.fromkeys(notes))

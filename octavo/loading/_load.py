@@ -23,18 +23,21 @@ from ._memory import check_fits, peak, predict
 from ._model import Bound, LoadedModel
 from ._origin import Search
 from ._report import LoadReport, OnProgress, Progress
+from ._sensitivity import choose
 from ._stream import make_packed, make_tensor, make_vector
 
 LEAST_PAGES = 2       # of the key-value cache
+USUAL_KL = 0.005      # nats per token, where --kv-cache auto is told no limit
 
 
-def load(source: str | Path, *, quantization: str | None = None, kv_cache: str | None = None, backend: str = "native", threads: int | None = None,
-         isa: str | None = None, cache_dir: str | Path | None = None, use_cache: bool = True, max_model_len: int | None = None,
+def load(source: str | Path, *, quantization: str | None = None, kv_cache: str | None = None, max_kl: float | None = None, backend: str = "native",
+         threads: int | None = None, isa: str | None = None, cache_dir: str | Path | None = None, use_cache: bool = True, max_model_len: int | None = None,
          revision: str | None = None, allow_pickle: bool = False, on_progress: OnProgress | None = None) -> LoadedModel:
     """A model folder, a .gguf file or a hub id, quantized as it loads.
 
     quantization   a preset (32bit 16bit 8bit 4bit) or any name that `octavo explain` reads; None: as stored, or 16 bits
-    kv_cache       bf16, int8, fp32 or a name of the grammar; None: what the precision says
+    kv_cache       bf16, int8, fp32 or a name of the grammar (C8, Cfp8, C4, K8V4); auto: by each layer's measured sensitivity; None: what the precision says
+    max_kl         with auto: the loss allowed, as the mean KL divergence in nats per token from a bfloat16 cache
     backend        native or reference (NumPy: slow, any format)
     threads, isa   of the native kernels; None: all cores, the best instruction set
     cache_dir      where quantized models are kept for the next start; use_cache=False neither looks there nor writes
@@ -56,7 +59,9 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
     origin = Search(source, quantization, max_model_len, revision, folder if use_cache else None, machine, dispatch, ops.name,
                     allow_pickle).origin()
     checkpoint, model, declared, jobs, plan = origin.checkpoint, origin.model, origin.declared, origin.jobs, origin.choice.plan
-    cache_spec, cache_note = choose_cache(kv_cache, plan, model.head_dims, dispatch)
+    automatic = kv_cache is not None and kv_cache.strip().lower() == "auto"
+    statics = origin.statics
+    cache_spec, cache_note = choose_cache("bf16" if automatic else kv_cache, plan, model.head_dims, dispatch, statics is not None)
     tokenizer_files = mapped_tokenizer(checkpoint) if origin.copied else checkpoint.tokenizer_files()
     text = Text(tokenizer_files["tokenizer"], tokenizer_files["config"], tokenizer_files["generation"])
 
@@ -91,7 +96,11 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
             report.copy = str(origin.kept.folder)
     bound.tables.update({name: ops.constant(table) for name, table in tables.result().items()})
     pages.result()
-    loaded = LoadedModel(_name(str(source)), model, bound, ops, text, origin.config, plan, cache_spec, report)
+    loaded = LoadedModel(_name(str(source)), model, bound, ops, text, origin.config, plan, cache_spec, report, statics)
+    if automatic:
+        report.notes.append(choose(loaded, USUAL_KL if max_kl is None else max_kl))
+        report.cache_format = loaded.cache_spec.format
+        report.kv_bytes_per_token = KVPool.bytes_per_page(model.kv_heads, model.head_dims, loaded.cache_spec) // PAGE
     report.seconds, report.measured_peak = time.perf_counter() - began, peak()
     step(None)
     return loaded

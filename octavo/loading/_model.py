@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..cache import KVPool, Step
+from ..cache import KVPool, Step, Tuning
 from ..errors import CapacityError
 from ..kernels.op import Backend, Ops, Value, Weight
 from ..layers import Table
 from ..layers.tensors import Use
 from ..models import Decoder
-from ..schemes import Plan, TensorSpec
+from ..schemes import CacheSpec, Plan, TensorSpec, cache_pairs
 from ..text import Text
 from ._choices import make_backend
 from ._report import LoadReport
+from ._tuning import keep, kept, measure, tuning
 
 
 class Bound:
@@ -46,16 +47,25 @@ class LoadedModel:
     kv_heads, head_dims   of each layer
     plan           the precision that was asked for; `report.notes` says what runs otherwise
     cache_spec     format of the key-value cache
+    statics        stored scales of the cache, (keys, values) of each layer, where it has such
     """
 
     def __init__(self, name: str, model: Decoder, bound: Bound, backend: Backend, text: Text, config: Mapping[str, Any], plan: Plan,
-                 cache_spec: TensorSpec, report: LoadReport) -> None:
+                 cache_spec: TensorSpec | CacheSpec, report: LoadReport, statics: Sequence[tuple[float, float]] | None = None) -> None:
         self.name, self.text, self.config, self.plan, self.cache_spec, self.report = name, text, dict(config), plan, cache_spec, report
         self.vocab_size, self.max_model_len = model.vocab_size, model.max_model_len
         self.kv_heads, self.head_dims = model.kv_heads, model.head_dims
         self.model, self.backend, self.bound = model, backend, bound
         self.eos_token_ids = _end_ids(text, config, model)
         self.program = backend.capture(lambda ops: model.describe(bound))
+        self.statics = statics
+        self._balances: list[np.ndarray] | None = None
+
+    def describe_on(self, ops: Any) -> Value:
+        """The forward, on ops that wrap those of the backend."""
+        bound = Bound(ops)
+        bound.weights, bound.vectors, bound.tables = self.bound.weights, self.bound.vectors, self.bound.tables
+        return self.model.describe(bound)
 
     def run_on(self, backend: Backend) -> None:
         """Record the forward anew on another backend of the same kind (with other threads), over the same weights."""
@@ -92,12 +102,25 @@ class LoadedModel:
         """Make page `target` of the key-value cache equal to page `source`."""
         pool.copy_page(source, target)
 
-    def new_pool(self, pages: int) -> KVPool:
-        """An empty key-value cache of `pages` pages. Raises CapacityError when there is no memory for it."""
+    def tuning(self, spec: TensorSpec | CacheSpec) -> list[Tuning]:
+        """What a cache of this format is told (cache.Tuning). The balance of keys is measured when it is first needed, and kept beside the copy."""
+        layers = len(self.kv_heads)
+        if self._balances is None and any(keys.quantized and keys.dynamic for keys, _ in cache_pairs(spec, layers)):
+            found = kept(self.report.copy)
+            if found is None or [one.shape for one in found] != [(3, h, d) for h, d in zip(self.kv_heads, self.head_dims, strict=True)]:
+                found = measure(self)
+                if self.report.copy:
+                    keep(self.report.copy, found)
+            self._balances = found
+        return tuning(self._balances, self.statics, layers)
+
+    def new_pool(self, pages: int, spec: TensorSpec | CacheSpec | None = None) -> KVPool:
+        """An empty key-value cache of `pages` pages; `spec`: in another format than the model's. Raises CapacityError when there is no memory for it."""
+        spec = spec or self.cache_spec
         try:
-            return KVPool(pages, self.kv_heads, self.head_dims, self.cache_spec)
+            return KVPool(pages, self.kv_heads, self.head_dims, spec, self.tuning(spec))
         except MemoryError:
-            size = KVPool.bytes_per_page(self.kv_heads, self.head_dims, self.cache_spec)
+            size = KVPool.bytes_per_page(self.kv_heads, self.head_dims, spec)
             raise CapacityError(f"a key-value cache of {pages} pages needs {pages * size / 1e6:.0f} MB, which are not there", where="memory",
                                 remedy="use fewer pages or an 8-bit cache") from None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ._choices import choose_plan, plan_as_stored
 from ._kept import Kept, check_copy
 from ._starts import Start, Starts
 from ._stream import read_rows
+from ._tuning import static_scales
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Origin:
     damage          why a copy was set aside
     copied          the checkpoint is a copy from the cache
     kept, starts    the places of a copy and of its record in the cache, where there are any
+    statics         stored scales of the key-value cache, (keys, values) of each layer, where there are
     """
 
     checkpoint: Checkpoint
@@ -51,12 +53,13 @@ class Origin:
     copied: bool = False
     kept: Kept | None = None
     starts: Starts | None = None
+    statics: Sequence[tuple[float, float]] | None = None
 
     def remember(self) -> None:
         """The copy is there and good: let the next start go straight to it."""
         if self.kept is not None and self.starts is not None:
             self.starts.remember(Start(self.kept.key, self.kept.manifest, self.choice.plan.to_json(), self.choice.reason, self.codec, self.stored_bytes,
-                                       self.notes))
+                                       self.notes, self.statics))
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ class Search:
         model, declared, found = self._fit(copy, choice.plan)
         jobs, _ = assign(found, declared.wanted, copy.tensors, choice.plan, self.dispatch)
         check_copy(copy, jobs, declared.wanted)
-        return Origin(copy, copy.source_config, start.codec, start.stored_bytes, choice, model, declared, found, jobs, start.notes, copied=True)
+        return Origin(copy, copy.source_config, start.codec, start.stored_bytes, choice, model, declared, found, jobs, start.notes, copied=True,
+                      statics=start.statics)
 
     def _opened(self, starts: Starts | None) -> Origin:
         checkpoint = open_checkpoint(self.source, revision=self.revision, allow_pickle=self.allow_pickle)
@@ -106,7 +110,8 @@ class Search:
         jobs, notes = assign(found, declared.wanted, checkpoint.tensors, choice.plan, self.dispatch)
         notes = [*checkpoint.notes, *notes]
         stored = sum(info.nbytes for info in checkpoint.tensors.values())
-        origin = Origin(checkpoint, checkpoint.config, checkpoint.codec, stored, choice, model, declared, found, jobs, notes)
+        origin = Origin(checkpoint, checkpoint.config, checkpoint.codec, stored, choice, model, declared, found, jobs, notes,
+                        statics=static_scales(getattr(checkpoint, "cache_scales", dict)(), len(model.head_dims)))
         packable = all(layouts.why_not(job.kept) is None for job in jobs)
         if self.cache_dir is None or not packable or isinstance(checkpoint, OctavoCheckpoint):
             return origin

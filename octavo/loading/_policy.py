@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..kernels.native import NativeOps, NativeProgram
 from ..machine import detect
 from ..policy import KernelChoice, Policy
-from ..schemes import parse_tensor
+from ..schemes import parse_cache
 from ._model import LoadedModel
 
 STORES = {number: name for name, number in layouts.STORES.items()}
@@ -48,7 +48,7 @@ def apply_policy(loaded: LoadedModel, policy: Policy, *, threads: bool = True, c
         buckets = sorted({choice.rows for choice in policy.kernels})
         applied.append(f"{len(policy.kernels)} kernel{'s' if len(policy.kernels) > 1 else ''} for up to {', '.join(map(str, buckets))} rows")
     if cache and policy.kv_cache is not None and policy.kv_cache != loaded.cache_spec.format:
-        loaded.cache_spec = parse_tensor(policy.kv_cache, "cache")
+        loaded.cache_spec = parse_cache(policy.kv_cache)
         applied.append(f"{policy.kv_cache} key-value cache")
     return applied
 

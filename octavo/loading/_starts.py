@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ..machine import Machine
 from ._kept import RECIPE
 
 SETTLED_SECONDS = 2.0
-RECORD = 1  # changes with the fields below
+RECORD = 2  # changes with the fields below
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Start:
     codec: str
     stored_bytes: int
     notes: list[str]
+    statics: Sequence[tuple[float, float]] | None = None  # stored scales of the key-value cache, by layer
 
 
 class Starts:

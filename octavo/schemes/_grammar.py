@@ -1,11 +1,11 @@
 """The grammar of precision: `parse` and `write` are inverse.
 
-    scheme := part+                        each of W, A, C at most once; what is missing is 16
-    part   := (W|A|C) format [granularity] [s] [z] [@scale]
+    scheme := part+                        each letter at most once; what is missing is 16
+    part   := (W|A|C|K|V) format [granularity] [s] [z|y] [@scale]     C: the cache; K, V: its keys and its values apart, in place of C
     format := a number of bits (16 is bf16, 32 is fp32, others are int) or a token: nf4 fp8 fp8e5m2 mxfp4 ...
     granularity := g128 (groups) | b128x128 (blocks) | r (one scale per row) | t (one per tensor)
     s      := static scales of activations or cache, from calibration
-    z      := zero points
+    z      := zero points (offsets, in the cache; INT4 there has them unless `y` says that it is symmetric)
     @scale := format of the scales: @fp32 @fp16 @bf16 @e8m0
 
 Case does not matter; blanks, `-` and `_` may stand between parts. Other tools' names stand in _names.py.
@@ -24,6 +24,7 @@ from ._names import NAMES, PRESETS, known_names, normalize
 from ._types import SCALE_FORMATS, Role, Scheme, TensorSpec, default_scale_format, default_spec
 
 ROLES: dict[str, Role] = {"w": "weight", "a": "activation", "c": "cache"}
+HALVES = ("k", "v")  # of the cache
 _GRANULARITY = re.compile(r"g(?P<group>\d+)|b(?P<rows>\d+)x(?P<columns>\d+)|(?P<row>r)|(?P<tensor>t)")
 _SCALE = re.compile("@(" + "|".join(sorted(SCALE_FORMATS, key=len, reverse=True)) + ")")
 
@@ -58,7 +59,8 @@ def parse_tensor(name: str, role: Role) -> TensorSpec:
 
 def write(scheme: Scheme) -> str:
     """The canonical name: all three parts; granularity and scale format where they are not what the format implies."""
-    return "".join(letter.upper() + _write_part(getattr(scheme, role), role) for letter, role in ROLES.items())
+    text = "".join(letter.upper() + _write_part(getattr(scheme, role), role) for letter, role in ROLES.items() if scheme.values is None or role != "cache")
+    return text if scheme.values is None else f"{text}K{_write_part(scheme.cache, 'cache')}V{_write_part(scheme.values, 'cache')}"
 
 
 def write_tensor(spec: TensorSpec, role: Role) -> str:
@@ -72,10 +74,11 @@ def _write_part(spec: TensorSpec, role: Role) -> str:
     if not number.scaled:
         return text
     usual = default_spec(spec.format, role)
+    even = usual.symmetric or (spec.granularity, spec.size, spec.columns) != (usual.granularity, usual.size, usual.columns)
     if (spec.granularity, spec.size, spec.columns) != (usual.granularity, usual.size, usual.columns):
         text += {"group": f"g{spec.size}", "block": f"b{spec.size}x{spec.columns}", "tensor": "t"}.get(spec.granularity, "r")
     text += "" if spec.dynamic or role == "weight" else "s"
-    text += "" if spec.symmetric else "z"
+    text += "" if spec.symmetric is even else "y" if spec.symmetric else "z"
     return text if spec.scale_format == default_scale_format(spec.format, spec.granularity, role) else f"{text}@{spec.scale_format}"
 
 
@@ -86,26 +89,27 @@ def _proper(token: str) -> str:
 
 def _parse_grammar(name: str) -> Scheme:
     text, at = name.lower(), 0
-    found: dict[Role, TensorSpec] = {}
+    found: dict[str, TensorSpec] = {}
     while at < len(text):
         if text[at] in " -_":
             at += 1
             continue
-        role = ROLES.get(text[at])
-        if role is None:
-            raise _error(name, at, "expected W, A or C" if found else "expected a name, or a part that begins with W, A or C")
-        if role in found:
-            raise _error(name, at, f"the {role} is given twice")
-        found[role], at = _part(text, at, name)
+        letter = text[at]
+        if letter not in ROLES and letter not in HALVES:
+            raise _error(name, at, "expected W, A or C (or K and V)" if found else "expected a name, or a part that begins with W, A or C (or K and V)")
+        if letter in found or (letter in HALVES and "c" in found) or (letter == "c" and found.keys() & set(HALVES)):
+            raise _error(name, at, f"the {ROLES.get(letter, 'cache')} is given twice")
+        found[letter], at = _part(text, at, name)
     if not found:
         raise _error(name, 0, "it is empty")
     bf16 = TensorSpec("bf16")
-    return Scheme(found.get("weight", bf16), found.get("activation", bf16), found.get("cache", bf16))
+    keys = found.get("k", found.get("c", bf16))
+    return Scheme(found.get("w", bf16), found.get("a", bf16), keys, found.get("v", bf16) if found.keys() & set(HALVES) else None)
 
 
 def _part(text: str, at: int, name: str) -> tuple[TensorSpec, int]:
     """(spec, position after it) of the part that begins at text[at]."""
-    role = ROLES[text[at]]
+    role = ROLES.get(text[at], "cache")
     start = at
     match = _format_pattern().match(text, at + 1)
     if match is None:
@@ -117,19 +121,19 @@ def _part(text: str, at: int, name: str) -> tuple[TensorSpec, int]:
     if match := _GRANULARITY.match(text, at):
         kind = match.lastgroup
         granularity = {"group": "group", "columns": "block", "tensor": "tensor"}.get(kind or "", "channel" if role == "weight" else "token")
-        changes |= {"granularity": granularity, "size": int(match["group"] or match["rows"] or 0), "columns": int(match["columns"] or 0),
+        changes |= {"symmetric": True, "granularity": granularity, "size": int(match["group"] or match["rows"] or 0), "columns": int(match["columns"] or 0),
                     "scale_format": default_scale_format(spec.format, granularity, role)}
         at = match.end()
     if text[at : at + 1] == "s" and role != "weight":
         changes["dynamic"] = False
         at += 1
-    if text[at : at + 1] == "z":
-        changes["symmetric"] = False
+    if text[at : at + 1] in ("z", "y"):
+        changes["symmetric"] = text[at] == "y"
         at += 1
     if match := _SCALE.match(text, at):
         changes["scale_format"] = match[1]
         at = match.end()
-    if at < len(text) and text[at] not in "wac -_":
+    if at < len(text) and text[at] not in "wackv -_":
         raise _error(name, at, f"cannot read {name[at:]!r}")
     try:
         return replace(spec, **changes), at  # type: ignore[arg-type]

@@ -8,8 +8,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ..errors import SchemeError
+from ._cache import CacheSpec, cache_of
 from ._grammar import parse, parse_tensor
-from ._types import Scheme, default_spec
+from ._types import Scheme, TensorSpec, default_spec
 
 # The table of words and the output layer: each row meets every token or becomes a logit, and 4 bits hurt there most.
 OUTER_LAYERS = ("*lm_head*", "*embed_tokens*")
@@ -42,7 +43,7 @@ class Plan:
                 raise SchemeError(f"cannot read the override {part!r}", where=f"precision {name!r}", remedy="write PATTERN=NAME or PATTERN=keep")
             chosen.append((pattern.strip(), None if value.strip().lower() == "keep" else parse(value.strip())))
         if default.weight.bits < LEAST_OUTER_BITS:
-            outer = Scheme(default_spec("int8", "weight"), default.activation, default.cache)
+            outer = Scheme(default_spec("int8", "weight"), default.activation, default.cache, default.values)
             chosen += [(pattern, outer) for pattern in OUTER_LAYERS]
         return Plan(default, tuple(chosen))
 
@@ -52,6 +53,14 @@ class Plan:
             if fnmatchcase(name, pattern):
                 return scheme
         return self.default
+
+    def cache(self, layers: int) -> TensorSpec | CacheSpec:
+        """The precision of the key-value cache: of layer i what the first pattern says that matches `model.layers.<i>.self_attn.kv_cache`."""
+        pairs = []
+        for layer in range(layers):
+            scheme = self.scheme_for(f"model.layers.{layer}.self_attn.kv_cache") or self.default
+            pairs.append((scheme.cache, scheme.cache_values))
+        return cache_of(pairs or [(self.default.cache, self.default.cache_values)])
 
     def __str__(self) -> str:
         return "; ".join([str(self.default), *(f"{pattern}={scheme or 'keep'}" for pattern, scheme in self.overrides)])

@@ -12,6 +12,7 @@ from ..errors import SchemeError
 Granularity = Literal["none", "tensor", "channel", "token", "group", "block"]
 Role = Literal["weight", "activation", "cache"]
 SCALE_FORMATS = ("fp32", "fp16", "bf16", "e8m0", "fp8e4m3")
+LEAST_SYMMETRIC_CACHE = 5  # bits: with fewer, a token of the cache has an offset beside its scale, and both are bfloat16
 LARGEST_SIZE = 1 << 24  # of a group or a block's side: beyond any layer, and far from overflow
 
 
@@ -114,18 +115,30 @@ _ALLOWED: dict[Role, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Scheme:
-    """The precision of a linear's weight and activation, and of the KV cache. `str` gives the canonical name; `parse` reads it back."""
+    """The precision of a linear's weight and activation, and of the KV cache. `str` gives the canonical name; `parse` reads it back.
+
+    cache    of keys and values; where `values` is given, of keys alone
+    values   of the cache's values; None: as `cache`
+    """
 
     weight: TensorSpec
     activation: TensorSpec
     cache: TensorSpec
+    values: TensorSpec | None = None
 
     def __post_init__(self) -> None:
-        for role, spec in (("weight", self.weight), ("activation", self.activation), ("cache", self.cache)):
+        if self.values == self.cache:
+            object.__setattr__(self, "values", None)
+        for role, spec in (("weight", self.weight), ("activation", self.activation), ("cache", self.cache), ("cache", self.cache_values)):
             if spec.granularity not in _ALLOWED[role]:  # type: ignore[index]
                 raise SchemeError(f"cannot have one scale per {spec.granularity}", where=role, remedy=f"possible: {', '.join(_ALLOWED[role])}")  # type: ignore[index]
         if self.weight.dynamic:
             raise SchemeError("scales of a weight are stored, not computed at run time", where="weight")
+
+    @property
+    def cache_values(self) -> TensorSpec:
+        """What the cache's values are stored in."""
+        return self.cache if self.values is None else self.values
 
     def __str__(self) -> str:
         from ._grammar import write  # the grammar imports these types
@@ -140,6 +153,8 @@ def default_scale_format(format: str, granularity: str, role: Role = "weight") -
         return number.scale_format
     if number.kind == "trellis":
         return "fp16"
+    if role == "cache" and number.kind == "int" and number.bits < LEAST_SYMMETRIC_CACHE:
+        return "bf16"
     return "fp16" if role == "weight" and granularity == "group" and number.kind in ("int", "table") else "fp32"
 
 
@@ -152,4 +167,5 @@ def default_spec(format: str, role: Role) -> TensorSpec:
     if role == "weight" or micro or number.kind == "trellis":
         return TensorSpec(number.token, number.granularity, number.size, scale_format=default_scale_format(number.token, number.granularity),
                           dynamic=role != "weight")
-    return TensorSpec(number.token, "token", dynamic=True)
+    few = role == "cache" and number.kind == "int" and number.bits < LEAST_SYMMETRIC_CACHE
+    return TensorSpec(number.token, "token", symmetric=not few, scale_format=default_scale_format(number.token, "token", role), dynamic=True)

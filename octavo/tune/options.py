@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..errors import UsageError
 
-CACHE_FORMATS = ("bf16", "int8", "fp32")
+CACHE_FORMATS = ("bf16", "int8", "fp32", "fp8", "int4", "K8V4")
 
 
 @dataclass(frozen=True)

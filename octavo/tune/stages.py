@@ -11,7 +11,7 @@ from ..kernels.native import NativeOps
 from ..kernels.op import Program
 from ..loading import LoadedModel, apply_kernels, native_of
 from ..policy import KernelChoice, Policy
-from ..schemes import parse_tensor
+from ..schemes import parse_cache
 from .kernels import KernelBackend, KernelQuestion, Site
 from .native import NativeKernels
 from .options import TuneOptions
@@ -119,7 +119,7 @@ def setting_questions(loaded: LoadedModel, options: TuneOptions) -> list[WorkQue
         context = min(512, loaded.max_model_len)
 
         def work(name: str) -> Work:
-            spec = loaded.cache_spec if name == usual else parse_tensor(name, "cache")
+            spec = loaded.cache_spec if name == usual else parse_cache(name)
             return lambda: steps.seconds(loaded.program, [decoding(8, context)], 2, spec)
 
         questions.append(WorkQuestion(f"cache: {usual}, {formats}", "key-value cache", "8", usual, {name: work(name) for name in [usual, *formats]}))

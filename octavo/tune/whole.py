@@ -13,7 +13,7 @@ from ..cache import PAGE, KVPool, Step
 from ..engine import Engine, EngineOptions, Request, Sampling
 from ..kernels.op import Program
 from ..loading import LoadedModel
-from ..schemes import TensorSpec
+from ..schemes import CacheSpec, TensorSpec
 from .native import one_sequence
 
 Work = Callable[[], float]
@@ -67,7 +67,7 @@ class Steps:
         self.loaded = loaded
         self.pools: dict[str, KVPool] = {}
 
-    def seconds(self, program: Program, steps: Sequence[Step], repeat: int = 1, spec: TensorSpec | None = None) -> float:
+    def seconds(self, program: Program, steps: Sequence[Step], repeat: int = 1, spec: TensorSpec | CacheSpec | None = None) -> float:
         """Of the steps once, on average; `spec`: another format of the cache."""
         pool = self.pool(max(int(step.tables.max()) + 1 for step in steps), spec or self.loaded.cache_spec)
         began = time.perf_counter()
@@ -76,10 +76,10 @@ class Steps:
                 program.run(step, pool)
         return (time.perf_counter() - began) / repeat
 
-    def pool(self, pages: int, spec: TensorSpec) -> KVPool:
+    def pool(self, pages: int, spec: TensorSpec | CacheSpec) -> KVPool:
         held = self.pools.get(spec.format)
         if held is None or held.pages < pages:
-            held = self.pools[spec.format] = KVPool(pages, self.loaded.kv_heads, self.loaded.head_dims, spec)
+            held = self.pools[spec.format] = self.loaded.new_pool(pages, spec)
         return held
 
     def release(self) -> None:

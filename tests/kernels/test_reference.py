@@ -166,6 +166,6 @@ def test_refusals_say_why() -> None:
     assert ops.supports(Problem("linear", 8, 8, parse("W2g64").weight, parse("Wnvfp4Anvfp4").activation)) is None
     assert "calibration" in str(ops.supports(Problem("linear", 8, 8, activation=parse_tensor("8ts", "activation"))))
     assert "other users" in str(ops.supports(Problem("linear", 8, 8, activation=parse_tensor("8t", "activation"))))
-    assert "cache stores" in str(ops.supports(Problem("attention", cache=parse("C4").cache)))
+    assert "cache stores" in str(ops.supports(Problem("attention", cache=parse("Cnf4").cache)))
     with pytest.raises(KernelError, match="calibration"):
         ops.prepare(quantize(np.ones((2, 32), np.float32), parse("W8").weight), parse_tensor("8ts", "activation"))

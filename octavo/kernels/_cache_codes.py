@@ -1,0 +1,122 @@
+"""What the cache's formats do to a head of a key or a value: the truth in NumPy that csrc/lanes/cache_write.inl.h is tested against."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .. import formats
+from ..cache import Layer
+from ..qtensor import quantize
+from ..schemes import TensorSpec
+
+RANGES = (1.0, 0.92, 0.84, 0.76)  # parts of the range that a 4-bit code may cover; the one with the least squared error is taken
+LOST = 0x7FC07FC0                 # scale and offset of a head with NaN or infinity: bfloat16 NaN
+
+
+def rotation(dim: int) -> np.ndarray:
+    """float64 [dim, dim], orthogonal and its own inverse: Walsh-Hadamard blocks of the largest power of two that divides dim (arXiv 2404.00456)."""
+    block = dim & -dim
+    matrix = np.ones((1, 1))
+    while len(matrix) < block:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return np.kron(np.eye(dim // block), matrix / np.sqrt(block))
+
+
+def turn_keys(k: np.ndarray, layer: Layer) -> np.ndarray:
+    """Keys [rows, heads, dim] as they are stored."""
+    if layer.balance is not None:
+        k = (k - layer.balance[0]) * layer.balance[1]
+    return k @ rotation(layer.dim) if layer.turned else k
+
+
+def turn_back(k: np.ndarray, layer: Layer) -> np.ndarray:
+    """Keys [heads, length, dim] from what is stored."""
+    k = k @ rotation(layer.dim) if layer.turned else k
+    return k if layer.balance is None else k / layer.balance[1][:, None].astype(np.float64) + layer.balance[0][:, None]
+
+
+def encode(x: np.ndarray, spec: TensorSpec, fixed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """(codes like x, scales without the last axis) of heads x [..., dim] float32; int4: codes 0..15 and words. fixed: the static scale."""
+    if not spec.quantized:
+        return formats.get(spec.format).encode(x), None
+    finite = np.isfinite(x).all(axis=-1, keepdims=True)
+    safe = np.where(finite, x, np.float32(0))
+    if fixed is not None:
+        return formats.get(spec.format).encode((x * (np.float32(1) / fixed[0])).astype(np.float32)), None
+    if spec.format == "int4":
+        codes, words = _fit(safe.reshape(-1, x.shape[-1]), spec.symmetric)
+        return codes.reshape(x.shape), np.where(finite[..., 0], words.reshape(x.shape[:-1]), np.uint32(LOST))
+    found = quantize(safe.reshape(-1, x.shape[-1]), TensorSpec(spec.format, "token", dynamic=True))
+    scales = np.asarray(found.scales).reshape(x.shape[:-1])
+    return found.codes.reshape(x.shape), np.where(finite[..., 0], scales, np.float32(np.nan))
+
+
+def decode(codes: np.ndarray, scales: np.ndarray | None, spec: TensorSpec) -> np.ndarray:
+    """float64 heads [..., dim] from `encode`'s codes and scales (static: one number)."""
+    if spec.format == "int4" and scales is not None:
+        scale, offset = ((half.astype(np.uint32) << 16).view(np.float32).astype(np.float64) for half in (scales >> 16, scales & 0xFFFF))
+        return codes * scale[..., None] + offset[..., None]
+    values: np.ndarray = formats.get(spec.format).decode(codes).astype(np.float64)
+    return values if scales is None else values * (scales if scales.ndim == 0 else scales[..., None])
+
+
+def pack_keys(codes: np.ndarray) -> np.ndarray:
+    """4-bit codes [..., dim] -> bytes [..., ceil(dim / 2)]: dimension 2i in the low bits, 2i + 1 in the high bits."""
+    even = _even(codes)
+    packed: np.ndarray = even[..., 0::2] | even[..., 1::2] << 4
+    return packed
+
+
+def unpack_keys(packed: np.ndarray, dim: int) -> np.ndarray:
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)[..., :dim]
+
+
+def pack_values(codes: np.ndarray) -> np.ndarray:
+    """4-bit codes [..., dim] -> bytes [..., ceil(dim / 2)]: of a run of 32 dimensions, i low and i + 16 high; of a last run of n, i and i + ceil(n / 2)."""
+    dim = codes.shape[-1]
+    parts = []
+    for start in range(0, dim, 32):
+        run = _even(codes[..., start : start + 32])
+        half = run.shape[-1] // 2
+        parts.append(run[..., :half] | run[..., half:] << 4)
+    return np.concatenate(parts, axis=-1)
+
+
+def unpack_values(packed: np.ndarray, dim: int) -> np.ndarray:
+    parts = []
+    for start in range(0, dim, 32):
+        width = min(32, dim - start)
+        part = packed[..., start // 2 : start // 2 + (width + 1) // 2]
+        parts.append(np.concatenate([part & 15, part >> 4], axis=-1)[..., :width])
+    return np.concatenate(parts, axis=-1)
+
+
+def _even(codes: np.ndarray) -> np.ndarray:
+    return codes if codes.shape[-1] % 2 == 0 else np.concatenate([codes, np.zeros_like(codes[..., :1])], axis=-1)
+
+
+def _bf16(x: np.ndarray) -> np.ndarray:
+    """Rounded to bfloat16, as float32."""
+    number = formats.get("bf16")
+    return np.asarray(number.decode(number.encode(x.astype(np.float32))), np.float32)
+
+
+def _fit(x: np.ndarray, symmetric: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(codes uint8 [rows, dim], words uint32 [rows]) of finite x [rows, dim] float32."""
+    half = np.float32(0.5)
+    low, high = x.min(axis=-1, keepdims=True), x.max(axis=-1, keepdims=True)
+    middle, reach = half * low + half * high, half * high - half * low
+    largest = np.where(high > -low, high, low)
+    best = np.full((len(x), 1), np.inf)
+    codes, words = np.zeros(x.shape, np.uint8), np.zeros((len(x), 1), np.uint32)
+    for part in RANGES:
+        ratio = np.float32(part)
+        scale = _bf16(largest * ratio / np.float32(-8) if symmetric else reach * ratio / np.float32(7.5))
+        offset = _bf16(np.float32(-8) * scale if symmetric else middle - reach * ratio)
+        inverse = np.where(scale != 0, np.float32(1) / np.where(scale != 0, scale, np.float32(1)), np.float32(0))
+        now = np.clip(np.rint((x - offset) * inverse), 0, 15).astype(np.uint8)
+        error = ((now * scale + offset - x).astype(np.float64) ** 2).sum(axis=-1, keepdims=True)
+        word = (scale.view(np.uint32) & np.uint32(0xFFFF0000)) | (offset.view(np.uint32) >> 16)
+        better = (error < best) | (part == RANGES[0])
+        best, codes, words = np.where(better, error, best), np.where(better, now, codes), np.where(better, word, words)
+    return codes, words[:, 0]
