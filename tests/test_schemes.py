@@ -76,7 +76,8 @@ def test_canonical_names() -> None:
     for name, canonical in {
         "W8A8C8": "W8A8C8", "w8a8c16": "W8A8C16", "W4A16C16": "W4A16C16", "WInt4": "W4A16C16", "weight-only int4": "W4A16C16",
         "weight only int8": "W8A16C16", "WNF4A8C8": "WNF4A8C8", "wnf4": "WNF4A16C16", "Wfp8Afp8": "Wfp8Afp8C16", "W4Afp8": "W4Afp8C16",
-        "Wmxfp4A16": "Wmxfp4A16C16", "Wnvfp4Anvfp4Cfp8": "Wnvfp4Anvfp4Cfp8", "W4g128zA8C8": "W4zA8C8", "W4g64A8": "W4g64A8C16", "C8": "W16A16C8", "C4z": "W16A16C4", "C4y": "W16A16C4y", "K8V4": "W16A16K8V4", "V8K8": "W16A16C8", "W4K4": "W4A16K4V16",
+        "Wmxfp4A16": "Wmxfp4A16C16", "Wnvfp4Anvfp4Cfp8": "Wnvfp4Anvfp4Cfp8", "W4g128zA8C8": "W4zA8C8", "W4g64A8": "W4g64A8C16", "C8": "W16A16C8",
+        "C4z": "W16A16C4", "C4y": "W16A16C4y", "K8V4": "W16A16K8V4", "V8K8": "W16A16C8", "W4K4": "W4A16K4V16",
         "W8": "W8A16C16", "wint2": "W2g64A16C16", "FP8_BLOCK": "Wfp8b128x128Afp8g128C16", "block_wise_fp8": "Wfp8b128x128Afp8g128C16",
         "FP8_DYNAMIC": "Wfp8Afp8C16", "FP8": "Wfp8tAfp8tsC16", "NVFP4A16": "Wnvfp4A16C16", "Q4_K_M": "W4g32zA16C16", "Q8_0": "W8g32A16C16",
         "Q6_K": "W6g16A16C16", "llm.int8": "W8A8C16", "EETQ": "W8A16C16", "INT8": "W8A8C16", "W4A16_ASYM": "W4zA16C16", "Wfp32Afp32Cfp32": "W32A32C32",
