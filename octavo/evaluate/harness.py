@@ -46,12 +46,15 @@ class Harness:
     def __call__(self, loaded: LoadedModel, on_done: OnDone = lambda count: None) -> TaskScores:
         """Raises MissingExtraError without lm-eval, UsageError for tasks that it does not know or cannot load."""
         evaluator = _lm_eval().evaluator
+        from lm_eval.tasks import TaskManager
+
         tasks = task_configs(self.names, self.folder, self.shots)
         with Scorer(loaded) as scorer:
             model = make_model(scorer, on_done)
             try:
-                found = evaluator.simple_evaluate(model=model, tasks=tasks, limit=self.limit, num_fewshot=self.shots or None, log_samples=True,
-                                                  bootstrap_iters=0, verbosity="ERROR")
+                manager = TaskManager(include_defaults=any(isinstance(task, str) for task in tasks))  # reading all of lm-eval's own takes its time
+                found = evaluator.simple_evaluate(model=model, tasks=tasks, task_manager=manager, limit=self.limit, num_fewshot=self.shots or None,
+                                                  log_samples=True, bootstrap_iters=0)
             except OctavoError:
                 raise
             except Exception as error:  # whatever a task, or the download of its data, may raise
