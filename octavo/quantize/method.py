@@ -57,9 +57,10 @@ class Transform(Protocol):
     def prepare(self, model: Decoder, weights: Weights) -> None:
         """Before the first layer: what concerns the whole model (rotations of the residual stream)."""
 
-    def apply(self, block: Block, schemes: Mapping[str, Scheme]) -> None:
+    def apply(self, block: Block, schemes: Mapping[str, Scheme], needs: Needs) -> None:
         """Before the layer is rounded: may run it to look at its inputs, and replaces arrays of `block.tensors` (never writes into them). `schemes` names
-        the weights that will be rounded, and says to what, and what their inputs will be rounded to."""
+        the weights that will be rounded, and says to what, and what their inputs will be rounded to; `needs` is the rounder's: with "gram" it will make
+        later inputs correct the errors of earlier ones."""
 
 
 def rounder(name: str, options: Mapping[str, str] | None = None) -> Rounder:

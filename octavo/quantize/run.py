@@ -222,7 +222,7 @@ class _Work:
         if block.blocks.original is not None:
             block.target()
         for one in self.transforms:
-            one.apply(block, {name: self.schemes[name] for name in specs})
+            one.apply(block, {name: self.schemes[name] for name in specs}, "nothing" if isinstance(self.method, BlockRounder) else self.method.needs)
         if isinstance(self.method, BlockRounder):
             results = self.method.round_block(block, specs)
 

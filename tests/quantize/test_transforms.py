@@ -61,7 +61,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pa
     return get
 
 
-def transformed(folder: Path, one: Transform, scheme: str, threads: int = 1) -> tuple[dict[str, np.ndarray], Weights]:
+def transformed(folder: Path, one: Transform, scheme: str, threads: int = 1, needs: Any = "nothing") -> tuple[dict[str, np.ndarray], Weights]:
     """All tensors as the transform leaves them, unrounded."""
     checkpoint, model, found = open_model(open_checkpoint(folder), 64)
     schemes = {name: Plan.parse(scheme).default for name in found if name.startswith("model.layers.") and len(checkpoint.tensors[found[name]].shape) == 2}
@@ -70,7 +70,7 @@ def transformed(folder: Path, one: Transform, scheme: str, threads: int = 1) -> 
     one.prepare(model, weights)
     with Blocks(model, weights, random_tokens(8 * 40, 1).reshape(8, 40), threads) as blocks:
         for block in blocks:
-            one.apply(block, _of(block, schemes))
+            one.apply(block, _of(block, schemes), needs)
             block.run()
             block.finish()
             result |= block.tensors

@@ -34,7 +34,8 @@ TINY = 1e-12
 @dataclass
 class Problem:
     """weights  float32 [rows, k], specs of each, parts of the total that each one's error counts
-    gram       float32 [k, k]
+    noise      float64 [k]: what a unit of squared error of each column's weights costs
+    gram       float32 [k, k], where the errors of columns meet as they are; None: `noise` is all
     index      int [k]: which factor each column takes
     inputs     float32 [sample, k], and their spec; None where inputs stay
     """
@@ -42,7 +43,8 @@ class Problem:
     weights: Sequence[np.ndarray]
     specs: Sequence[TensorSpec]
     parts: Sequence[float]
-    gram: np.ndarray
+    noise: np.ndarray
+    gram: np.ndarray | None
     index: np.ndarray
     inputs: np.ndarray | None = None
     activation: TensorSpec | None = None
@@ -61,7 +63,10 @@ class Problem:
         for weight, spec, part in zip(self.weights, self.specs, self.parts, strict=True):
             back = quantize(weight * spread, spec).dequantize() / spread
             difference = weight - back
-            wrong = float(np.einsum("nk,nk->", difference @ self.gram, difference, dtype=np.float64))
+            if self.gram is None:
+                wrong = float(np.einsum("nk,nk->k", difference, difference) @ self.noise)
+            else:
+                wrong = float(np.einsum("nk,nk->", difference @ self.gram, difference, dtype=np.float64))
             if missed is not None:
                 outputs = missed @ back.T
                 wrong += float(np.einsum("tn,tn->", outputs, outputs, dtype=np.float64)) / len(outputs)
@@ -80,7 +85,7 @@ class Problem:
 
     def optimum(self) -> np.ndarray:
         """Factors [channels] that minimise the model of the error in the module's docstring."""
-        size = np.sqrt(np.maximum(np.diagonal(self.gram), 0)).astype(np.float64)
+        size = np.sqrt(np.maximum(self.noise, 0))
         alive = size > 0
         logs = np.zeros(self.channels)
         if not alive.any():
@@ -133,6 +138,17 @@ def _shares(values: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
     squares = (top[..., 0].astype(np.float64) ** 2) * total[..., 0].astype(np.float64) ** (2.0 ** (1 - POWER))
     share = np.einsum("rgk,rg->gk", powers / total, squares.astype(np.float32)).reshape(-1)[:k].astype(np.float64)
     return share, squares
+
+
+def remaining(gram: np.ndarray, damping: float = 0.01) -> np.ndarray:
+    """What is left of the squared error of each column's weights, float64 [k], when columns are rounded in the order of their size and those that follow
+    make good what they can (GPTQ): the part of each input that later ones do not explain."""
+    order = np.argsort(np.diagonal(gram), kind="stable")
+    matrix = gram[np.ix_(order, order)].astype(np.float64)
+    matrix[np.diag_indices(len(matrix))] += damping * float(np.trace(matrix)) / len(matrix) + TINY
+    left = np.empty(len(order))
+    left[order] = np.diagonal(np.linalg.cholesky(matrix)) ** 2
+    return np.where(np.diagonal(gram) > 0, left, 0.0)
 
 
 def sample(weight: np.ndarray, rows: int = ROWS) -> np.ndarray:

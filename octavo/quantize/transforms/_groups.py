@@ -9,7 +9,8 @@ import numpy as np
 
 from ...calibration import Block, Group, Source, Statistics
 from ...schemes import Scheme, TensorSpec
-from ._factors import Problem, sample
+from ..method import Needs
+from ._factors import Problem, remaining, sample
 from ._fold import columns, fold, why_not
 
 INPUTS = 256  # rows of inputs that are looked at where inputs are rounded
@@ -39,14 +40,14 @@ def look(block: Block, schemes: Mapping[str, Scheme], *, inputs: bool = False) -
 
 
 def spread(block: Block, schemes: Mapping[str, Scheme], seen: list[Seen], choose: Callable[[Problem, Statistics], np.ndarray],
-           activations: bool) -> list[Seen]:
-    """Fold the factors that `choose` finds for each group; returns what the groups are given now."""
+           needs: Needs) -> list[Seen]:
+    """Fold the factors that `choose` finds for each group, for a rounder that needs this; returns what the groups are given now."""
 
     def problem(one: Seen) -> np.ndarray | None:
         if why_not(one.source, one.names, schemes) is not None:
             return None
         assert one.source is not None
-        return choose(_problem(block, schemes, one, one.source, activations), one.statistics)
+        return choose(_problem(block, schemes, one, one.source, needs), one.statistics)
 
     changed = []
     # Searched side by side and folded in order. What one fold does to another group's weights does not matter to that group's search: rows of the value
@@ -60,13 +61,15 @@ def spread(block: Block, schemes: Mapping[str, Scheme], seen: list[Seen], choose
     return changed
 
 
-def _problem(block: Block, schemes: Mapping[str, Scheme], one: Seen, source: Source, activations: bool) -> Problem:
+def _problem(block: Block, schemes: Mapping[str, Scheme], one: Seen, source: Source, needs: Needs) -> Problem:
     statistics = one.statistics
     assert statistics.gram is not None
     weights = [block.tensors[name] for name in one.names]
     specs: list[TensorSpec] = [schemes[name].weight for name in one.names]
     parts = [1 / max(statistics.output_error(weight) * len(sample(weight)) / len(weight), 1e-30) for weight in weights]
     activation = schemes[one.names[0]].activation
-    rounded = activations and activation.quantized
-    return Problem([sample(weight) for weight in weights], specs, parts, statistics.gram, columns(source, weights[0].shape[1]),
+    rounded = one.inputs is not None and activation.quantized
+    gram = None if needs == "gram" else statistics.gram
+    noise = remaining(statistics.gram) if needs == "gram" else np.diagonal(statistics.gram).astype(np.float64)
+    return Problem([sample(weight) for weight in weights], specs, parts, noise, gram, columns(source, weights[0].shape[1]),
                    one.inputs if rounded else None, activation if rounded else None)

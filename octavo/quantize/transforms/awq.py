@@ -4,7 +4,8 @@ What it is: channels that matter (large inputs) are multiplied by a factor, so t
 it; then each group's range is clipped where that makes its outputs better. Where the paper searches one exponent of the mean |x|, the factors are
 found channel by channel (`_factors.py`), and judged by the error of the outputs over all calibration text, which the Gram matrix of the inputs gives.
 When to choose it: 4 bits and below with scales per group; before rtn where time is short, before gptq where the least loss is wanted.
-Limits: moves only what a norm, the value projection or the up projection can take; other inputs stay. Clipping is left out with gptq's own search of scales.
+Limits: moves only what a norm, the value projection or the up projection can take; other inputs stay. Rounders that look at inputs search ranges
+themselves, and what was clipped before costs them accuracy: nothing is clipped for those.
 Options: clip (yes) searches ranges.
 Source: arXiv 2306.00978.
 """
@@ -21,6 +22,7 @@ from ...calibration.blocks import Weights
 from ...models import Decoder
 from ...qtensor import quantize
 from ...schemes import Scheme, TensorSpec
+from ..method import Needs
 from ._factors import Problem
 from ._groups import Seen, look, spread
 
@@ -37,9 +39,9 @@ class Awq:
     def prepare(self, model: Decoder, weights: Weights) -> None:
         """Nothing concerns the whole model."""
 
-    def apply(self, block: Block, schemes: Mapping[str, Scheme]) -> None:
-        seen = spread(block, schemes, look(block, schemes), _choose, activations=False)
-        if self.clip:
+    def apply(self, block: Block, schemes: Mapping[str, Scheme], needs: Needs) -> None:
+        seen = spread(block, schemes, look(block, schemes), _choose, needs)
+        if self.clip and needs == "nothing":
             self._clip(block, schemes, seen)
 
     def _clip(self, block: Block, schemes: Mapping[str, Scheme], seen: list[Seen]) -> None:

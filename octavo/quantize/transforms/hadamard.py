@@ -21,6 +21,7 @@ from ...calibration.blocks import Weights
 from ...errors import UsageError
 from ...models import Decoder
 from ...schemes import Scheme
+from ..method import Needs
 from ._rotation import Rotation, rotation
 
 EMBEDDING, HEAD, LAST = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
@@ -46,7 +47,7 @@ class Hadamard:
         if model.tied:
             weights.config["tie_word_embeddings"] = False
 
-    def apply(self, block: Block, schemes: Mapping[str, Scheme]) -> None:
+    def apply(self, block: Block, schemes: Mapping[str, Scheme], needs: Needs) -> None:
         block.load()
         if self.residual:
             self._rotate_stream(block)

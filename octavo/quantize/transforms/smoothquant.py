@@ -20,6 +20,7 @@ from ...calibration.blocks import Weights
 from ...errors import UsageError
 from ...models import Decoder
 from ...schemes import Scheme
+from ..method import Needs
 from ._factors import Problem
 from ._groups import look, spread
 
@@ -32,10 +33,10 @@ class SmoothQuant:
     def prepare(self, model: Decoder, weights: Weights) -> None:
         """Nothing concerns the whole model."""
 
-    def apply(self, block: Block, schemes: Mapping[str, Scheme]) -> None:
+    def apply(self, block: Block, schemes: Mapping[str, Scheme], needs: Needs) -> None:
         if not any(scheme.activation.quantized for scheme in schemes.values()):
             raise UsageError("inputs are not rounded in this scheme", where="--transform smoothquant", remedy="name a scheme such as W8A8, or --transform awq")
-        spread(block, schemes, look(block, schemes, inputs=True), _choose, activations=True)
+        spread(block, schemes, look(block, schemes, inputs=True), _choose, needs)
 
 
 def _choose(problem: Problem, statistics: Statistics) -> np.ndarray:
