@@ -120,7 +120,8 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
     if to == own.TARGET:
         written = own.write_own(result, found, target)
     else:
-        written = convert(result, target, to=to, include=included, shard_size=shard_size, overwrite=overwrite, threads=threads, cache_dir=cache_dir)
+        kept = [stored for name, stored in found.items() if name not in schemes]
+        written = convert(result, target, to=to, keep=kept, include=included, shard_size=shard_size, overwrite=overwrite, threads=threads, cache_dir=cache_dir)
     store.remove()
     return Report(str(plan), wish.method, samples.name if samples else "", errors, written, time.perf_counter() - began, resumed, settings)
 

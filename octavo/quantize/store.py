@@ -124,6 +124,7 @@ class QuantizedCheckpoint:
                 tensors[info.name] = replace(info, spec=FP32, nbytes=values.nbytes)
         self._edits = {found.get(name, name): (found[of], change) for name, (of, change) in weights.edits.items()
                        if found.get(name, name) not in self._where}
+        self._edits = {name: edit for name, edit in self._edits.items() if name not in self._where}
         for name, (of, _) in self._edits.items():
             info = source.tensors[of]
             spec = info.spec if info.spec is not None and not info.spec.quantized else BF16
