@@ -118,7 +118,7 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
                                  model.layers + outer, signature)
     included = [found[name] for name in schemes if not name.startswith("model.layers.")]
     if to == own.TARGET:
-        written = own.write_own(result, found, target)
+        written = own.write_own(result, {name: name for name in weights.edits} | found, target)
     else:
         kept = [stored for name, stored in found.items() if name not in schemes]
         written = convert(result, target, to=to, keep=kept, include=included, shard_size=shard_size, overwrite=overwrite, threads=threads, cache_dir=cache_dir)
