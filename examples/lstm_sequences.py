@@ -31,7 +31,7 @@ def sequences(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     start = torch.rand(count, 1, generator=random) * 0.5 + 0.25
     wave = torch.sin(torch.pi * (turns[:, None] * time + start))  # each half turn crosses zero once
     sign = torch.randint(0, 2, (count, 1), generator=random) * 2 - 1
-    return (sign * wave + 0.05 * torch.randn(count, LENGTH, generator=random)).unsqueeze(-1), turns
+    return (sign * wave + 0.5 * torch.randn(count, LENGTH, generator=random)).unsqueeze(-1), turns
 
 
 def train(steps: int = 300) -> Counter:
