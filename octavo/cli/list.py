@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-import importlib.util
 import inspect
 import json
 import sys
@@ -61,12 +61,17 @@ def schemes() -> list[Row]:
 
 
 def methods() -> list[Row]:
-    """How floats become codes: the rounding that loading uses, and the plug-ins of octavo/quantize."""
-    from .. import qtensor
+    """How floats become codes: the rounders, and the transforms that go before them, of `octavo quantize`."""
+    from ..registry import discover
 
-    nearest = {"name": "rtn", "what it is": _first_line(qtensor.quantize).partition(":")[0] + "; what loading uses"}
-    rounders = "octavo.quantize.rounders"
-    return [nearest, *(_plugins(rounders, "METHOD") if importlib.util.find_spec("octavo.quantize") and importlib.util.find_spec(rounders) else [])]
+    rows = []
+    for kind, package, constant in (("rounder", "octavo.quantize.rounders", "ROUNDER"), ("transform", "octavo.quantize.transforms", "TRANSFORM")):
+        for name, method in discover(package, constant).items():
+            module = f"{package}.{name}"
+            rows.append({"name": name.replace("_", "-"), "kind": kind, "what it is": _first_line(sys.modules[module]).partition(": ")[2],
+                         "options": " ".join(field.name for field in dataclasses.fields(method)), "when": _heading(module, "When to choose it"),
+                         "limits": _heading(module, "Limits"), "source": _heading(module, "Source")})
+    return sorted(rows, key=lambda row: (row["name"] != "rtn", row["kind"], row["name"]))
 
 
 def checkpoints() -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._convert import convert
+from ._plan import RefusedError
 from ._report import Report, Row
 
-__all__ = ["Report", "Row", "convert"]
+__all__ = ["RefusedError", "Report", "Row", "convert"]

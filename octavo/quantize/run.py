@@ -7,6 +7,8 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from .. import __version__
 from ..calibration import Block, Blocks, Group, Samples, Statistics, read_samples
 from ..calibration.blocks import Weights
 from ..checkpoints import Checkpoint, open_checkpoint
+from ..conversion import RefusedError, convert
 from ..conversion import Report as Written
-from ..conversion import convert
 from ..errors import CheckpointError, UsageError
 from ..loading import open_model
 from ..machine import detect
@@ -28,6 +30,7 @@ from ..schemes import Plan, Scheme, TensorSpec
 from ..text import Text
 from . import own
 from .method import BlockRounder, GroupRounder, Rounder, Transform, options_of, rounder, transform
+from .nearest import Nearest
 from .store import QuantizedCheckpoint, Store
 
 RECIPE = 1  # changes when the same wish gives other bytes
@@ -103,6 +106,8 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
         raise UsageError("static scales of activations are not offered here yet", where="--scheme", remedy="name a scheme with dynamic ones")
     checkpoint, model, found = open_model(open_checkpoint(source, revision=revision, allow_pickle=allow_pickle), wish.tokens)
     schemes = _schemes(checkpoint, model, found, plan, wish)
+    if to != own.TARGET:
+        _check_target(checkpoint, found, schemes, target, to, wish, overwrite)
     samples = _samples(checkpoint, model, wish, method, transforms)
     settings = {"octavo": __version__, "recipe": RECIPE, "plan": plan.to_json(), "keep": list(wish.keep), "include": list(wish.include),
                 "method": options_of(method), "transforms": [options_of(one) for one in transforms], "samples": samples.digest if samples else "",
@@ -116,12 +121,11 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
     outer = work.run_outer()
     result = QuantizedCheckpoint(checkpoint, store, weights, {name: s.activation for name, s in schemes.items() if s.activation.quantized},
                                  model.layers + outer, signature)
-    included = [found[name] for name in schemes if not name.startswith("model.layers.")]
     if to == own.TARGET:
         written = own.write_own(result, {name: name for name in weights.edits} | found, target)
     else:
-        kept = [stored for name, stored in found.items() if name not in schemes]
-        written = convert(result, target, to=to, keep=kept, include=included, shard_size=shard_size, overwrite=overwrite, threads=threads, cache_dir=cache_dir)
+        written = convert(result, target, to=to, include=included(found, schemes), keep=kept(checkpoint, found, schemes), shard_size=shard_size,
+                          overwrite=overwrite, threads=threads, cache_dir=cache_dir)
     store.remove()
     return Report(str(plan), wish.method, samples.name if samples else "", errors, written, time.perf_counter() - began, resumed, settings)
 
@@ -139,8 +143,6 @@ def methods_of(wish: Wish) -> tuple[Rounder, list[Transform]]:
 
 def _schemes(checkpoint: Checkpoint, model: Decoder, found: Mapping[str, str], plan: Plan, wish: Wish) -> dict[str, Scheme]:
     """The weights to be rounded: those of the layers' linears that the plan quantizes."""
-    from fnmatch import fnmatchcase
-
     chosen = {}
     for name, stored in found.items():
         info = checkpoint.tensors[stored]
@@ -157,6 +159,29 @@ def _schemes(checkpoint: Checkpoint, model: Decoder, found: Mapping[str, str], p
     if not chosen:
         raise UsageError("nothing would be quantized", where=f"--scheme {wish.scheme}", remedy="name a precision of weights below 16 bits")
     return chosen
+
+
+def included(found: Mapping[str, str], schemes: Mapping[str, Scheme]) -> list[str]:
+    """For the converter: what is quantized outside the layers, where convention leaves it."""
+    return [escape(found[name]) for name in schemes if not name.startswith("model.layers.")]
+
+
+def kept(checkpoint: Checkpoint, found: Mapping[str, str], schemes: Mapping[str, Scheme]) -> list[str]:
+    """For the converter, which would round them: the matrices that stay as they are."""
+    return [escape(stored) for name, stored in found.items() if name not in schemes and len(checkpoint.tensors[stored].shape) == 2]
+
+
+def _check_target(checkpoint: Checkpoint, found: Mapping[str, str], schemes: Mapping[str, Scheme], target: Path, to: str, wish: Wish, overwrite: bool) -> None:
+    """Asks the target, before hours of work, whether it could hold the result."""
+    specs = {found[name]: scheme.weight for name, scheme in schemes.items()}
+    activations = {found[name]: scheme.activation for name, scheme in schemes.items() if scheme.activation.quantized}
+    try:
+        convert(Nearest(checkpoint, specs, activations), target, to=to, include=included(found, schemes), keep=kept(checkpoint, found, schemes),
+                overwrite=overwrite, dry_run=True)
+    except RefusedError as error:
+        raise UsageError(error.what, where=f"--scheme {wish.scheme} --to {to}",
+                         remedy="name a precision that it holds for these weights ('W4g128A16; *down_proj*=W4rA16'), leave them as they are with --keep, "
+                                "or choose another format with --to") from None
 
 
 def _samples(checkpoint: Checkpoint, model: Decoder, wish: Wish, method: Rounder, transforms: Sequence[Transform]) -> Samples | None:

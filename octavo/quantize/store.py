@@ -44,7 +44,6 @@ class Store:
                 self._write(header, lambda file: file.write(self._header.encode()))
         except (OSError, UnicodeDecodeError) as error:
             raise self._refused(error) from None
-        self._open: tuple[str, Any] | None = None
 
     def has(self, layer: int) -> bool:
         return self._path(layer).is_file()
@@ -69,12 +68,16 @@ class Store:
         """What was put."""
         with np.load(self._path(layer), allow_pickle=False) as held:
             specs = json.loads(held["specs"].tobytes())
-            names = set(held.files)
-            tensors = {}
-            for name, about in specs.items():
-                parts = {part: held[f"{name}|{part}"] for part in ARRAYS if f"{name}|{part}" in names}
-                tensors[name] = QTensor(spec=TensorSpec(**about["spec"]), shape=tuple(about["shape"]), rotation=about["rotation"], **{"scales": None, **parts})
-            return tensors, {name[:-1]: held[name] for name in names if name.endswith("|")}
+            return {name: _tensor(held, name, about) for name, about in specs.items()}, {name[:-1]: held[name] for name in held.files if name.endswith("|")}
+
+    def one(self, layer: int, name: str) -> QTensor:
+        """One of its tensors alone; vectors in float32."""
+        with np.load(self._path(layer), allow_pickle=False) as held:
+            specs = json.loads(held["specs"].tobytes())
+            if name in specs:
+                return _tensor(held, name, specs[name])
+            values = held[f"{name}|"]
+            return QTensor(values, None, FP32, values.shape)
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -95,6 +98,11 @@ class Store:
         return CheckpointError(f"cannot be written: {error}", where=str(self.folder), remedy="free space, or choose another place")
 
 
+def _tensor(held: Any, name: str, about: Mapping[str, Any]) -> QTensor:
+    parts = {part: held[f"{name}|{part}"] for part in ARRAYS if f"{name}|{part}" in held.files}
+    return QTensor(spec=TensorSpec(**about["spec"]), shape=tuple(about["shape"]), rotation=about["rotation"], **{"scales": None, **parts})
+
+
 class QuantizedCheckpoint:
     """The source with its quantized layers in the place of the old ones; a Checkpoint for the converter.
 
@@ -110,14 +118,14 @@ class QuantizedCheckpoint:
         self.notes: Sequence[str] = list(source.notes)
         self.cache: TensorSpec | None = None
         self._where: dict[str, tuple[str, int]] = {}
-        self._held: tuple[int, tuple[dict[str, QTensor], dict[str, np.ndarray]]] | None = None
+        self._held: tuple[str, QTensor] | None = None
         tensors = dict(source.tensors)
         for layer in range(layers):
-            quantized, vectors = self._layer(layer)
+            quantized, vectors = store.get(layer)
             for name, tensor in quantized.items():
                 info = tensors[found[name]]
                 self._where[info.name] = name, layer
-                tensors[info.name] = TensorInfo(info.name, tensor.shape, tensor.spec, tensor.nbytes, info.file, info.stored, activations.get(name))
+                tensors[info.name] = replace(info, spec=tensor.spec, activation=activations.get(name))  # its bytes stay the source's
             for name, values in vectors.items():
                 info = tensors[found[name]]
                 self._where[info.name] = name, layer
@@ -139,12 +147,14 @@ class QuantizedCheckpoint:
             return quantize(change(np.asarray(self._source.read(of, rows).dequantize(), np.float32)), spec)
         if name not in self._where:
             return self._source.read(name, rows)
-        mine, layer = self._where[name]
-        quantized, vectors = self._layer(layer)
-        if mine in vectors:
-            values = vectors[mine] if rows is None else vectors[mine][rows]
+        held = self._held
+        if held is None or held[0] != name:  # weights are read in pieces
+            mine, layer = self._where[name]
+            held = self._held = name, self._store.one(layer, mine)
+        tensor = held[1]
+        if not tensor.spec.quantized:
+            values = tensor.codes if rows is None else tensor.codes[rows]
             return QTensor(values, None, FP32, values.shape)
-        tensor = quantized[mine]
         if rows is None:
             return tensor
         first, last, _ = rows.indices(tensor.shape[0])
@@ -156,12 +166,6 @@ class QuantizedCheckpoint:
 
         return replace(tensor, codes=tensor.codes[first:last], shape=(last - first, *tensor.shape[1:]), scales=cut(tensor.scales), zeros=cut(tensor.zeros),
                        offsets=cut(tensor.offsets))
-
-    def _layer(self, layer: int) -> tuple[dict[str, QTensor], dict[str, np.ndarray]]:
-        held = self._held
-        if held is None or held[0] != layer:
-            held = self._held = layer, self._store.get(layer)
-        return held[1]
 
     def digests(self, cache_dir: Path | None = None) -> dict[str, str]:
         """Of the source's files; and of everything that decided about the result, so that an interrupted writing goes on only with the same."""

@@ -32,10 +32,10 @@ def test_what_the_lists_hold() -> None:
     assert listing.methods()[0]["name"] == "rtn" and "reference" in {row["name"] for row in listing.kernels()}
 
 
-@pytest.mark.parametrize("kind", ["formats", "schemes", "checkpoints", "findings"])
+@pytest.mark.parametrize("kind", ["formats", "schemes", "checkpoints", "findings", "methods"])
 def test_docs_hold_the_generated_tables(kind: str) -> None:
     """After a change: `octavo list KIND --markdown` into the page, below its marker."""
-    page = (DOCS / {"findings": "doctor.md"}.get(kind, f"{kind}.md")).read_text()
+    page = (DOCS / {"findings": "doctor.md", "methods": "quantize.md"}.get(kind, f"{kind}.md")).read_text()
     table = page.partition("<!-- generated -->\n")[2].strip()
     assert table == listing.markdown(listing.KINDS[kind]()), f"docs/{kind}.md is stale: run `octavo list {kind} --markdown`"
 

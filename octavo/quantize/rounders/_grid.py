@@ -83,7 +83,7 @@ class Grid:
             return values.astype(np.int8)
         out = np.empty(values.shape, np.uint8)
         for index, columns in enumerate(self.groups):
-            out[columns] = values[columns] + self.zeros[index]
+            out[columns] = np.rint(values[columns] + self.zeros[index])  # zeros may be fractions
         return out
 
     def search(self, weight: np.ndarray, importance: np.ndarray) -> None:

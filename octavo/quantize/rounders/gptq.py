@@ -18,13 +18,14 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ...calibration import Statistics
-from ...errors import ModelError
+from ...errors import ModelError, UsageError
 from ...qtensor import QTensor
 from ...schemes import TensorSpec
 from ..method import Needs
 from ._grid import Grid, grids, piece
 from ._lattice import descend, factor, feedback
 
+GROUPS = ("static", "dynamic")
 ROWS = 1024  # worked on at a time, by one thread
 
 
@@ -41,6 +42,10 @@ class Gptq:
 
     needs: ClassVar[Needs] = "gram"
 
+    def __post_init__(self) -> None:
+        if self.groups not in GROUPS:
+            raise UsageError(f"there are no groups {self.groups!r}", where="--set gptq.groups", remedy=f"known: {', '.join(GROUPS)}")
+
     def round(self, weight: np.ndarray, spec: TensorSpec, statistics: Statistics | None) -> QTensor:
         return self.round_group([weight], [spec], statistics, 1)[0]
 
@@ -54,7 +59,9 @@ class Gptq:
         if self.groups == "dynamic":
             stored, gram = order.astype(np.int32), np.ascontiguousarray(gram[np.ix_(order, order)])
             weights, order = [np.ascontiguousarray(weight[:, stored]) for weight in weights], np.arange(len(order))
-        m, _ = factor(gram, order, 0.0)
+        m, more = factor(gram, order, 0.0)
+        if more:
+            gram[np.diag_indices(len(gram))] += np.float32(more * float(np.trace(gram, dtype=np.float64)) / len(gram))
         with ThreadPoolExecutor(threads) as pool, threadpool_limits(1):
             return [replace(self._weight(weight, spec, gram, m, order, pool), order=stored) for weight, spec in zip(weights, specs, strict=True)]
 

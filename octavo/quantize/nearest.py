@@ -1,0 +1,46 @@
+"""Nearest: a checkpoint whose weights are rounded to nearest when they are read. What is quantized without calibration (embedding and output layer); and,
+before any work, what stands for the result when the target is asked whether it could hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checkpoints import Checkpoint, TensorInfo
+from ..qtensor import QTensor, quantize
+from ..schemes import TensorSpec
+
+
+class Nearest:
+    """`source` with the tensors that `specs` names (as the files do) in these precisions; `activations`: what their inputs are quantized to. Scales that
+    rows share are those of the rows that are read: enough to learn whether a format holds them, not to be written."""
+
+    def __init__(self, source: Checkpoint, specs: Mapping[str, TensorSpec], activations: Mapping[str, TensorSpec]) -> None:
+        self._source, self._specs = source, specs
+        self.path, self.codec, self.config, self.cache = source.path, source.codec, source.config, source.cache
+        self.notes: Sequence[str] = source.notes
+        changed = {name: replace(source.tensors[name], spec=spec, activation=activations.get(name)) for name, spec in specs.items()}
+        self.tensors: Mapping[str, TensorInfo] = {**source.tensors, **changed}
+
+    def read(self, name: str, rows: slice | None = None) -> QTensor:
+        if name not in self._specs:
+            return self._source.read(name, rows)
+        return quantize(np.asarray(self._source.read(name, rows).dequantize(), np.float32), self._specs[name])
+
+    def tokenizer_files(self) -> dict[str, Any]:
+        return self._source.tokenizer_files()
+
+    def content_key(self, cache_dir: Path | None = None) -> str:
+        return self._source.content_key(cache_dir)
+
+    def release(self, name: str) -> None:
+        self._source.release(name)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("as_stored", "digests"):
+            return getattr(self._source, name)
+        raise AttributeError(name)
