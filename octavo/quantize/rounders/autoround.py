@@ -1,10 +1,12 @@
 """autoround: learned rounding, layer by layer.
 
-What it is: another rounder (GPTQ) gives a start; then an offset for each code and a factor for each scale are learned with signs of gradients, so that the
-outputs of the whole layer (attention and feed-forward together), on inputs that carry all earlier rounding, come closest to those of the unrounded model.
+What it is: another rounder (GPTQ) gives a start; then an offset for each code and a factor for each scale are learned by gradients, of which little more
+than the sign counts, so that the outputs of the whole layer (attention and feed-forward together), on inputs that carry all earlier rounding, come closest
+to those of the unrounded model. Sequences held out from learning decide whether it went too far, so a layer never gets worse by it.
 When to choose it: 2 to 4 bits, when a calibration of minutes per hundred million weights is worth it.
 Limits: integer codes with scales per group or row; needs torch; some three times GPTQ's time.
-Source: SignRound, arXiv 2309.05516. The start from GPTQ (arXiv 2210.17323) instead of round to nearest is ours: it needs a fraction of the steps.
+Source: SignRound, arXiv 2309.05516. Ours: the start from GPTQ (arXiv 2210.17323), which needs a fraction of the steps; steps of Adam's form (arXiv
+1412.6980) instead of signs, because where samples are few the sign of noise moves every code; the held-out judge.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ from ..method import GroupRounder, Needs, rounder
 
 Tensor = Any
 MICRO = 2048       # rows of one backward pass: what one thread works on
-EDGE = 0.49        # how far from its code a start may lie: the code is the start's
+EDGE = 0.3         # how far from its code a start may lie, in codes: noise alone must not carry it over the next threshold
+DECAY, DECAY_SQUARE = 0.9, 0.95  # of the running means of the gradient and its square
+HELD = 8           # one sequence in so many is not learned from; on those the stages are judged
+STAGES = 4         # how often they are
 LEAST, MOST = 0.8, 1.25  # of the factors of scales
 
 
@@ -34,7 +39,7 @@ LEAST, MOST = 0.8, 1.25  # of the factors of scales
 class Autoround:
     """steps     of gradient descent for each layer
     batch        sequences a step
-    rate         by which an offset moves in the first step, in codes; falls to 0 in a straight line. 0: 1.5 / steps
+    rate         by which an offset moves in the first step, in codes; falls to 0 in a straight line. 0: 1 / steps
     scale_rate   the same for the factors of scales, as a part of `rate`
     relative     errors of a token count as parts of its size, which the next norm removes; else as they are
     start        the rounder that gives the first codes
@@ -104,6 +109,7 @@ class _State:
         self.scales, self.zeros = torch.from_numpy(np.ascontiguousarray(scales, np.float32)), torch.from_numpy(zeros)
         self.offset = torch.from_numpy((place - zeros[:, columns] - weight / scales[:, columns]).astype(np.float32))
         self.factor = torch.ones_like(self.scales)
+        self.mean, self.square, self.steps = torch.zeros_like(self.offset), torch.zeros_like(self.offset), 0
 
     def values(self) -> tuple[Tensor, Tensor, Tensor]:
         """(the weight that the codes stand for, the codes less their zero points, 1.0 where a code is free to move)."""
@@ -116,11 +122,16 @@ class _State:
         return codes * (self.scales * self.factor)[:, self.columns], codes, free
 
     def step(self, gradient: Tensor, codes: Tensor, free: Tensor, rate: float, scale_rate: float) -> None:
-        """One step against the sign of the gradient [n, k] of the loss by the weight's values."""
+        """One step against the gradient [n, k] of the loss by the weight's values, each as a part of its usual size."""
         torch = import_torch()
         scales = self.scales[:, self.columns]
         by_place = gradient * free
-        self.offset -= rate * torch.sign(by_place * scales)
+        by_offset = by_place * scales
+        self.steps += 1
+        self.mean.mul_(DECAY).add_(by_offset, alpha=1 - DECAY)
+        self.square.mul_(DECAY_SQUARE).addcmul_(by_offset, by_offset, value=1 - DECAY_SQUARE)
+        size = (self.square / (1 - DECAY_SQUARE**self.steps)).sqrt_().clamp_min_(1e-30)
+        self.offset -= rate / (1 - DECAY**self.steps) * self.mean / size
         if scale_rate:
             by_factor = gradient * codes * scales - by_place * self.weight / self.factor[:, self.columns]
             sums = torch.zeros_like(self.scales).index_add_(1, self.columns, by_factor)
@@ -152,6 +163,8 @@ class _Learning:
         self.forward: Callable[[Any, Tensor], Tensor] = lambda t, x: blocks.model.layer(t, x, block.layer)
         self.threads = blocks.ops.threads
         self.micro = max(1, MICRO // self.length)
+        self.held = list(range(HELD - 1, self.sequences, HELD)) or [self.sequences - 1]
+        self.learned = [i for i in range(self.sequences) if i not in self.held] or self.held
 
     def _sequences(self, node: Any) -> np.ndarray:
         """float32 [sequences, length, width]."""
@@ -165,14 +178,15 @@ class _Learning:
         torch.set_num_threads(1)  # several sequences at once instead: the sums are then the same for any number of threads
         try:
             with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                start = {name: state.tensor for name, state in states.items()}
-                first = self._loss(pool, start)
-                rate = method.rate or 1.5 / max(1, method.steps)
+                best = {name: state.tensor for name, state in states.items()}
+                least = self._loss(pool, best)
+                rate = method.rate or 1 / max(1, method.steps)
                 random = np.random.default_rng(method.seed)
+                stages = {method.steps * (i + 1) // STAGES for i in range(STAGES)}
                 order: list[int] = []
                 for step in range(method.steps):
-                    while len(order) < min(method.batch, self.sequences):
-                        order += random.permutation(self.sequences).tolist()
+                    while len(order) < min(method.batch, len(self.learned)):
+                        order += random.permutation(self.learned).tolist()
                     batch, order = order[: method.batch], order[method.batch :]
                     now = rate * (1 - step / method.steps)
                     known = {name: state.values() for name, state in states.items()}
@@ -180,8 +194,11 @@ class _Learning:
                     for name, state in states.items():
                         _, codes, free = known[name]
                         state.step(gradients[name], codes, free, now, now * method.scale_rate)
-                found = {name: state.result() for name, state in states.items()}
-                return found if self._loss(pool, found) < first else start
+                    if step + 1 in stages:
+                        found = {name: state.result() for name, state in states.items()}
+                        if (loss := self._loss(pool, found)) < least:
+                            best, least = found, loss
+                return best
         finally:
             torch.set_num_threads(before)
 
@@ -200,6 +217,7 @@ class _Learning:
         return dict(zip(values, total, strict=True))
 
     def _loss(self, pool: ThreadPoolExecutor, tensors: Mapping[str, QTensor]) -> float:
+        """Of the sequences that are held out."""
         torch = import_torch()
         bound = self.tensors.with_weights({name: torch.from_numpy(np.asarray(tensor.dequantize())) for name, tensor in tensors.items()})
 
@@ -208,7 +226,7 @@ class _Learning:
                 out = self.forward(bound, torch.from_numpy(self.inputs[part].reshape(-1, self.inputs.shape[-1])))
                 return float(self._distance(out, part).sum(dtype=torch.float64))
 
-        return sum(pool.map(one, self._parts(list(range(self.sequences)))))
+        return sum(pool.map(one, self._parts(self.held)))
 
     def _distance(self, out: Tensor, part: list[int]) -> Tensor:
         """Squared error of each row [rows], as a part of the row's mean square: what comes next norms its rows."""
