@@ -67,9 +67,10 @@ def test_gradients_are_autograd_s() -> None:
     assert (torch.sign(before[1] - state.factor) == torch.sign(factor.grad))[settled].float().mean() > 0.9
 
 
-def test_gains_and_repeats(model: Path, shared_data: Path, tmp_path: Path) -> None:
-    quantize(model, tmp_path / "one", wish(shared_data), threads=1)
-    quantize(model, tmp_path / "two", wish(shared_data), threads=2)
+def test_moves_codes_and_repeats(model: Path, shared_data: Path, tmp_path: Path) -> None:
+    asked = wish(shared_data, scheme="W2g32A16", sequences=32)
+    quantize(model, tmp_path / "one", asked, threads=1)
+    quantize(model, tmp_path / "two", asked, threads=2)
     assert (tmp_path / "one" / "model.safetensors").read_bytes() == (tmp_path / "two" / "model.safetensors").read_bytes()
     learned, nearest = open_checkpoint(tmp_path / "one"), to_nearest
     original = open_checkpoint(model)
@@ -80,7 +81,7 @@ def test_gains_and_repeats(model: Path, shared_data: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("changes", "told"), [
-    ({"scheme": "WNF4A16"}, "integer codes"),
+    ({"scheme": "Wmxfp4A16", "sequences": 4}, "integer codes"),
     ({"data": None}, "calibration text"),
     ({"options": {"autoround.stepz": "3"}}, "stepz"),
     ({"options": {"autoround.steps": "many"}}, "many"),
