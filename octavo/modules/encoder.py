@@ -7,7 +7,7 @@ Whatever the program does not cover (masks that differ from row to row, hidden s
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -68,7 +68,8 @@ class _Fused:
         encoder = self.encoder
         valid = _valid(attention_mask, hidden_states)
         watched = any(layer._forward_hooks or layer._forward_pre_hooks or layer.attention.self._forward_hooks for layer in encoder.layer)
-        if valid is False or watched or any(a is not None for a in args) or kwargs.get("past_key_values") is not None or hidden_states.device.type != "cpu":
+        elsewhere = any(a is not None for a in args) or kwargs.get("past_key_values") is not None or hidden_states.device.type != "cpu"
+        if isinstance(valid, bool) or watched or elsewhere:
             return type(encoder).forward(encoder, hidden_states, attention_mask, *args, **kwargs)
         from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
@@ -99,7 +100,7 @@ class _Fused:
         return self.program
 
 
-def _valid(mask: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor | bool | None:
+def _valid(mask: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor | Literal[False] | None:
     """Which rows count, bool [batch, length]; None: all; False: the mask says something else."""
     if mask is None:
         return None

@@ -116,7 +116,7 @@ class ConvolutionKind:
         flat = x.dim() == 3
         mode = {} if conv.padding_mode == "zeros" else {"mode": conv.padding_mode}
         x = functional.pad(x, (left, right) if flat else (left, right, up, down), **mode)
-        kernel, step, gap = _pair(conv.kernel_size, 1), _pair(conv.stride, 1), _pair(conv.dilation, 1)
+        kernel, step, gap = (tuple(_pair(size, 1)) for size in (conv.kernel_size, conv.stride, conv.dilation))
         seen = functional.unfold((x.unsqueeze(2) if flat else x).float(), kernel, dilation=gap, stride=step)  # [batch, channels * cells, places]
         batch, _, places = seen.shape
         return seen.reshape(batch, -1, kernel[0] * kernel[1], places).permute(0, 3, 2, 1).reshape(batch * places, -1)

@@ -43,10 +43,9 @@ class QuantizedRecurrent(Quantized):
                 self.register_parameter(name.replace("weight", "bias"), vector(getattr(rnn, name.replace("weight", "bias"))))
 
     def forward(self, x: torch.Tensor | PackedSequence, state: Any = None) -> tuple[torch.Tensor | PackedSequence, Any]:
-        packed = isinstance(x, PackedSequence)
-        data = x.data if packed else x
-        single = not packed and data.dim() == 2
-        if packed:
+        data: torch.Tensor = x.data if isinstance(x, PackedSequence) else x
+        single = not isinstance(x, PackedSequence) and data.dim() == 2
+        if isinstance(x, PackedSequence):
             sizes, order, back = x.batch_sizes.tolist(), x.sorted_indices, x.unsorted_indices
             steps = data
         else:
@@ -68,7 +67,7 @@ class QuantizedRecurrent(Quantized):
         result = torch.from_numpy(values).to(data.dtype)
         last = [(s.squeeze(1) if single else s).to(data.dtype) for s in last]
         final: Any = (last[0], last[1]) if self.cell == "LSTM" else last[0]
-        if packed:
+        if isinstance(x, PackedSequence):
             return PackedSequence(result, x.batch_sizes, order, back), final
         shaped = result.reshape(len(sizes), most, -1)
         return (shaped.squeeze(1) if single else shaped.transpose(0, 1) if self.batch_first else shaped), final
