@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzzing.mutations import JUNK, NUMBERS, bytes_anywhere
 from safetensors.numpy import save
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save as save_torch
@@ -25,7 +26,7 @@ from .test_awq_codec import config as awq_config
 from .test_awq_codec import tensors_of as awq_tensors
 from .test_gptq_codec import GOLDEN, config
 from .test_hqq_codec import CONFIG as HQQ
-from .test_mutations import JUNK, NUMBERS, mutate_bytes, mutate_json, read_everything
+from .test_mutations import mutate_json, read_everything
 
 TIMES = 300
 GPTQ = {"dynamic": {r"+:.*q_proj": {"bits": 3}, "-:lm_head": {}}, "desc_act": True, "pack_dtype": "int32", "meta": {"quantizer": ["gptqmodel:7.7.0"]}}
@@ -70,9 +71,9 @@ def test_mutations(method: str, tmp_path: Path) -> None:
             if kind == 0:
                 changed = mutate_json(data, rng)
             elif kind == 1:
-                changed = mutate_bytes(data, 8 + length, rng)
+                changed = bytes_anywhere(data, 0, 8 + length, rng)
             elif kind == 2:
-                changed = data[: 8 + length] + mutate_bytes(data[8 + length :], len(data), rng)
+                changed = data[: 8 + length] + bytes_anywhere(data[8 + length :], 0, len(data) - 8 - length, rng)
             else:
                 asked = mutate_config(quantization, rng)
             (tmp_path / "model.safetensors").write_bytes(changed)
