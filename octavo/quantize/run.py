@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from .nearest import Nearest
 from .store import QuantizedCheckpoint, Store
 
 RECIPE = 1  # changes when the same wish gives other bytes
+LEAST_GROUP = 16  # smaller ones cost more in scales than they save
 OnProgress = Callable[[int, int, float], None]
 
 
@@ -179,8 +181,11 @@ def _check_target(checkpoint: Checkpoint, found: Mapping[str, str], schemes: Map
         convert(Nearest(checkpoint, specs, activations), target, to=to, include=included(found, schemes), keep=kept(checkpoint, found, schemes),
                 overwrite=overwrite, dry_run=True)
     except RefusedError as error:
+        widths = [checkpoint.tensors[name].shape[1] for name, spec in specs.items() if spec.granularity == "group"]
+        fitting = math.gcd(*widths) & -math.gcd(*widths) if widths else 0  # the largest power of two that divides them all
+        groups = f"groups of {min(fitting, 128)} fit all of them (such as W4g{min(fitting, 128)}A16); or " if fitting >= LEAST_GROUP else ""
         raise UsageError(error.what, where=f"--scheme {wish.scheme} --to {to}",
-                         remedy="name a precision that it holds for these weights ('W4g128A16; *down_proj*=W4rA16'), leave them as they are with --keep, "
+                         remedy=f"{groups}give these weights a precision of their own ('{wish.scheme}; *down_proj*=W8A16'), leave them as they are with --keep, "
                                 "or choose another format with --to") from None
 
 
