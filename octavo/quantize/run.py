@@ -185,8 +185,8 @@ def _check_target(checkpoint: Checkpoint, found: Mapping[str, str], schemes: Map
         fitting = math.gcd(*widths) & -math.gcd(*widths) if widths else 0  # the largest power of two that divides them all
         groups = f"groups of {min(fitting, 128)} fit all of them (such as W4g{min(fitting, 128)}A16); or " if fitting >= LEAST_GROUP else ""
         raise UsageError(error.what, where=f"--scheme {wish.scheme} --to {to}",
-                         remedy=f"{groups}give these weights a precision of their own ('{wish.scheme}; *down_proj*=W8A16'), leave them as they are with --keep, "
-                                "or choose another format with --to") from None
+                         remedy=f"{groups}give these weights a precision of their own ('{wish.scheme}; *down_proj*=W8A16'), leave them as they are with "
+                                "--keep, or choose another format with --to") from None
 
 
 def _samples(checkpoint: Checkpoint, model: Decoder, wish: Wish, method: Rounder, transforms: Sequence[Transform]) -> Samples | None:
