@@ -34,7 +34,7 @@ def main() -> None:
     options = parser.parse_args()
 
     from octavo.loading import load
-    from octavo.quality.perplexity import beginning
+    from octavo.text.beginning import beginning
 
     tokenizer = load(options.model, quantization="16bit", use_cache=False).text
     texts = [json.loads(line)["text"] for line in options.texts.read_text(encoding="utf-8").splitlines()]

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import UsageError
+from ..text.beginning import Tokenizer, beginning
+from ..text.documents import documents
 
 SEQUENCES, TOKENS = 128, 512
-FIELDS = ("text", "content", "prompt", "question")
-
-
-class Tokenizer(Protocol):
-    def encode(self, text: str, special: bool = True) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -36,11 +30,10 @@ class Samples:
         return hashlib.sha256(np.ascontiguousarray(self.ids, "<i4").tobytes()).hexdigest()
 
 
-def read_samples(source: str | Path, tokenizer: Tokenizer, vocabulary: int, *, sequences: int = SEQUENCES, tokens: int = TOKENS, seed: int = 0,
-                 separator: list[int] | None = None) -> Samples:
+def read_samples(source: str | Path, tokenizer: Tokenizer, vocabulary: int, *, sequences: int = SEQUENCES, tokens: int = TOKENS, seed: int = 0) -> Samples:
     """Sequences of `tokens` tokens out of a file: .txt (one text), .jsonl (a text, or a chat, a line), .npy (token ids [sequences, tokens] as they are).
 
-    Texts are put in an order drawn from `seed`, tokenized, joined (`separator` after each) and cut, without overlap, until there are enough; each
+    Texts are put in an order drawn from `seed`, tokenized, joined and cut, without overlap, until there are enough; each
     sequence begins with what the tokenizer puts before a text (a BOS token, or nothing). Raises UsageError when there is too little text, or the file is
     not what its name says.
     """
@@ -49,13 +42,13 @@ def read_samples(source: str | Path, tokenizer: Tokenizer, vocabulary: int, *, s
         raise UsageError(f"{sequences} sequences of {tokens} tokens", where="--sequences, --tokens", remedy="at least 1 of at least 2")
     if path.suffix == ".npy":
         return Samples(_ids(path, vocabulary, sequences), path.name)
-    begin = _beginning(tokenizer)
+    begin = beginning(tokenizer)
     width = tokens - len(begin)
-    texts = list(_texts(path))
+    texts = _texts(path)
     found: list[list[int]] = []
     rest: list[int] = []
     for index in np.random.default_rng(seed).permutation(len(texts)):
-        rest += [*tokenizer.encode(texts[index], special=False), *(separator or [])]
+        rest += tokenizer.encode(texts[index], special=False)
         while len(rest) >= width and len(found) < sequences:
             found.append([*begin, *rest[:width]])
             rest = rest[width:]
@@ -65,11 +58,6 @@ def read_samples(source: str | Path, tokenizer: Tokenizer, vocabulary: int, *, s
         raise UsageError(f"{len(found)} sequences of {tokens} tokens are in it, {sequences} are wanted", where=str(path),
                          remedy="give more text, or fewer or shorter sequences (--sequences, --tokens)")
     return Samples(np.array(found, np.int32), path.name)
-
-
-def _beginning(tokenizer: Tokenizer) -> list[int]:
-    plain, special = tokenizer.encode("a", special=False), tokenizer.encode("a", special=True)
-    return next((special[:i] for i in range(len(special)) if special[i : i + len(plain)] == plain), [])
 
 
 def _ids(path: Path, vocabulary: int, sequences: int) -> np.ndarray:
@@ -86,28 +74,8 @@ def _ids(path: Path, vocabulary: int, sequences: int) -> np.ndarray:
     return np.ascontiguousarray(ids, np.int32)
 
 
-def _texts(path: Path) -> Iterator[str]:
+def _texts(path: Path) -> list[str]:
     try:
-        content = path.read_text(encoding="utf-8")
+        return documents(path) if path.suffix == ".jsonl" else [path.read_text(encoding="utf-8")]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot be read: {error}", where=str(path), remedy="calibration text is a .txt or .jsonl file in UTF-8, or .npy token ids") from None
-    if path.suffix != ".jsonl":
-        yield content
-        return
-    for number, line in enumerate(content.splitlines(), 1):
-        if line.strip():
-            try:
-                yield _text_of(json.loads(line))
-            except (ValueError, LookupError, TypeError, AttributeError):
-                raise UsageError("is no text", where=f"{path}: line {number}",
-                                 remedy=f'a line is "text", or an object with one of {", ".join(FIELDS)}, or with "messages"') from None
-
-
-def _text_of(line: Any) -> str:
-    if isinstance(line, str):
-        return line
-    for key in ("messages", "conversations", "conversation"):
-        if isinstance(line.get(key), list):
-            return "\n\n".join(str(turn.get("content", turn.get("value", ""))) for turn in line[key])
-    found = next(line[field] for field in FIELDS if isinstance(line.get(field), str))
-    return str(found)

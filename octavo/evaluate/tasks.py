@@ -112,7 +112,7 @@ def questions(task: Task, path: Path) -> list[dict[str, Any]]:
     """The questions of a file. Raises UsageError."""
     found, number = [], 0
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):  # noqa: B007
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):  # noqa: B007
             if line.strip():
                 found.append(task.question(json.loads(line)))
     except (OSError, UnicodeDecodeError) as error:

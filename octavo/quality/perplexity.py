@@ -23,15 +23,12 @@ import numpy as np
 
 from ..cache import PAGE, KVPool, Step
 from ..errors import UsageError
+from ..text.beginning import Tokenizer, beginning
 from .intervals import Estimate, estimate
 from .measures import negative_log_likelihood
 
 CHUNK = 256  # rows of logits at a time: 50 MB for a vocabulary of 49,152
 DOCUMENTS = 8  # from so many on, documents are the blocks of intervals; of fewer, drawing again says little
-
-
-class Tokenizer(Protocol):
-    def encode(self, text: str, special: bool = True) -> list[int]: ...
 
 
 class Model(Protocol):
@@ -125,12 +122,6 @@ def _owners(model: Model, documents: Sequence[str], count: int) -> np.ndarray:
     sizes = [len(model.text.encode(document, special=False)) for document in documents]
     owner = np.repeat(np.arange(len(documents), dtype=np.int32), sizes)[:count]
     return np.concatenate([owner, np.full(count - len(owner), len(documents) - 1, np.int32)])
-
-
-def beginning(text: Tokenizer) -> list[int]:
-    """Token ids that the tokenizer puts before every text by itself: [bos] or []."""
-    plain, special = text.encode("a", special=False), text.encode("a", special=True)
-    return next((special[:i] for i in range(len(special)) if special[i : i + len(plain)] == plain), [])
 
 
 def logits_of(model: Model, windows: Windows) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import UsageError
+from ..text.beginning import beginning
 from .intervals import Estimate, estimate
-from .perplexity import Model, Windows, beginning, logits_of
+from .perplexity import Model, Windows, logits_of
 
 PLACES = ("Aldmoor", "Brinfell", "Corvath", "Dunmere", "Eskdale", "Farrow", "Glenholt", "Harwick")
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)

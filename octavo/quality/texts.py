@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import UsageError
+from ..text.documents import documents
 
 HEADING = re.compile(r"(?m)^(?= = [^=\n]+ = *$)")  # of a WikiText article; sections have more equals signs
-FIELDS = ("text", "content", "ctx", "prompt", "question")
 WIKITEXT = ("ggml-org/ci", "wikitext-2-raw-v1.zip", "wikitext-2-raw/wiki.test.raw")
 
 
@@ -30,7 +28,7 @@ class EvaluationText:
 
 
 def read_text(source: str | Path) -> EvaluationText:
-    """A text by name: a .jsonl file (a document a line, in the field text or content), any other file (UTF-8; WikiText's articles are documents),
+    """A text by name: a .jsonl file (a document a line, see text/documents.py), any other file (UTF-8; WikiText's articles are documents),
     `wikitext2`, the test part of WikiText-2 (raw) from the hub, or `receipt`, the text of receipts.
 
     Raises UsageError.
@@ -42,37 +40,18 @@ def read_text(source: str | Path) -> EvaluationText:
         return OWN_TEXT
     if str(source) == "wikitext2" and not path.exists():
         return EvaluationText("wikitext2", _articles(_wikitext()))
+    lines = path.suffix == ".jsonl"
     try:
-        content = path.read_text(encoding="utf-8")
+        found = [f"{document}\n\n" for document in documents(path)] if lines else _articles(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the text: {error}", where=str(source), remedy="name a UTF-8 file, or wikitext2") from None
-    if path.suffix != ".jsonl":
-        return EvaluationText(path.name, _articles(content))
-    documents = [_document(line, number, path) for number, line in enumerate(content.splitlines(), 1) if line.strip()]
-    if not documents:
+    if not found:
         raise UsageError("holds no text", where=str(source))
-    return EvaluationText(path.name, [document + "\n\n" for document in documents])
+    return EvaluationText(path.name, found)
 
 
 def _articles(content: str) -> list[str]:
     return [part for part in HEADING.split(content) if part] or [content]
-
-
-def _document(line: str, number: int, path: Path) -> str:
-    try:
-        record: Any = json.loads(line)
-    except ValueError as error:
-        raise UsageError(f"line {number} is not JSON: {error}", where=str(path)) from None
-    if isinstance(record, str):
-        return record
-    if isinstance(record, dict):
-        for field in FIELDS:
-            if isinstance(record.get(field), str):
-                return str(record[field])
-        messages = record.get("messages")
-        if isinstance(messages, list):
-            return "\n\n".join(str(message.get("content", "")) for message in messages if isinstance(message, dict))
-    raise UsageError(f"line {number} holds no text", where=str(path), remedy=f"give it in one of the fields {', '.join(FIELDS)}")
 
 
 def _wikitext() -> str:
