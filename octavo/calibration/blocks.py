@@ -87,16 +87,17 @@ class _Rows:
         return self._weights.rows(self._name, tokens)
 
 
-class _Bound:
-    """layers.Tensors over arrays."""
+class Bound:
+    """layers.Tensors over arrays, for ops that take them (RowsOps, TapeOps): `held` where they are named there, else the checkpoint, and then they are put
+    there. `tables` likewise."""
 
-    def __init__(self, ops: RowsOps, weights: Weights, local: dict[str, np.ndarray], tables: dict[str, Vector]) -> None:
-        self.ops, self._weights, self._local, self._tables = ops, weights, local, tables
+    def __init__(self, ops: Any, weights: Weights, held: dict[str, np.ndarray], tables: dict[str, Vector]) -> None:
+        self.ops, self._weights, self._held, self._tables = ops, weights, held, tables
 
     def _get(self, name: str) -> np.ndarray:
-        if name not in self._local:
-            self._local[name] = self._weights.get(name)
-        return self._local[name]
+        if name not in self._held:
+            self._held[name] = self._weights.get(name)
+        return self._held[name]
 
     def weight(self, name: str, n: int, k: int, use: Use = "linear") -> Any:
         return _Rows(self._weights, name, n, k) if use == "embed" else Matrix(name, self._get(name))
@@ -112,14 +113,20 @@ class _Bound:
 
 class Block:
     """One layer. `tensors` holds its weights and vectors (float32, by name) once it has run, and what transforms made of them; `run` runs it from the
-    same inputs as often as is asked, `finish` makes the last result the next layer's input."""
+    same inputs as often as is asked, `finish` makes the last result the next layer's input.
+
+    target   what the layer gives in the unrounded model, on inputs that no rounding has touched; None without Blocks(..., original=True)
+    """
 
     def __init__(self, blocks: Blocks, layer: int) -> None:
         self.blocks, self.layer = blocks, layer
         self.tensors: dict[str, np.ndarray] = {}
         self.inputs = blocks.x
         self.output: Node | None = None
-        self._target: Node | None = None
+        self.target: Node | None = None
+        if blocks.original is not None:
+            self.target = blocks.original = blocks.model.layer(blocks.bound(self.tensors), blocks.original, layer)
+            blocks.ops.compute(self.target)
 
     def run(self, visit: Visitor | None = None) -> Node:
         """One forward of the layer; `visit` sees every group of linears in the order of computation (see RowsOps). Nothing is computed beyond what
@@ -151,26 +158,11 @@ class Block:
         """work(item) of each, in order, by all threads."""
         return list(self.blocks.ops.pool.map(work, items))
 
-    def target(self) -> Node:
-        """What the layer gives in the unrounded model, on inputs that no rounding has touched: computed at the first call, which must come before its
-        tensors change, and kept. Needs Blocks(..., original=True)."""
-        blocks = self.blocks
-        if self._target is not None:
-            return self._target
-        assert blocks.original is not None
-        node: Node = blocks.model.layer(blocks.bound(self.tensors), blocks.original, self.layer)
-        blocks.ops.compute(node)
-        self._target = node
-        return node
-
     def finish(self) -> None:
         """Computes the output of the last `run`; the next block starts from there."""
         assert self.output is not None
-        blocks = self.blocks
-        if blocks.original is not None:
-            blocks.original = self.target()
-        blocks.ops.compute(self.output)
-        blocks.x = self.output
+        self.blocks.ops.compute(self.output)
+        self.blocks.x = self.output
 
 
 class Blocks:
@@ -206,6 +198,6 @@ class Blocks:
         for layer in range(self.model.layers):
             yield Block(self, layer)
 
-    def bound(self, tensors: dict[str, np.ndarray]) -> _Bound:
-        """What a description of the model reads from: `tensors` where they are named there, else the checkpoint, and then they are put there."""
-        return _Bound(self.ops, self.weights, tensors, self._tables)
+    def bound(self, tensors: dict[str, np.ndarray]) -> Bound:
+        """What a description of the model reads from, see Bound."""
+        return Bound(self.ops, self.weights, tensors, self._tables)

@@ -15,11 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import KernelError
-from ..kernels.op import Value
-from ..layers import Table
-from ..layers.tensors import Use
-from .blocks import Weights
-from .rows import ACTIVATIONS, Matrix, Vector
+from .rows import ACTIVATIONS, Matrix, Vector, turned
 
 
 class Var:
@@ -118,15 +114,8 @@ class TapeOps:
     def rope(self, x: Var, table: Vector, heads: int, head_dim: int, rotary: int) -> Var:
         half = rotary // 2
         cos, sin = table.values[: self.length, None, :half], table.values[: self.length, None, half:rotary]
-
-        def turned(rows: np.ndarray, sin: np.ndarray) -> np.ndarray:
-            y = rows.reshape(-1, self.length, heads, head_dim).copy()
-            first, second = y[..., :half].copy(), y[..., half:rotary].copy()
-            y[..., :half] = first * cos - second * sin
-            y[..., half:rotary] = second * cos + first * sin
-            return y.reshape(rows.shape)
-
-        return self._note(turned(x.value, sin), lambda grad: x.receive(turned(grad, -sin)))
+        return self._note(turned(x.value, cos, sin, self.length, heads, head_dim),
+                          lambda grad: x.receive(turned(grad, cos, -sin, self.length, heads, head_dim)))
 
     def attention(self, q: Var, k: Var, v: Var, layer: int, *, heads: int, kv_heads: int, head_dim: int, scale: float, window: int = 0,
                   softcap: float = 0.0) -> Var:
@@ -193,30 +182,6 @@ class TapeOps:
 
     def select(self, x: Var) -> Var:
         return x
-
-
-class TapeTensors:
-    """layers.Tensors over arrays, for TapeOps."""
-
-    def __init__(self, ops: TapeOps, weights: Weights, held: dict[str, np.ndarray], tables: dict[str, Vector]) -> None:
-        self.ops: Any = ops
-        self._weights, self._held, self._tables = weights, held, tables
-
-    def _get(self, name: str) -> np.ndarray:
-        if name not in self._held:
-            self._held[name] = self._weights.get(name)
-        return self._held[name]
-
-    def weight(self, name: str, n: int, k: int, use: Use = "linear") -> Any:
-        return Matrix(name, self._get(name))
-
-    def vector(self, name: str, n: int) -> Value:
-        return Vector(name, self._get(name))
-
-    def table(self, table: Table) -> Value:
-        if table.name not in self._tables:
-            self._tables[table.name] = Vector(table.name, table.make())
-        return self._tables[table.name]
 
 
 def _silu_slope(x: np.ndarray) -> np.ndarray:

@@ -106,8 +106,9 @@ class RowsOps:
 
     name = "rows"
 
-    def __init__(self, tokens: np.ndarray, threads: int, visit: Visitor | None = None) -> None:
-        self.tokens, self.visit, self.threads = tokens, visit, threads
+    def __init__(self, tokens: np.ndarray, threads: int) -> None:
+        self.tokens, self.threads = tokens, threads
+        self.visit: Visitor | None = None
         sequences, self.length = tokens.shape
         step = max(1, CHUNK // self.length)
         self.parts = [slice(a, min(a + step, sequences)) for a in range(0, sequences, step)]
@@ -213,16 +214,7 @@ class RowsOps:
     def rope(self, x: Node, table: Vector, heads: int, head_dim: int, rotary: int) -> Node:
         half = rotary // 2
         cos, sin = table.values[: self.length, None, :half], table.values[: self.length, None, half:rotary]
-
-        def compute(c: int) -> np.ndarray:
-            rows = x.chunk(c)
-            y = rows.reshape(-1, self.length, heads, head_dim).copy()
-            first, second = y[..., :half].copy(), y[..., half:rotary].copy()
-            y[..., :half] = first * cos - second * sin
-            y[..., half:rotary] = second * cos + first * sin
-            return y.reshape(rows.shape)
-
-        return Node(x.width, compute)
+        return Node(x.width, lambda c: turned(x.chunk(c), cos, sin, self.length, heads, head_dim))
 
     def attention(self, q: Node, k: Node, v: Node, layer: int, *, heads: int, kv_heads: int, head_dim: int, scale: float, window: int = 0,
                   softcap: float = 0.0) -> Node:
@@ -255,6 +247,16 @@ class RowsOps:
 
     def select(self, x: Node) -> Node:
         return x
+
+
+def turned(rows: np.ndarray, cos: np.ndarray, sin: np.ndarray, length: int, heads: int, head_dim: int) -> np.ndarray:
+    """Rotary embedding of rows [sequences * length, heads * head_dim] by cos and sin [length, 1, half]."""
+    half = cos.shape[-1]
+    y = rows.reshape(-1, length, heads, head_dim).copy()
+    first, second = y[..., :half].copy(), y[..., half : 2 * half].copy()
+    y[..., :half] = first * cos - second * sin
+    y[..., half : 2 * half] = second * cos + first * sin
+    return y.reshape(rows.shape)
 
 
 def _attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int, softcap: float, out: np.ndarray) -> None:

@@ -250,8 +250,6 @@ class _Work:
 
     def _layer(self, block: Block, specs: Mapping[str, TensorSpec]) -> None:
         results: dict[str, QTensor] = {}
-        if block.blocks.original is not None:
-            block.target()
         for one in self.transforms:
             one.apply(block, {name: self.schemes[name] for name in specs}, "nothing" if isinstance(self.method, BlockRounder) else self.method.needs)
         if isinstance(self.method, BlockRounder):
@@ -292,8 +290,6 @@ class _Work:
 
     def _again(self, block: Block) -> None:
         """A layer that an earlier run finished: only its outputs are needed."""
-        if block.blocks.original is not None:
-            block.target()
         tensors, vectors = self.store.get(block.layer)
         block.tensors.update({name: tensor.dequantize() for name, tensor in tensors.items()})
         block.tensors.update(vectors)

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from octavo.calibration.blocks import Weights
-from octavo.calibration.gradients import TapeOps, TapeTensors, Var
+from octavo.calibration.blocks import Bound, Weights
+from octavo.calibration.gradients import TapeOps, Var
 from octavo.checkpoints import open_checkpoint
 from octavo.layers import head
 from octavo.loading import load, open_model
@@ -37,7 +37,7 @@ def test_gradients_equal_torch(tiny_model: Path, tokens: np.ndarray) -> None:
     (logits * torch.tensor(outer)).sum().backward()
 
     ops = TapeOps(*few.shape)
-    tensors = TapeTensors(ops, weights, {}, {})
+    tensors = Bound(ops, weights, {}, {})
     x = Var(weights.rows("model.embed_tokens.weight", few.reshape(-1)) * np.float32(model.embed_factor))
     y = x
     for layer in range(model.layers):

@@ -156,8 +156,9 @@ class _Learning:
         self.method, self.states = method, states
         blocks = block.blocks
         self.length, self.sequences = blocks.ops.length, len(blocks.ops.tokens)
+        assert block.target is not None
         self.inputs = self._sequences(block.inputs)
-        self.targets = self._sequences(block.target())
+        self.targets = self._sequences(block.target)
         ops = TorchOps(self.length)
         self.tensors = TorchTensors(ops, {}, block.tensors)
         self.forward: Callable[[Any, Tensor], Tensor] = lambda t, x: blocks.model.layer(t, x, block.layer)

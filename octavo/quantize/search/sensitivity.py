@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from ...calibration.blocks import Weights
-from ...calibration.gradients import Linear, TapeOps, TapeTensors, Var
+from ...calibration.blocks import Bound, Weights
+from ...calibration.gradients import Linear, TapeOps, Var
 from ...calibration.rows import Vector
 from ...calibration.statistics import Statistics, combine, means, of_rows
 from ...layers import head
@@ -103,7 +103,7 @@ class Sensitivities:
     def _forward(self, layer: int, held: dict[str, np.ndarray], part: slice, x: np.ndarray) -> tuple[TapeOps, Var, Var]:
         ops = TapeOps(part.stop - part.start, self.length)
         begin = Var(x)
-        return ops, begin, self.model.layer(TapeTensors(ops, self.weights, held, self._tables), begin, layer)
+        return ops, begin, self.model.layer(Bound(ops, self.weights, held, self._tables), begin, layer)
 
     def _layer(self, layer: int, inputs: list[np.ndarray], grads: list[np.ndarray]) -> list[np.ndarray]:
         """The layer's weights into `found`; gradients of its outputs in, of its inputs out."""
@@ -179,7 +179,7 @@ class Sensitivities:
         """The output layer into `found`; the gradients of -log p(drawn labels) with respect to the last layer's outputs."""
         name = EMBEDDING if self.model.tied else HEAD
         held: dict[str, np.ndarray] = {}
-        tensors = TapeTensors(TapeOps(1, 1), self.weights, held, self._tables)
+        tensors = Bound(TapeOps(1, 1), self.weights, held, self._tables)
         table = tensors.weight(name, self.model.vocab_size, self.model.hidden)
         most = max(1, LOGIT_BYTES // (4 * self.model.vocab_size))
 
@@ -187,7 +187,7 @@ class Sensitivities:
             """Normed inputs of the output layer, and x with its gradient."""
             ops = TapeOps(1, len(x))
             begin = Var(x)
-            normed = self.model.norm(TapeTensors(ops, self.weights, held, self._tables), begin, "model.norm", self.model.hidden)
+            normed = self.model.norm(Bound(ops, self.weights, held, self._tables), begin, "model.norm", self.model.hidden)
             grad = np.concatenate([self._label_gradients(normed.value[a : a + most], table, held, at, a) for a in range(0, len(x), most)])
             ops.backward(normed, grad)
             return normed.value, begin
@@ -202,7 +202,7 @@ class Sensitivities:
     def _logits(self, x: np.ndarray, table: Any, held: dict[str, np.ndarray]) -> tuple[TapeOps, Var, Var]:
         ops = TapeOps(1, len(x))
         begin = Var(x)
-        tensors = TapeTensors(ops, self.weights, held, self._tables)
+        tensors = Bound(ops, self.weights, held, self._tables)
         return ops, begin, head(tensors, begin, table.name.removesuffix(".weight"), self.model.vocab_size, self.model.hidden, self.model.logit_softcap)
 
     def _label_gradients(self, x: np.ndarray, table: Any, held: dict[str, np.ndarray], at: int, first: int) -> np.ndarray:
