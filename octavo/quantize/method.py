@@ -53,6 +53,18 @@ class BlockRounder(Protocol):
         """The weights `specs` names, quantized. The block has not run yet; afterwards the runner runs it with what is returned."""
 
 
+def needs_of(method: Rounder | BlockRounder) -> Needs:
+    """What must be known of a group of inputs before its weights are rounded: of a BlockRounder nothing, it looks for itself."""
+    return "nothing" if isinstance(method, BlockRounder) else method.needs
+
+
+def round_group(method: Rounder, weights: Sequence[np.ndarray], specs: Sequence[TensorSpec], statistics: Statistics | None, threads: int) -> list[QTensor]:
+    """Weights that read the same inputs, each in its spec, at once where the method can."""
+    if isinstance(method, GroupRounder):
+        return method.round_group(weights, specs, statistics, threads)
+    return [method.round(weight, spec, statistics) for weight, spec in zip(weights, specs, strict=True)]
+
+
 class Transform(Protocol):
     def prepare(self, model: Decoder, weights: Weights) -> None:
         """Before the first layer: what concerns the whole model (rotations of the residual stream)."""

@@ -11,15 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from ..calibration import read_samples
 from ..calibration.blocks import Weights
 from ..checkpoints import open_checkpoint
 from ..errors import UsageError
 from ..loading import load, open_model
 from ..machine import detect
 from ..quality import Windows, compare
-from ..text import Text
-from .run import OnProgress, Report, Wish, methods_of, quantize
+from .run import OnProgress, Report, Wish, methods_of, quantize, samples_of, target_of
 from .search import OUTER, Goal, Search, Solution, candidates, measure
 
 HELD = 4         # sequences after those of calibration, on which the result's KL is measured
@@ -57,17 +55,13 @@ def quantize_mixed(source: str | Path, out: str | Path, wish: Wish, goal: Goal, 
     Writes the plan and the plot of the front into the folder `out` (beside it, where it is a file). Raises what `quantize` does, and UsageError where the
     goal cannot be reached; for a bound on KL that is after ROUNDS plans, and the best of them stays at `out`.
     """
-    target = Path(out).expanduser().absolute()
-    if (target.exists() or target.is_symlink()) and not overwrite:
-        raise UsageError("exists", where=str(out), remedy="name another place, or give --overwrite")
+    target = target_of(out, overwrite)
     if wish.data is None:
         raise UsageError("a mixed search needs calibration text", where="--data", remedy="name a .txt or .jsonl file of text like what the model will meet")
     method, _ = methods_of(wish)
     checkpoint, model, found = open_model(open_checkpoint(source, revision=revision, allow_pickle=allow_pickle), wish.tokens)
     possible = candidates(checkpoint, model, found, names, keep=wish.keep)
-    files = checkpoint.tokenizer_files()
-    text = Text(files["tokenizer"], files["config"], files["generation"])
-    samples = read_samples(wish.data, text, model.vocab_size, sequences=wish.sequences + HELD, tokens=wish.tokens, seed=wish.seed)
+    samples = samples_of(checkpoint, model, wish, HELD)
     if len(samples.ids) < wish.sequences + HELD:
         raise UsageError(f"holds {len(samples.ids)} sequences", where=str(wish.data),
                          remedy=f"{HELD} more than --sequences are needed, to measure the result on")

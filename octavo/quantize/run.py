@@ -30,7 +30,7 @@ from ..qtensor import quantize as nearest
 from ..schemes import Plan, Scheme, TensorSpec
 from ..text import Text
 from . import own
-from .method import BlockRounder, GroupRounder, Rounder, Transform, options_of, rounder, transform
+from .method import BlockRounder, Rounder, Transform, needs_of, options_of, round_group, rounder, transform
 from .nearest import Nearest
 from .store import QuantizedCheckpoint, Store
 
@@ -99,18 +99,16 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
     Raises UsageError, SchemeError, CheckpointError.
     """
     began = time.perf_counter()
-    target = Path(out).expanduser().absolute()
-    if (target.exists() or target.is_symlink()) and not overwrite:
-        raise UsageError("exists", where=str(out), remedy="name another place, or give --overwrite")
+    target = target_of(out, overwrite)
     method, transforms = methods_of(wish)
     plan = Plan.parse(wish.scheme)
     if plan.default.activation.quantized and not plan.default.activation.dynamic:
         raise UsageError("static scales of activations are not offered here yet", where="--scheme", remedy="name a scheme with dynamic ones")
     checkpoint, model, found = open_model(open_checkpoint(source, revision=revision, allow_pickle=allow_pickle), wish.tokens)
-    schemes = _schemes(checkpoint, model, found, plan, wish)
+    schemes = _schemes(checkpoint, found, plan, wish)
     if to != own.TARGET:
         _check_target(checkpoint, found, schemes, target, to, wish, overwrite)
-    samples = _samples(checkpoint, model, wish, method, transforms)
+    samples = samples_of(checkpoint, model, wish) if transforms or isinstance(method, BlockRounder) or needs_of(method) != "nothing" else None
     settings = {"octavo": __version__, "recipe": RECIPE, "plan": plan.to_json(), "keep": list(wish.keep), "include": list(wish.include),
                 "method": options_of(method), "transforms": [options_of(one) for one in transforms], "samples": samples.digest if samples else "",
                 "source": checkpoint.content_key(cache_dir)}
@@ -132,6 +130,14 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
     return Report(str(plan), wish.method, samples.name if samples else "", errors, written, time.perf_counter() - began, resumed, settings)
 
 
+def target_of(out: str | Path, overwrite: bool) -> Path:
+    """Where to write. Raises UsageError where something stands there that is not to be replaced."""
+    target = Path(out).expanduser().absolute()
+    if (target.exists() or target.is_symlink()) and not overwrite:
+        raise UsageError("exists", where=str(out), remedy="name another place, or give --overwrite")
+    return target
+
+
 def methods_of(wish: Wish) -> tuple[Rounder, list[Transform]]:
     """The rounder and the transforms, with their options. Raises UnknownNameError, UsageError."""
     options: dict[str, dict[str, str]] = {}
@@ -143,7 +149,7 @@ def methods_of(wish: Wish) -> tuple[Rounder, list[Transform]]:
     return rounder(wish.method, options.get(wish.method)), [transform(name, options.get(name)) for name in wish.transforms]
 
 
-def _schemes(checkpoint: Checkpoint, model: Decoder, found: Mapping[str, str], plan: Plan, wish: Wish) -> dict[str, Scheme]:
+def _schemes(checkpoint: Checkpoint, found: Mapping[str, str], plan: Plan, wish: Wish) -> dict[str, Scheme]:
     """The weights to be rounded: those of the layers' linears that the plan quantizes."""
     chosen = {}
     for name, stored in found.items():
@@ -189,15 +195,18 @@ def _check_target(checkpoint: Checkpoint, found: Mapping[str, str], schemes: Map
                                 "--keep, or choose another format with --to") from None
 
 
-def _samples(checkpoint: Checkpoint, model: Decoder, wish: Wish, method: Rounder, transforms: Sequence[Transform]) -> Samples | None:
-    if isinstance(method, BlockRounder) or transforms or method.needs != "nothing":
-        if wish.data is None:
-            raise UsageError(f"{wish.method} needs calibration text", where="--data",
-                             remedy="name a .txt or .jsonl file of text like what the model will meet, or choose --method rtn, which needs none")
-        files = checkpoint.tokenizer_files()
-        text = Text(files["tokenizer"], files["config"], files["generation"])
-        return read_samples(wish.data, text, model.vocab_size, sequences=wish.sequences, tokens=wish.tokens, seed=wish.seed)
-    return None
+def samples_of(checkpoint: Checkpoint, model: Decoder, wish: Wish, more: int = 0) -> Samples:
+    """The calibration text, in `more` sequences than are wished for. Raises UsageError."""
+    if wish.data is None:
+        raise UsageError(f"{wish.method} needs calibration text", where="--data",
+                         remedy="name a .txt or .jsonl file of text like what the model will meet, or choose --method rtn, which needs none")
+    files = checkpoint.tokenizer_files()
+    text = Text(files["tokenizer"], files["config"], files["generation"])
+    samples = read_samples(wish.data, text, model.vocab_size, sequences=wish.sequences + more, tokens=wish.tokens, seed=wish.seed)
+    if samples.ids.shape[1] > model.max_model_len:
+        raise UsageError(f"sequences of {samples.ids.shape[1]} tokens are too long", where=str(wish.data),
+                         remedy=f"--tokens bounds them; this model takes {model.natural_len}")
+    return samples
 
 
 class _Work:
@@ -206,7 +215,7 @@ class _Work:
     def __init__(self, model: Decoder, weights: Weights, method: Rounder, transforms: Sequence[Transform], schemes: Mapping[str, Scheme], store: Store,
                  threads: int, on_progress: OnProgress | None) -> None:
         self.model, self.weights, self.method, self.transforms, self.store, self.threads = model, weights, method, transforms, store, threads
-        self.schemes = schemes
+        self.schemes, self.needs = schemes, needs_of(method)
         self.specs = {name: scheme.weight for name, scheme in schemes.items()}
         self.on_progress = on_progress
         self.errors: dict[str, float] = {}
@@ -251,7 +260,7 @@ class _Work:
     def _layer(self, block: Block, specs: Mapping[str, TensorSpec]) -> None:
         results: dict[str, QTensor] = {}
         for one in self.transforms:
-            one.apply(block, {name: self.schemes[name] for name in specs}, "nothing" if isinstance(self.method, BlockRounder) else self.method.needs)
+            one.apply(block, {name: self.schemes[name] for name in specs}, self.needs)
         if isinstance(self.method, BlockRounder):
             results = self.method.round_block(block, specs)
 
@@ -259,8 +268,7 @@ class _Work:
             mine = [matrix.name for matrix in group.weights if matrix.name in specs]
             if not mine:
                 return None
-            needs = "nothing" if isinstance(self.method, BlockRounder) else self.method.needs
-            statistics = None if needs == "nothing" else group.statistics(gram=needs == "gram")
+            statistics = None if self.needs == "nothing" else group.statistics(gram=self.needs == "gram")
             ours = {matrix.name: matrix.values for matrix in group.weights if matrix.name in specs and matrix.name not in results}
             results.update(self._round(ours, specs, statistics))
             return [results[matrix.name].dequantize() if matrix.name in results else matrix.values for matrix in group.weights]
@@ -272,12 +280,8 @@ class _Work:
 
     def _round(self, weights: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec], statistics: Statistics | None) -> dict[str, QTensor]:
         """Weights that read the same inputs."""
-        method = self.method
         try:
-            if isinstance(method, GroupRounder):
-                tensors = method.round_group(list(weights.values()), [specs[name] for name in weights], statistics, self.threads)
-            else:
-                tensors = [method.round(values, specs[name], statistics) for name, values in weights.items()]
+            tensors = round_group(self.method, list(weights.values()), [specs[name] for name in weights], statistics, self.threads)
         except NonFiniteError as error:
             raise CheckpointError(f"a tensor of {', '.join(weights)} {error.what}", where=str(self.weights.checkpoint.path), remedy=error.remedy) from None
         for (name, values), tensor in zip(weights.items(), tensors, strict=True):

@@ -7,10 +7,10 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -85,7 +85,7 @@ class Store:
     def _path(self, layer: int) -> Path:
         return self.folder / f"{layer:05d}.npz"
 
-    def _write(self, path: Path, fill: Any) -> None:
+    def _write(self, path: Path, fill: Callable[[BinaryIO], object]) -> None:
         """The whole file or none of it."""
         new = path.with_name(path.name + ".new")
         with new.open("wb") as file:
@@ -106,9 +106,10 @@ def _tensor(held: Any, name: str, about: Mapping[str, Any]) -> QTensor:
 class QuantizedCheckpoint:
     """The source with its quantized layers in the place of the old ones; a Checkpoint for the converter.
 
-    where       name here -> the layer whose file holds it
-    activations name here -> what its inputs are quantized to
-    weights     what transforms made of the tensors outside the layers
+    weights      the source's names, and what transforms made of the tensors outside the layers
+    activations  name here -> what its inputs are quantized to
+    layers       how many files the store has
+    signature    names everything that decided about the result
     """
 
     def __init__(self, source: Checkpoint, store: Store, weights: Weights, activations: Mapping[str, TensorSpec], layers: int, signature: str) -> None:
@@ -130,9 +131,8 @@ class QuantizedCheckpoint:
                 info = tensors[found[name]]
                 self._where[info.name] = name, layer
                 tensors[info.name] = replace(info, spec=FP32, nbytes=values.nbytes)
-        self._edits = {found.get(name, name): (found[of], change) for name, (of, change) in weights.edits.items()
-                       if found.get(name, name) not in self._where}
-        self._edits = {name: edit for name, edit in self._edits.items() if name not in self._where}
+        edits = {found.get(name, name): (found[of], change) for name, (of, change) in weights.edits.items()}
+        self._edits = {name: edit for name, edit in edits.items() if name not in self._where}
         for name, (of, _) in self._edits.items():
             info = source.tensors[of]
             spec = info.spec if info.spec is not None and not info.spec.quantized else BF16

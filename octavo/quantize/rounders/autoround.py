@@ -24,7 +24,7 @@ from ...calibration.torch_ops import TorchOps, TorchTensors, import_torch
 from ...errors import UsageError
 from ...qtensor import QTensor, round_scales
 from ...schemes import TensorSpec
-from ..method import GroupRounder, Needs, rounder
+from ..method import Needs, round_group, rounder
 
 Tensor = Any
 MICRO = 2048       # rows of one backward pass: what one thread works on
@@ -78,11 +78,8 @@ class Autoround:
                 return None
             statistics = group.statistics(gram=True)
             mine = [matrix for matrix in group.weights if matrix.name in specs]
-            arrays, wanted = [matrix.values for matrix in mine], [specs[matrix.name] for matrix in mine]
-            if isinstance(first, GroupRounder):
-                tensors = first.round_group(arrays, wanted, statistics, block.blocks.ops.threads)
-            else:
-                tensors = [first.round(values, spec, statistics) for values, spec in zip(arrays, wanted, strict=True)]
+            wanted = [specs[matrix.name] for matrix in mine]
+            tensors = round_group(first, [matrix.values for matrix in mine], wanted, statistics, block.blocks.ops.threads)
             states.update({matrix.name: _State(matrix.values, tensor) for matrix, tensor in zip(mine, tensors, strict=True)})
             return [states[matrix.name].tensor.dequantize() if matrix.name in states else matrix.values for matrix in group.weights]
 

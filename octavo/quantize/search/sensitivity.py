@@ -29,7 +29,7 @@ from ...layers import head
 from ...models import Decoder
 from ...qtensor import quantize
 from ...schemes import TensorSpec
-from ..method import BlockRounder, GroupRounder, Rounder
+from ..method import BlockRounder, Rounder, needs_of, round_group
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ROWS = 1024            # rows run through a layer at a time, about: whole sequences
@@ -126,10 +126,11 @@ class Sensitivities:
         return [grad for _, grad in done]
 
     def _statistics(self, xs: Sequence[np.ndarray]) -> Statistics | None:
-        if isinstance(self.method, BlockRounder) or self.method.needs == "nothing":
+        needs = needs_of(self.method)
+        if needs == "nothing":
             return None
         total: Statistics | None = None
-        for part in self._pool.map(lambda x: of_rows(x, self.method.needs == "gram"), xs):
+        for part in self._pool.map(lambda x: of_rows(x, needs == "gram"), xs):
             total = combine(total, part)
         return None if total is None else means(total)
 
@@ -159,10 +160,8 @@ class Sensitivities:
         method, rounded = self.method, [spec for spec in specs if spec.quantized]
         if isinstance(method, BlockRounder):
             tensors = [quantize(values, spec) for spec in rounded]
-        elif isinstance(method, GroupRounder):
-            tensors = method.round_group([values] * len(rounded), rounded, statistics, self.threads)
         else:
-            tensors = [method.round(values, spec, statistics) for spec in rounded]
+            tensors = round_group(method, [values] * len(rounded), rounded, statistics, self.threads)
         found = np.zeros((len(specs), *values.shape), np.float32)
         for i, tensor in zip((i for i, spec in enumerate(specs) if spec.quantized), tensors, strict=True):
             np.subtract(tensor.dequantize(), values, out=found[i])
