@@ -5,7 +5,9 @@ Arrays here are transposed, [k, rows]: what belongs to one input lies together, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -102,7 +104,7 @@ class Grid:
             chosen, zero_chosen = first_scale, first_zero
             for ratio in ratios:
                 tried = self.stored(first_scale * np.float32(ratio))
-                for zero in self._zeros_to_try(w, tried, first_zero, ratio):
+                for zero in self._zeros_to_try(w, tried, first_zero):
                     self.scales[index] = tried
                     if self.zeros is not None:
                         assert zero is not None
@@ -124,7 +126,7 @@ class Grid:
                 assert zero_chosen is not None
                 self.zeros[index] = zero_chosen
 
-    def _zeros_to_try(self, w: np.ndarray, scale: np.ndarray, first: np.ndarray | None, ratio: float) -> list[np.ndarray | None]:
+    def _zeros_to_try(self, w: np.ndarray, scale: np.ndarray, first: np.ndarray | None) -> list[np.ndarray | None]:
         """The zero that keeps the range centred where it was; at 2 and 3 bits its neighbours, too."""
         if first is None:
             return [None]
@@ -138,11 +140,31 @@ class Grid:
 
 
 def grids(weight: np.ndarray, spec: TensorSpec) -> tuple[QTensor, list[slice], bool]:
-    """`weight` [n, k] rounded to nearest, for its first scales; the groups of its columns; whether scales belong to one row each."""
+    """`weight` [n, k] rounded to nearest, for its first scales; the groups of its columns; whether scales belong to one row each (Grid.free)."""
     tensor = to_nearest(weight, spec)
     k = weight.shape[1]
     step = spec.size if spec.granularity == "group" else spec.columns if spec.granularity == "block" else k
     return tensor, [slice(a, min(a + step, k)) for a in range(0, k, step)], spec.granularity in ("group", "channel")
+
+
+def by_rows(weight: np.ndarray, tensor: QTensor, groups: list[slice], free: bool, rows: int, work: Callable[[np.ndarray, Grid], np.ndarray],
+            pool: ThreadPoolExecutor | None = None) -> QTensor:
+    """`weight` [n, k] with the grids of `tensor`, `rows` rows at a time: `work(their weights [k, rows], their Grid)` returns their values [k, rows] in
+    units of the scales, and may change the grid."""
+    def one(part: slice) -> tuple[Grid, np.ndarray]:
+        grid = piece(tensor, groups, free, part)
+        return grid, work(np.ascontiguousarray(weight[part].T, np.float32), grid)
+
+    assert tensor.scales is not None
+    codes, scales, zeros = np.empty_like(tensor.codes), tensor.scales.copy(), None if tensor.zeros is None else tensor.zeros.copy()
+    parts = [slice(a, min(a + rows, len(weight))) for a in range(0, len(weight), rows)]
+    for part, (grid, values) in zip(parts, map(one, parts) if pool is None else pool.map(one, parts), strict=True):
+        codes[part] = grid.codes(values).T
+        if free:
+            scales[part] = grid.scales.T
+            if zeros is not None and grid.zeros is not None:
+                zeros[part] = grid.zeros.T
+    return replace(tensor, codes=codes, scales=scales, zeros=zeros)
 
 
 def piece(tensor: QTensor, groups: list[slice], free: bool, rows: slice) -> Grid:

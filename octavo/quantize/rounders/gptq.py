@@ -22,7 +22,7 @@ from ...errors import ModelError, UsageError
 from ...qtensor import QTensor
 from ...schemes import TensorSpec
 from ..method import Needs
-from ._grid import Grid, grids, piece
+from ._grid import Grid, by_rows, grids
 from ._lattice import descend, factor, feedback
 
 GROUPS = ("static", "dynamic")
@@ -85,26 +85,14 @@ class Gptq:
         importance = np.empty((len(m), 1), np.float32)
         importance[order, 0] = np.diagonal(m) ** 2  # what is left of each input's size when those rounded later have made good what they can
 
-        def work(rows: slice) -> tuple[Grid, np.ndarray]:
-            mine = np.ascontiguousarray(weight[rows].T)
-            grid = piece(tensor, groups, free, rows)
+        def work(mine: np.ndarray, grid: Grid) -> np.ndarray:
             grid.search(mine, importance)
             values = feedback(mine[order], m, grid, order, group_of[order])
             if self.passes:
                 descend(mine, values, gram, grid, self.passes)
-            return grid, values
+            return values
 
-        parts = [slice(a, min(a + ROWS, len(weight))) for a in range(0, len(weight), ROWS)]
-        codes, scales = np.empty_like(tensor.codes), tensor.scales
-        assert scales is not None
-        scales, zeros = scales.copy(), None if tensor.zeros is None else tensor.zeros.copy()
-        for part, (grid, values) in zip(parts, pool.map(work, parts), strict=True):
-            codes[part] = grid.codes(values).T
-            if free:
-                scales[part] = grid.scales.T
-                if zeros is not None and grid.zeros is not None:
-                    zeros[part] = grid.zeros.T
-        return replace(tensor, codes=codes, scales=scales, zeros=zeros)
+        return by_rows(weight, tensor, groups, free, ROWS, work, pool)
 
 
 ROUNDER = Gptq

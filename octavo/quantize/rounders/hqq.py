@@ -9,7 +9,7 @@ Source: Badri and Shaji, Half-Quadratic Quantization of Large Machine Learning M
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from ...calibration import Statistics
 from ...qtensor import QTensor
 from ...schemes import TensorSpec
 from ..method import Needs
-from ._grid import Grid, grids, piece
+from ._grid import Grid, by_rows, grids
 
 ROWS = 256  # worked on at a time
 
@@ -41,21 +41,16 @@ class Hqq:
 
     def round(self, weight: np.ndarray, spec: TensorSpec, statistics: Statistics | None) -> QTensor:
         tensor, groups, free = grids(weight, spec)
-        if not free or tensor.scales is None:
+        if not free:
             return tensor
-        codes, scales, zeros = tensor.codes.copy(), tensor.scales.copy(), None if tensor.zeros is None else tensor.zeros.copy()
-        for first in range(0, len(weight), ROWS):
-            rows = slice(first, min(first + ROWS, len(weight)))
-            mine = np.ascontiguousarray(weight[rows].T, np.float32)
-            grid = piece(tensor, groups, free, rows)
+
+        def work(mine: np.ndarray, grid: Grid) -> np.ndarray:
             grid.search(mine, np.ones((len(mine), 1), np.float32))
             for index, columns in enumerate(groups):
                 self._group(mine[columns], grid, index)
-            codes[rows] = grid.codes(np.concatenate([_values(mine[columns], grid, index) for index, columns in enumerate(groups)])).T
-            scales[rows] = grid.scales.T
-            if zeros is not None and grid.zeros is not None:
-                zeros[rows] = grid.zeros.T
-        return replace(tensor, codes=codes, scales=scales, zeros=zeros)
+            return np.concatenate([_values(mine[columns], grid, index) for index, columns in enumerate(groups)])
+
+        return by_rows(weight, tensor, groups, free, ROWS, work)
 
     def _group(self, w: np.ndarray, grid: Grid, index: int) -> None:
         """Improves the scale or the zero point of one group; w [columns, rows]. The best of all turns stays, row by row."""

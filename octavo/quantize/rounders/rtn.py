@@ -9,7 +9,7 @@ Source: the search without data is described in octavo/qtensor/_quantize.py; wei
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from ...errors import UsageError
 from ...qtensor import QTensor
 from ...schemes import TensorSpec
 from ..method import Needs
-from ._grid import grids, piece
+from ._grid import Grid, by_rows, grids
 
 ROWS = 256  # worked on at a time
 IMPORTANCE = ("none", "mean_square")
@@ -45,19 +45,12 @@ class Rtn:
             return tensor
         k = weight.shape[1]
         inputs = np.ones(k, np.float32) if statistics is None else np.maximum(statistics.mean_square, np.float32(1e-30))
-        codes, scales, zeros = tensor.codes.copy(), tensor.scales, tensor.zeros
-        assert scales is not None
-        scales, zeros = scales.copy(), None if zeros is None else zeros.copy()
-        for first in range(0, len(weight), ROWS):
-            rows = slice(first, min(first + ROWS, len(weight)))
-            mine = np.ascontiguousarray(weight[rows].T, np.float32)
-            grid = piece(tensor, groups, free, rows)
+
+        def work(mine: np.ndarray, grid: Grid) -> np.ndarray:
             grid.search(mine, _importance(mine, inputs, groups))
-            codes[rows] = grid.codes(grid.rounded(mine)).T
-            scales[rows] = grid.scales.T
-            if zeros is not None and grid.zeros is not None:
-                zeros[rows] = grid.zeros.T
-        return replace(tensor, codes=codes, scales=scales, zeros=zeros)
+            return grid.rounded(mine)
+
+        return by_rows(weight, tensor, groups, free, ROWS, work)
 
 
 def _importance(weight: np.ndarray, inputs: np.ndarray, groups: list[slice]) -> np.ndarray:
