@@ -24,6 +24,7 @@ import numpy as np
 from ..errors import CheckpointError
 from ..layouts import Packed
 from ._json import read_object
+from ._synced import sync_folder, write_synced
 
 METHOD, VERSION = "octavo", 1
 MANIFEST = "manifest.json"
@@ -124,7 +125,7 @@ class OctavoWriter:
         self._write_tokenizer(tokenizer_files)
         self._write(MANIFEST, self.manifest)
         (self._temporary / ".lock").unlink()
-        _sync_folder(self._temporary)
+        sync_folder(self._temporary)
         self._publish()
 
     def _write_tokenizer(self, files: dict[str, Any]) -> None:
@@ -137,10 +138,7 @@ class OctavoWriter:
             self._write("tokenizer.json", tokenizer.to_str())
 
     def _write(self, name: str, content: dict[str, Any] | str) -> None:
-        with (self._temporary / name).open("w", encoding="utf-8") as file:
-            file.write(content if isinstance(content, str) else json.dumps(content, indent=1))
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(self._temporary / name, (content if isinstance(content, str) else json.dumps(content, indent=1)).encode())
 
     def _publish(self) -> None:
         os.chmod(self._temporary, 0o755)  # mkdtemp made it private
@@ -157,7 +155,7 @@ class OctavoWriter:
             with contextlib.suppress(FileNotFoundError):
                 os.rename(self.folder, retired / "old")  # whoever has it mapped keeps reading it
             shutil.rmtree(retired, ignore_errors=True)
-        _sync_folder(self.folder.parent)
+        sync_folder(self.folder.parent)
 
 
 class _Shard:
@@ -207,14 +205,6 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
         return read_object(folder / MANIFEST)
     except CheckpointError:
         return None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _refused(folder: Path, error: OSError) -> CheckpointError:

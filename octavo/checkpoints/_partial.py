@@ -14,7 +14,7 @@ import mmap
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ._safetensors_write import held, nbytes
+from ._synced import sync_folder, write_synced
 from .base import Layout, Part
 
 SUFFIX = ".octavo-partial"
@@ -205,28 +206,6 @@ class Partial:
         self._maps.clear()
         if (journal := getattr(self, "_journal", None)) is not None:
             journal.close()
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """A whole file, on the disk when this returns."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Names in the folder are on the disk when this returns."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def total_bytes(parts: Mapping[str, Part]) -> int:
-    """Bytes of these parts together."""
-    return sum(map(nbytes, parts.values()))
 
 
 def _pages(start: int, size: int) -> tuple[int, int]:

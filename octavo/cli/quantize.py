@@ -147,7 +147,7 @@ def _receipt(options: Options, report: Report) -> Receipt:
     calibration = {"name": report.samples, "sha256": report.settings.get("samples"), "sequences": options.sequences, "tokens": options.tokens,
                    "seed": options.seed}
     return receipt_of(options.model, options.out, settings={"verb": "quantize", **report.settings}, calibration=calibration if report.samples else None,
-                      output_errors=report.errors, text=read_text(options.receipt_text or "receipt"), threads=options.threads,
+                      output_errors=report.errors if report.of_outputs else None, text=read_text(options.receipt_text or "receipt"), threads=options.threads,
                       revision=options.revision, allow_pickle=options.allow_pickle)
 
 
@@ -165,7 +165,7 @@ def _show(options: Options, report: Report) -> None:
     worst = sorted(report.errors.items(), key=lambda item: -item[1])[:3]
     print(f"{report.scheme} by {report.method}" + (f", calibrated on {report.samples}" if report.samples else ", without calibration"))
     if worst:
-        print("largest errors of outputs: " + ", ".join(f"{name} {100 * error:.2f}%" for name, error in worst))
+        print(f"largest errors of {'outputs' if report.of_outputs else 'weights'}: " + ", ".join(f"{name} {100 * error:.2f}%" for name, error in worst))
     if report.resumed:
         print(f"{report.resumed} layers were there from an interrupted run")
     written = report.written

@@ -65,7 +65,8 @@ class Wish:
 
 @dataclass
 class Report:
-    """errors   weight -> mean squared error of its outputs, as a part of their mean square (where inputs were known), else of the weight itself
+    """errors   weight -> squared error, as a part of the square, of its outputs where the method looked at its inputs (`of_outputs`), else of the weight
+                itself; without those of layers that an earlier run finished or that the method rounds as a whole
     written     what was written, see conversion.Report
     """
 
@@ -77,6 +78,7 @@ class Report:
     seconds: float = 0.0
     resumed: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
+    of_outputs: bool = False
 
 
 def plan_text(scheme: str) -> str:
@@ -127,7 +129,8 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
         written = convert(result, target, to=to, include=included(found, schemes), keep=kept(checkpoint, found, schemes), shard_size=shard_size,
                           overwrite=overwrite, threads=threads, cache_dir=cache_dir)
     store.remove()
-    return Report(str(plan), wish.method, samples.name if samples else "", errors, written, time.perf_counter() - began, resumed, settings)
+    return Report(str(plan), wish.method, samples.name if samples else "", errors, written, time.perf_counter() - began, resumed, settings,
+                  needs_of(method) == "gram")
 
 
 def target_of(out: str | Path, overwrite: bool) -> Path:
