@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,10 +131,10 @@ def _kept(folder: str, layers: int) -> np.ndarray | None:
         return None
 
 
-def _keep(folder: str, losses: Sequence[Sequence[float]] | np.ndarray) -> None:
+def _keep(folder: str, losses: np.ndarray) -> None:
     path = Path(folder) / FILE
     try:
         if folder:
-            path.write_text(json.dumps({"candidates": list(NAMES), "losses": np.asarray(losses).tolist()}))
+            path.write_text(json.dumps({"candidates": list(NAMES), "losses": losses.tolist()}))
     except OSError:
         return  # measured again at the next start

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..calibration.observers import Observer
 from ..calibration.statistics import Statistics
 from ..errors import OctavoError, SchemeError, UsageError
 from ..qtensor import QTensor
@@ -87,12 +88,11 @@ def quantize(module: nn.Module, scheme: str | Scheme | Plan, data: Iterable[Any]
         reasons = "; ".join(f"{name or 'the module'}: {why}" for name, why in list(kept.items())[:3])
         raise UsageError("there is nothing to quantize" + (f" ({reasons})" if reasons else ""), where=type(module).__name__,
                          remedy="modules need linear, convolution, embedding or recurrent layers that the plan does not keep")
-    static = any(is_static(f.scheme.activation) and f.kind.name != "embedding" for f in found)
-    needs = str(rounder.needs) if rounder.needs != "nothing" else "moments" if static and smoothing else "nothing"
-    if data is None and (static or bias_correction or needs != "nothing"):
-        what = "static activations need" if static else "bias correction needs" if bias_correction else "this method needs"
-        raise UsageError(f"{what} data to be calibrated on", where="quantize", remedy="give data=..., batches that the module takes")
     still = [f for f in found if is_static(f.scheme.activation) and f.kind.name != "embedding"]
+    needs = str(rounder.needs) if rounder.needs != "nothing" else "moments" if still and smoothing else "nothing"
+    if data is None and (still or bias_correction or needs != "nothing"):
+        what = "static activations need" if still else "bias correction needs" if bias_correction else "this method needs"
+        raise UsageError(f"{what} data to be calibrated on", where="quantize", remedy="give data=..., batches that the module takes")
     batches = list(data) if data is not None and (still or bias_correction or needs != "nothing") else []
     known = statistics(result, found, batches, needs) if needs != "nothing" else {}
     factors = {f.name: smooth(f.module, known[f.name], smoothing) for f in still if f.kind.name == "linear" and smoothing and f.name in known}
@@ -142,15 +142,13 @@ def smooth(module: nn.Module, known: Statistics, alpha: float) -> np.ndarray:
     return np.minimum(factors, 1).astype(np.float32)
 
 
-def _inputs(found: Any, ranges: dict[str, Any]) -> Inputs:
+def _inputs(found: Found, ranges: Mapping[str, Observer]) -> Inputs:
     spec: TensorSpec = found.scheme.activation
     if found.kind.name == "embedding":
         return Inputs()
     seen = ranges.get(found.name)
     if seen is not None and not seen.seen:
-        # A layer that the data never reached: a scale per row is always right
-        spec = parse("A8").activation
-        return Inputs.of(spec, where=found.name)
+        return Inputs.of(parse("A8").activation, where=found.name)  # the data never reached this layer: a scale per row is always right
     if spec.quantized and not found.scheme.weight.format.startswith("int") and found.scheme.weight.format not in ("nf4", "fp4"):
         raise SchemeError(f"int8 inputs meet integer or 4-bit table weights, not {found.scheme.weight.format}", where=found.name, remedy="A16")
     return Inputs.of(spec, None if seen is None else seen.fixed(spec.symmetric), found.name)

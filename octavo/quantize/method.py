@@ -50,7 +50,7 @@ class BlockRounder(Protocol):
     """A rounder that decides about all weights of a layer together (learned rounding)."""
 
     def round_block(self, block: Block, specs: Mapping[str, TensorSpec]) -> dict[str, QTensor]:
-        """The weights `specs` names, quantized. The block has not run yet; afterwards the runner runs it with what is returned."""
+        """The weights `specs` names, quantized. Transforms may have changed the block; afterwards the runner runs it with what is returned."""
 
 
 def needs_of(method: Rounder | BlockRounder) -> Needs:
