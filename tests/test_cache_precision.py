@@ -75,3 +75,5 @@ def test_auto_keeps_what_it_promises(tiny_model: Path, cache_dir: Path) -> None:
     assert plain >= sizes[0] >= sizes[1] >= sizes[2] and sizes[2] < plain and loaded.cache_spec == parse_cache("C4")
     with pytest.raises(UsageError, match="more than 0"):
         load(tiny_model, kv_cache="auto", max_kl=0.0, cache_dir=cache_dir)
+    with pytest.raises(UsageError, match="add --kv-cache auto"):
+        load(tiny_model, max_kl=0.01, cache_dir=cache_dir)

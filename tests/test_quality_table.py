@@ -28,6 +28,14 @@ def test_ours_is_held_against_the_same_method_and_scheme_and_types_of_its_size()
     assert pairs([ours, same, other, kind, mix]) == [(ours, same), (ours, kind)]
 
 
+def test_only_the_same_method_is_a_rival() -> None:
+    ours = row("octavo", "smoothquant-gptq", "w8a8", 0.1)
+    same, less = row("llmcompressor", "smoothquant-gptq", "w8a8", 0.2), row("llmcompressor", "gptq", "w8a8", 0.3)
+    assert pairs([ours, same, less]) == [(ours, same)]
+    clipped = row("octavo", "awq-gptq", "w4g64", 0.1)
+    assert pairs([clipped, row("llmcompressor", "awq", "w4g64", 0.2)]) == []
+
+
 def test_table_holds_ratios_and_every_checkpoint_by_size() -> None:
     rows = [row("llmcompressor", "gptq", "w4g64", 0.2), row("octavo", "gptq", "w4g64", 0.1), row("gptqmodel", "gptq", "w2g64z", 0.5, 2.3)]
     text = markdown({"model": "m", "text": "t.txt", "context": 512, "windows": 1, "rows": rows})

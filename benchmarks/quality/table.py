@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-# our method -> (the library, its method) that it is held against
+# our method -> (the library, its name for the same method)
 RIVALS = {"gptq": (("llmcompressor", "gptq"), ("gptqmodel", "gptq")), "autoround": (("autoround", "signround"),),
-          "awq-rtn": (("llmcompressor", "awq"),), "awq-gptq": (("llmcompressor", "awq"), ("llmcompressor", "awq-gptq")),
-          "smoothquant-gptq": (("llmcompressor", "smoothquant-gptq"), ("llmcompressor", "gptq")), "smoothquant-rtn": (("llmcompressor", "smoothquant"),),
+          "awq-rtn": (("llmcompressor", "awq"),), "awq-gptq": (("llmcompressor", "awq-gptq"),),
+          "smoothquant-gptq": (("llmcompressor", "smoothquant-gptq"),), "smoothquant-rtn": (("llmcompressor", "smoothquant"),),
           "rtn": (("llmcompressor", "rtn"), ("autoround", "rtn"))}
 # our scheme -> llama.cpp's types of about the same size
 SIZES = {"w4g32": ("q4_0", "iq4_nl", "q4_k"), "w4g64": ("iq4_xs",), "w4g128": ("iq4_xs",), "w3g64": ("iq3_xxs", "q3_k"), "w3g128": ("iq3_xxs",),

@@ -13,6 +13,7 @@ from ..kernels.op import Value
 from ..layers import Table
 from ..layers.tensors import Use
 from ..models import Decoder
+from .extra import one_blas_thread
 from .rows import Matrix, Node, RowsOps, Vector, Visitor
 
 T = TypeVar("T")
@@ -180,9 +181,7 @@ class Blocks:
         self.x: Node
 
     def __enter__(self) -> Blocks:
-        from threadpoolctl import threadpool_limits
-
-        self._limits = threadpool_limits(1)  # chunks are the parallel work; a BLAS of several threads would add in another order
+        self._limits = one_blas_thread()
         return self
 
     def __exit__(self, *error: object) -> None:

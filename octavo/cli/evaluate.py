@@ -74,7 +74,7 @@ def run(options: Options) -> None:
     from ..quality.receipt_of import CONTEXT as RECEIPT_CONTEXT
     from ..quality.receipt_of import WINDOWS as RECEIPT_WINDOWS
 
-    plain = replace(options, model=options.against or "", quantization=options.against_quantization, kv_cache=None)
+    plain = replace(options, model=options.against or "", quantization=options.against_quantization, kv_cache=None, max_kl=None)
     original = (lambda: load_model(plain)) if options.against is not None else None
     tell = _progress if sys.stderr.isatty() else None
     done = None

@@ -73,7 +73,7 @@ class Options:
     """Leave weights unquantized whose name matches (a glob; may be repeated)."""
 
     include: list[str] = field(default_factory=list)
-    """Quantize embedding (*embed_tokens*) or output layer (*lm_head*), too, rounded to nearest (a glob; may be repeated). A search includes both."""
+    """Quantize embedding (`*embed_tokens*`) or output layer (`*lm_head*`), too, rounded to nearest (a glob; may be repeated). A search includes both."""
 
     threads: int | None = None
     """Default: as many as this process may use cores. The result does not depend on it."""

@@ -86,7 +86,8 @@ class Options(PolicyOptions):
     """When to find out what quantizing lost, where that is not known yet: once the server is ready, before, or never."""
 
     max_kl: float | None = None
-    """Refuse to serve a model whose mean KL divergence from its original is above this, in nats per token; measured before the server is ready."""
+    """Refuse to serve a model whose mean KL divergence from its original is above this, in nats per token; measured before the server is ready.
+    With --kv-cache auto it is also the loss allowed to the cache."""
 
     against: str | None = None
     """The original to measure against, where MODEL came quantized; default: MODEL as it is stored."""
@@ -126,7 +127,8 @@ def run(options: Options) -> int:
     quality = Quality(options.receipt, options.max_kl)
 
     def load(check: Callable[[], None]) -> tuple[LoadedModel, Engine]:
-        loaded = load_model(options, check)
+        automatic = (options.kv_cache or "").strip().lower() == "auto"  # else --max-kl is about the whole model, not about its cache
+        loaded = load_model(options if automatic else replace(options, max_kl=None), check)
         search = (lambda folder: _search(options, engine_options, loaded, folder, check)) if options.search_policy else None
         free = [name for name in ("max_batch_tokens", "max_batch") if getattr(options, name) is None]
         policy, told = use_policy(options, loaded, search, free)

@@ -10,6 +10,7 @@ from .. import layouts
 from ..cache import PAGE, KVPool
 from ..checkpoints import Checkpoint
 from ..checkpoints.octavo import OctavoCheckpoint
+from ..errors import UsageError
 from ..kernels.op import Backend
 from ..machine import detect
 from ..policy import Dispatch
@@ -49,6 +50,9 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
     Raises UsageError, CheckpointError, ModelError, SchemeError, KernelError, or CapacityError when it will not fit.
     """
     began = time.perf_counter()
+    automatic = kv_cache is not None and kv_cache.strip().lower() == "auto"
+    if max_kl is not None and not automatic:
+        raise UsageError("bounds the loss of an automatic key-value cache only", where="--max-kl", remedy="add --kv-cache auto, or leave it out")
     settings = read_settings()
     folder = Path(cache_dir).expanduser() if cache_dir is not None else settings.cache_dir
     isa = isa or settings.isa
@@ -59,7 +63,6 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
     origin = Search(source, quantization, max_model_len, revision, folder if use_cache else None, machine, dispatch, ops.name,
                     allow_pickle).origin()
     checkpoint, model, declared, jobs, plan = origin.checkpoint, origin.model, origin.declared, origin.jobs, origin.choice.plan
-    automatic = kv_cache is not None and kv_cache.strip().lower() == "auto"
     statics = origin.statics
     cache_spec, cache_note = choose_cache("bf16" if automatic else kv_cache, plan, model.head_dims, dispatch, statics is not None)
     tokenizer_files = mapped_tokenizer(checkpoint) if origin.copied else checkpoint.tokenizer_files()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..calibration.blocks import Weights
+from ..calibration.extra import check_extra
 from ..checkpoints import open_checkpoint
 from ..errors import UsageError
 from ..loading import load, open_model
@@ -55,6 +56,7 @@ def quantize_mixed(source: str | Path, out: str | Path, wish: Wish, goal: Goal, 
     Writes the plan and the plot of the front into the folder `out` (beside it, where it is a file). Raises what `quantize` does, and UsageError where the
     goal cannot be reached; for a bound on KL that is after ROUNDS plans, and the best of them stays at `out`.
     """
+    check_extra()
     target = target_of(out, overwrite)
     if wish.data is None:
         raise UsageError("a mixed search needs calibration text", where="--data", remedy="name a .txt or .jsonl file of text like what the model will meet")

@@ -18,6 +18,7 @@ import numpy as np
 from .. import __version__
 from ..calibration import Block, Blocks, Group, Samples, Statistics, read_samples
 from ..calibration.blocks import Weights
+from ..calibration.extra import check_extra
 from ..checkpoints import Checkpoint, open_checkpoint
 from ..conversion import RefusedError, convert
 from ..conversion import Report as Written
@@ -98,8 +99,9 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
 
     `on_progress(layers done, layers, seconds since the first)` is called after each layer. A run that was interrupted leaves a hidden folder beside `out`;
     the same call goes on from the last finished layer and ends with the same bytes, as any number of threads does.
-    Raises UsageError, SchemeError, CheckpointError.
+    Raises UsageError, SchemeError, CheckpointError, MissingExtraError.
     """
+    check_extra()
     began = time.perf_counter()
     target = target_of(out, overwrite)
     method, transforms = methods_of(wish)
@@ -126,8 +128,11 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
     if to == own.TARGET:
         written = own.write_own(result, {name: name for name in weights.edits} | found, target)
     else:
-        written = convert(result, target, to=to, include=included(found, schemes), keep=kept(checkpoint, found, schemes), shard_size=shard_size,
-                          overwrite=overwrite, threads=threads, cache_dir=cache_dir)
+        try:
+            written = convert(result, target, to=to, include=included(found, schemes), keep=kept(checkpoint, found, schemes), shard_size=shard_size,
+                              overwrite=overwrite, threads=threads, cache_dir=cache_dir)
+        except RefusedError as error:  # what an option of the method brings (fractions as zero points, an order of inputs)
+            raise UsageError(error.what, where=f"--to {to}", remedy="run again with another --to, such as octavo: the layers are kept") from None
     store.remove()
     return Report(str(plan), wish.method, samples.name if samples else "", errors, written, time.perf_counter() - began, resumed, settings,
                   needs_of(method) == "gram")

@@ -159,3 +159,18 @@ def test_the_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert told["method"] == "gptq" and told["settings"]["method"]["passes"] == 1 and told["written"]["bytes_before"] > told["written"]["bytes_after"]
     assert main(["quantize", str(model), str(tmp_path / "out"), *options]) == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["scipy", "threadpoolctl"])
+def test_a_missing_extra_is_told_in_one_line(name: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    assert main(["quantize", str(model), str(tmp_path / "out"), "--scheme", "W4g32A16", "--data", str(model / "ids.npy")]) == 2
+    assert capsys.readouterr().err == f"octavo: octavo quantize: needs {name}, which is not installed. pip install 'octavo[quantize]'\n"
+
+
+def test_what_an_option_brings_is_refused_with_a_target_that_holds_it(model: Path, wish: Callable[..., Wish], tmp_path: Path) -> None:
+    dynamic = wish(options={"gptq.groups": "dynamic"})
+    with pytest.raises(UsageError, match="another --to"):
+        quantize(model, tmp_path / "out", dynamic)
+    assert quantize(model, tmp_path / "out", dynamic, to="gptq:act-order").resumed == LAYERS

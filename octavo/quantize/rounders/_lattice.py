@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...calibration.extra import check_extra
 from ._grid import Grid
 
 STEP = 64  # inputs rounded before what they lost is passed on by a matrix product
@@ -20,6 +21,7 @@ def factor(gram: np.ndarray, order: np.ndarray, damping: float) -> tuple[np.ndar
 
     Reversing the order of rows and columns makes the lower factor of LAPACK the upper one, so that no inverse is needed.
     """
+    check_extra()
     from scipy.linalg import lapack
 
     k = len(gram)

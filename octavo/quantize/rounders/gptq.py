@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from ...calibration import Statistics
+from ...calibration.extra import one_blas_thread
 from ...errors import ModelError, UsageError
 from ...qtensor import QTensor
 from ...schemes import TensorSpec
@@ -62,7 +62,7 @@ class Gptq:
         m, more = factor(gram, order, 0.0)
         if more:
             gram[np.diag_indices(len(gram))] += np.float32(more * float(np.trace(gram, dtype=np.float64)) / len(gram))
-        with ThreadPoolExecutor(threads) as pool, threadpool_limits(1):
+        with ThreadPoolExecutor(threads) as pool, one_blas_thread():
             return [replace(self._weight(weight, spec, gram, m, order, pool), order=stored) for weight, spec in zip(weights, specs, strict=True)]
 
     def _hessian(self, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

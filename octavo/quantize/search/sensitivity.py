@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ...calibration.blocks import Bound, Weights
+from ...calibration.extra import one_blas_thread
 from ...calibration.gradients import Linear, TapeOps, Var
 from ...calibration.rows import Vector
 from ...calibration.statistics import Statistics, combine, means, of_rows
@@ -70,9 +71,7 @@ class Sensitivities:
         self.found: dict[str, Sensitivity] = {}
 
     def __enter__(self) -> Sensitivities:
-        from threadpoolctl import threadpool_limits
-
-        self._limits: Any = threadpool_limits(1)  # parts are the parallel work; any number of threads gives the same bits
+        self._limits: Any = one_blas_thread()  # any number of threads gives the same bits
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
