@@ -8,7 +8,7 @@ speed: one decoding step of `--users` sequences that have so many tokens. The ca
 service. In a round every format runs once, in random order; the table shows the median over rounds of the ratio to the first format, and the lowest and
 highest. Ratios of such pairs hold on a machine that is shared; the times themselves do not.
 
-quality: perplexity against the first format (paired, 95% over windows of 64 tokens), KL divergence, top-1 agreement; then the copy and needle tasks of
+quality: perplexity against the first format (paired, 95% over windows of 64 tokens), KL divergence and top-1 agreement of every `--every`th token; then the copy and needle tasks of
 `octavo evaluate` at the same length: the share of tokens that are right.
 """
 
@@ -96,7 +96,8 @@ def quality(options: argparse.Namespace) -> None:
         line = (f"{name:>6}  perplexity {math.exp(losses[name].mean()):8.4f}, {100 * math.expm1(worse.mean()):+.3f}% ({100 * math.expm1(low):+.3f} to "
                 f"{100 * math.expm1(high):+.3f}); KL {np.concatenate(apart).mean():.5f}; top-1 {np.concatenate(same).mean():.4f}")
         if options.tasks:
-            tasks = [copy_task(loaded, text, options.task_length, trials=2), needle_task(loaded, text, options.task_length, depths=(0.1, 0.5, 0.9))]
+            length = options.task_length or min(options.context, loaded.max_model_len)
+            tasks = [copy_task(loaded, text, length, trials=2), needle_task(loaded, text, length, depths=(0.1, 0.5, 0.9))]
             line += "; " + ", ".join(f"{task.kind} {task.tokens.value:.3f}" for task in tasks)
         print(line, flush=True)
 
@@ -116,7 +117,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--windows", type=int, default=1)
     parser.add_argument("--every", type=int, default=8)
-    parser.add_argument("--task-length", type=int, default=2048)
+    parser.add_argument("--task-length", type=int)
     parser.add_argument("--tasks", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     speed(options) if options.part == "speed" else quality(options)
