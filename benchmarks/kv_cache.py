@@ -8,8 +8,8 @@ speed: one decoding step of `--users` sequences that have so many tokens. The ca
 service. In a round every format runs once, in random order; the table shows the median over rounds of the ratio to the first format, and the lowest and
 highest. Ratios of such pairs hold on a machine that is shared; the times themselves do not.
 
-quality: perplexity against the first format (paired, 95% over windows of 64 tokens), KL divergence and top-1 agreement of every `--every`th token; then the copy and needle tasks of
-`octavo evaluate` at the same length: the share of tokens that are right.
+quality: perplexity against the first format (paired, 95% over windows of 64 tokens), KL divergence and top-1 agreement of every `--every`th token; then the
+copy and needle tasks of `octavo evaluate` at the same length: the share of tokens that are right.
 """
 
 from __future__ import annotations
