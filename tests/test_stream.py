@@ -108,7 +108,7 @@ def test_only_the_type_of_the_scales_differs(stored: str, asked: str, scale_type
 
 
 def test_rows_that_disagree_about_their_inputs_are_refused() -> None:
-    q = random("W4g32", 40)
+    q = random("W4g32", 200)
 
     class Changing(Held):
         def read(self, name: str, rows: slice | None = None) -> QTensor:
@@ -116,7 +116,7 @@ def test_rows_that_disagree_about_their_inputs_are_refused() -> None:
             assert rows is not None
             return replace(part, order=np.roll(np.arange(130, dtype=np.int32), rows.start))
 
-    job = Job("w", "w", (40, 130), q.spec, q.spec, BF16, "native")
+    job = Job("w", "w", (200, 130), q.spec, q.spec, BF16, "native")
     checkpoint: Any = Changing(q)
     chunk, _stream.CHUNK = _stream.CHUNK, 1 << 11
     try:

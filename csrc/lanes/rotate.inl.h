@@ -30,7 +30,7 @@ static void rotate(float* x, int dim) {
 }
 
 // A key as it is stored, of one head; `turned` has room for dim
-static const float* turned_key(const CacheLayer& cache, int head, const float* k, float* turned) {
+static inline const float* turned_key(const CacheLayer& cache, int head, const float* k, float* turned) {
   const int dim = cache.head_dim;
   const int64_t at = int64_t(head) * dim;
   if (cache.k_mean) for (int d = 0; d < dim; d++) turned[d] = (k[d] - cache.k_mean[at + d]) * cache.k_inverse[at + d];

@@ -1,0 +1,171 @@
+// The ops of a program that are more than one pass over each row: linears and attention, whose members share the work in ways of their own.
+// For program.cpp alone; what does the same to every row is in rowwise.h.
+#pragma once
+#include <array>
+#include <cstring>
+
+#include "rowwise.h"
+
+namespace octavo {
+namespace {
+
+struct Linear : Op {
+  int x, residual;
+  std::vector<int> weights, biases, outs;
+  int group = 0;  // of int8 activations; 0: float activations
+  float fixed = 0.f;  // their scale where it is known beforehand
+  int zero_point = 0;
+  int k = 0, kpad = 0, panels = 0;
+  bool own_x = false;             // with one row every member has an x of its own
+  std::vector<std::array<int8_t, kBuckets>> choices;  // per weight: index into Kernels::linears, -1: the usual one
+
+  OwnRows own_rows(int rows) const override { return {group != 0 && rows > 1, false}; }  // several rows are quantized row by row
+  Touched touched() const override {
+    Touched t{{x}, outs};
+    if (residual >= 0) t.reads.push_back(residual);
+    return t;
+  }
+
+  void run(Program& p, const Step& step, int member) override {
+    const int rows = p.rows(x, step);
+    if (rows == 0) return;
+    Buffer& in = p.at(x);
+    LinearCall call;
+    call.in.x = rows == 1 && own_x ? p.own_row(in, member) : in.data();
+    call.in.stride = in.stride;
+    call.in.rows = rows;
+    if (group) {
+      // [rows, kpad] codes, [rows, groups] scales, [rows, kpad/32] sums. One row: every member has its own copy and nobody waits.
+      const int copies = rows == 1 ? member : 0;
+      int8_t* q = p.quantized().as<int8_t>() + copies * bytes(1);
+      float* scale = reinterpret_cast<float*>(q + size_t(rows) * size_t(kpad));
+      int32_t* sums = reinterpret_cast<int32_t*>(scale + size_t(rows) * size_t(groups()));
+      const auto [a, b] = rows == 1 ? std::pair<int, int>{0, 1} : p.share(rows, member);
+      if (fixed > 0.f) p.kernels().quantize_rows_fixed(call.in.x, in.stride, k, kpad, fixed, zero_point, a, b, q, scale, sums);
+      else p.kernels().quantize_rows(call.in.x, in.stride, k, kpad, group, a, b, q, scale, sums);
+      if (rows > 1) p.meet(member);
+      call.in.q = q;
+      call.in.scale = scale;
+      call.in.group = group;
+      call.in.groups = groups();
+      call.in.sums = sums;
+    }
+    const auto [first, last] = p.share(panels, member);
+    const int bucket = row_bucket(rows);
+    int start = 0;
+    for (size_t i = 0; i < weights.size(); i++) {
+      const Packed& w = p.packed(weights[i]);
+      const int count = w.panels(), a = std::max(first - start, 0), b = std::min(last - start, count);
+      start += count;
+      if (a >= b) continue;
+      Buffer& y = p.at(outs[i]);
+      call.w = &w;
+      call.bias = biases[i] < 0 ? nullptr : p.values(biases[i]).data();
+      call.y = y.data();
+      call.y_stride = y.stride;
+      call.residual = residual < 0 ? nullptr : p.at(residual).data();
+      call.residual_stride = residual < 0 ? 0 : p.at(residual).stride;
+      kernel(p, i, bucket, rows).run(call, a, b, p.scratch(member).as<void>());
+    }
+  }
+  const LinearKernel& kernel(const Program& p, size_t i, int bucket, int rows) const {
+    const Kernels& all = p.kernels();
+    const Packed& w = p.packed(weights[i]);
+    const int mine = choices[i][size_t(bucket)];
+    return all.linears[mine >= 0 && all.linears[mine].supports(w, group, rows) ? mine : all.usual_linear(w, group, rows)];
+  }
+  size_t bytes(int rows) const {
+    const size_t raw = size_t(rows) * (size_t(kpad) + sizeof(float) * size_t(groups()) + sizeof(int32_t) * size_t(kpad / kSumBlock));
+    return (raw + 63) / 64 * 64;
+  }
+  int groups() const { return group < kpad ? (kpad + group - 1) / group : 1; }
+  OpInfo info(const Program& p, int rows) const override {
+    OpInfo i = info_of("linear", p, x, "", 1 + (residual >= 0));
+    i.shape = std::to_string(k) + " > ";
+    for (size_t j = 0; j < weights.size(); j++) {
+      const Packed& w = p.packed(weights[j]);
+      const std::string name = kernel(p, j, row_bucket(rows), rows).name;
+      i.shape += (j ? "+" : "") + std::to_string(w.n);
+      if (i.kernel.find(name) == std::string::npos) i.kernel += (j ? "+" : "") + name;
+      i.weight_bytes += double(w.panel_bytes) * w.panels();
+      i.row_bytes += 4.0 * w.n;
+      (group ? i.int_ops : i.float_ops) += 2.0 * w.n * k;
+    }
+    i.shape += " " + weight_name(p.packed(weights[0])) + (!group ? "" : group < kpad ? " A8g" + std::to_string(group) : " A8");
+    return i;
+  }
+};
+
+// Every row of a sequence meets all rows of it
+struct Mutual : Op {
+  int q, k, v, out, heads, head_dim;
+  float scale;
+  Touched touched() const override { return {{q, k, v}, {out}}; }
+  MutualCall call(const Program& p, const Step& step) const {
+    const Buffer &qb = p.at(q), &kb = p.at(k), &vb = p.at(v), &y = p.at(out);
+    MutualCall c;
+    c.starts = step.starts;
+    c.sequences = step.sequences;
+    for (int s = 0; s < step.sequences; s++) c.longest = std::max(c.longest, step.starts[s + 1] - step.starts[s]);
+    c.heads = heads;
+    c.head_dim = head_dim;
+    c.q = qb.data(); c.q_stride = qb.stride;
+    c.k = kb.data(); c.k_stride = kb.stride;
+    c.v = vb.data(); c.v_stride = vb.stride;
+    c.y = y.data(); c.y_stride = y.stride;
+    c.scale = scale;
+    return c;
+  }
+  void run(Program& p, const Step& step, int member) override {
+    if (member == 0) p.ticket().store(0, std::memory_order_relaxed);
+    p.meet(member);
+    const MutualCall c = call(p, step);
+    const int items = c.sequences * heads;
+    for (int i = p.ticket().fetch_add(1); i < items; i = p.ticket().fetch_add(1)) p.kernels().mutual_attention(c, i, p.scratch(member).as<void>());
+  }
+  OpInfo info(const Program& p, int) const override { return info_of("attention", p, q, std::to_string(heads) + " heads, both ways", 4); }
+};
+
+struct Attention : Op {
+  int q, k, v, out, layer, heads, kv_heads, head_dim, window;
+  float scale, cap;
+  bool needs_step() const override { return true; }
+  OwnRows own_rows(int) const override { return {true, false}; }  // keys and values are stored row by row
+  Touched touched() const override { return {{q, k, v}, {out}}; }
+  void run(Program& p, const Step& step, int member) override {
+    const auto [a, b] = p.share(step.rows, member);
+    const Buffer &kb = p.at(k), &vb = p.at(v), &qb = p.at(q), &y = p.at(out);
+    p.kernels().cache_write(p.cache(layer), kb.data(), kb.stride, vb.data(), vb.stride, step.slots, a, b);
+    if (member == 0) p.ticket().store(0, std::memory_order_relaxed);
+    p.meet(member);
+    AttentionCall call;
+    call.step = &step;
+    call.gangs = &p.gangs();
+    call.cache = &p.cache(layer);
+    call.q = qb.data();
+    call.q_stride = qb.stride;
+    call.y = y.data();
+    call.y_stride = y.stride;
+    call.heads = heads;
+    call.scale = scale;
+    call.softcap = cap;
+    call.window = window;
+    const int items = p.kernels().attention_items(call);
+    // Later items of a prompt see more context: the largest go first
+    for (int i = p.ticket().fetch_add(1); i < items; i = p.ticket().fetch_add(1)) p.kernels().attention(call, items - 1 - i, p.scratch(member).as<void>());
+  }
+  OpInfo info(const Program& p, int) const override {
+    OpInfo i = info_of("attention", p, q, std::to_string(heads) + "/" + std::to_string(kv_heads) + " heads of " + std::to_string(head_dim), 2);
+    if (window) i.shape += " window " + std::to_string(window);
+    i.row_bytes += 8.0 * kv_heads * head_dim;
+    i.layer = layer;
+    i.heads = heads;
+    i.kv_heads = kv_heads;
+    i.head_dim = head_dim;
+    i.window = window;
+    return i;
+  }
+};
+
+}  // namespace
+}  // namespace octavo
