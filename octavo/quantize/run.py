@@ -134,7 +134,7 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
         except RefusedError as error:  # what an option of the method brings (fractions as zero points, an order of inputs)
             raise UsageError(error.what, where=f"--to {to}", remedy="run again with another --to, such as octavo: the layers are kept") from None
     store.remove()
-    return Report(str(plan), wish.method, samples.name if samples else "", errors, written, time.perf_counter() - began, resumed, settings,
+    return Report(plan.short, wish.method, samples.name if samples else "", errors, written, time.perf_counter() - began, resumed, settings,
                   needs_of(method) == "gram")
 
 
