@@ -3,10 +3,10 @@
 What it is: another rounder (GPTQ) gives a start; then an offset for each code and a factor for each scale are learned by gradients, of which little more
 than the sign counts, so that the outputs of the whole layer (attention and feed-forward together), on inputs that carry all earlier rounding, come closest
 to those of the unrounded model. Sequences held out from learning decide whether it went too far, so a layer never gets worse by it.
-When to choose it: 2 to 4 bits, when a calibration of minutes per hundred million weights is worth it.
-Limits: integer codes with scales per group or row; needs torch; some three times GPTQ's time.
-Source: SignRound, arXiv 2309.05516. Ours: the start from GPTQ (arXiv 2210.17323), which needs a fraction of the steps; steps of Adam's form (arXiv
-1412.6980) instead of signs, because where samples are few the sign of noise moves every code; the held-out judge.
+When to choose it: 2 to 4 bits with much calibration text for each weight; LOG.md has where it gained (a tiny model) and where it overfitted (few tokens).
+Limits: integer codes with scales per group or row; needs torch; a pass forward and back through the layer for every step, so much slower than GPTQ.
+Source: SignRound, arXiv 2309.05516. Ours: the start from GPTQ (arXiv 2210.17323), which is what remains where learning gains nothing; steps of Adam's form
+(arXiv 1412.6980) instead of signs, because where samples are few the sign of noise moves every code; the held-out judge.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class _State:
         self.mean, self.square, self.steps = torch.zeros_like(self.offset), torch.zeros_like(self.offset), 0
 
     def values(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(the weight that the codes stand for, the codes less their zero points, 1.0 where a code is free to move)."""
+        """(the weight that the codes stand for, the codes less their zero points, True where a code is free to move)."""
         torch = import_torch()
         zeros = self.zeros[:, self.columns]
         place = self.weight / (self.scales * self.factor)[:, self.columns] + self.offset + zeros
