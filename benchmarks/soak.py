@@ -109,7 +109,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     return {
         "users": options.users, "minutes": options.minutes, "requests": soak.requests, "errors": soak.errors, "left_early": soak.left_early,
-        "tokens": state.get("octavo_generated_tokens_total"),
+        "tokens": state.get("octavo_generation_tokens_total"),
         "rss_mb_at_quarters": [round(float(np.interp(times[-1] * q, times, memory)), 1) for q in (0, 0.25, 0.5, 0.75, 1)],
         "rss_mb_max": round(float(memory.max()), 1), "mb_per_hour_second_half": slope(0.5), "mb_per_hour_last_quarter": slope(0.25),
         "pages_at_quarters": [round(float(np.interp(times[-1] * q, times, [s[2] for s in samples]))) for q in (0, 0.25, 0.5, 0.75, 1)],

@@ -48,4 +48,5 @@ def use_policy(options: PolicyOptions, loaded: "LoadedModel", search: Callable[[
     fixed = (options.threads or read_settings().threads) is not None
     applied = apply_policy(loaded, policy, threads=not fixed, cache=options.kv_cache is None)
     applied += [f"{value} {ENGINE[name]}" for name in engine if (value := policy.settings.get(name)) is not None]
-    return policy, f"policy of {policy.made}: {', '.join(applied) or 'the defaults are the fastest'}"
+    loaded.report.policy = f"policy of {policy.made}: {', '.join(applied) or 'the defaults are the fastest'}"
+    return policy, loaded.report.policy

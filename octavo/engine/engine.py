@@ -18,6 +18,7 @@ from ..cache import PAGE, KVPool
 from ..errors import CapacityError, PromptTooLongError, QueueFullError, RequestError, StoppingError
 from ..telemetry import EngineTelemetry
 from .burst import Chooser, Pace, takes_raw
+from .ended import note_end
 from .grammar import GrammarCompiler
 from .options import EngineOptions
 from .output import Output
@@ -153,7 +154,7 @@ class Engine:
         return (*(() if request.sampling.ignore_eos else self._end_ids), *request.sampling.stop_token_ids)
 
     def _refuse(self, reason: str, error: RequestError) -> RequestError:
-        self.telemetry.refused.add(1, reason)
+        self.telemetry.errors.add(1, reason)
         return error
 
     def _cancel(self, ticket: Ticket) -> None:
@@ -201,7 +202,8 @@ class Engine:
             log.exception("a step failed")
             self.telemetry.step_failures.add()
             for sequence in [c.sequence for c in chunks] or [*self._scheduler.running, *list(self._scheduler.waiting)[:1]]:
-                self._finish(sequence, Finish.ERROR, error=f"the step failed: {type(error).__name__}: {error}", doubtful=True)
+                self._finish(sequence, Finish.ERROR, error=f"the step failed: {type(error).__name__}: {error}", kind="step_failed",
+                             doubtful=True)
         self._deliver()
         if chunks:
             self.telemetry.steps.add(steps)
@@ -223,7 +225,7 @@ class Engine:
             now = time.monotonic()
             for sequences in list(self._live.values()):
                 for sequence in [s for s in sequences if s.deadline <= now]:
-                    self._finish(sequence, Finish.TIMEOUT)
+                    self._finish(sequence, Finish.TIMEOUT, kind="timeout")
 
     def _compute(self, chunks: list[Chunk]) -> None:
         for chunk in chunks:
@@ -245,7 +247,7 @@ class Engine:
             sequence = chunk.sequence
             if not all_sound and not sound[rows].all():
                 self.telemetry.nan_failures.add()
-                self._finish(sequence, Finish.ERROR, error="the model's output is not a number", doubtful=True)
+                self._finish(sequence, Finish.ERROR, error="the model's output is not a number", kind="nan", doubtful=True)
                 continue
             if sequence.wants_prompt_logprobs:
                 self._score_prompt(chunk, logits[rows])
@@ -289,7 +291,7 @@ class Engine:
                     continue                                  # computed in vain: it ended before
                 if not good:
                     self.telemetry.nan_failures.add()
-                    self._finish(sequence, Finish.ERROR, error="the model's output is not a number", doubtful=True)
+                    self._finish(sequence, Finish.ERROR, error="the model's output is not a number", kind="nan", doubtful=True)
                     continue
                 self._scheduler.advance(chunk)
                 self._sample(sequence, NO_ROW, token, now)
@@ -312,12 +314,13 @@ class Engine:
                 token = sampler.draw(row, index, grammar.allowed())
                 done = grammar.accept(token)
         except RequestError as error:
-            self._finish(sequence, Finish.ERROR, error=str(error))
+            self._finish(sequence, Finish.ERROR, error=str(error), kind="grammar")
             return
         sampler.accept(token)
         sequence.tokens.append(token)
         text = output.push(token, index + 1)
         if index == 0:
+            sequence.first_token = now
             self.telemetry.first_token_seconds.observe(now - sequence.submitted)
         else:
             self._gaps[sequence.last_token] = self._gaps.get(sequence.last_token, 0) + 1
@@ -348,8 +351,13 @@ class Engine:
         sequence.counted = True
         with self._lock:
             self._queued -= 1
-        self.telemetry.prompt_tokens.add(sequence.prompt_length)
-        self.telemetry.cached_tokens.add(sequence.cached_tokens)
+        sequence.admitted = time.monotonic()
+        t = self.telemetry
+        t.queue_seconds.observe(sequence.admitted - sequence.submitted)
+        t.prompt_tokens.add(sequence.prompt_length)
+        if self.options.prefix_cache:
+            t.looked_up_tokens.add(sequence.prompt_length)
+            t.cached_tokens.add(sequence.cached_tokens)
 
     def _prefilled(self, sequence: Sequence) -> None:
         """The prompt's pages can be shared now: let the other choices of the request follow, before anyone else."""
@@ -360,11 +368,13 @@ class Engine:
         sequence.siblings = []
 
     def _finish(self, sequence: Sequence, finish: Finish, *, text: str | None = None, tokens: tuple[int, ...] = (),
-                logprobs: tuple[TokenLogprob, ...] = (), error: str | None = None, doubtful: bool = False) -> None:
-        """End a choice: its pages are free at once, its last delta is on its way."""
+                logprobs: tuple[TokenLogprob, ...] = (), error: str | None = None, kind: str = "", doubtful: bool = False) -> None:
+        """End a choice: its pages are free at once, its last delta is on its way. kind: under what it counts as an error."""
         if sequence.finished:
             return
         sequence.finished = True
+        if kind:
+            self.telemetry.errors.add(1, kind)
         if not sequence.counted:
             sequence.counted = True
             with self._lock:
@@ -374,12 +384,11 @@ class Engine:
             self._prefilled(sequence)                         # it ends early; the others must go on without its pages
         if text is None:
             text = sequence.output.flush() if finish is not Finish.ERROR else ""
-        self._put(sequence, Delta(sequence.choice, text, tokens, logprobs, finish, sequence.output.reason, error))
         now = time.monotonic()
+        note_end(sequence, finish, now, self.telemetry)       # before its last delta: whoever reads that may look for the end
+        self._put(sequence, Delta(sequence.choice, text, tokens, logprobs, finish, sequence.output.reason, error))
         self._pace += 0.1 * (min(now - self._last_finish, 5.0) - self._pace)
         self._last_finish = now
-        self.telemetry.requests.add(1, finish.value)
-        self.telemetry.request_seconds.observe(now - sequence.submitted)
         with self._lock:
             if all(s.finished for s in self._live[sequence.ticket]):
                 del self._live[sequence.ticket]
@@ -401,6 +410,7 @@ class Engine:
         t.queued.set(self._queued)
         t.running.set(len(self._scheduler.running))
         t.pages_used.set(pool.used)
+        t.cache_usage.set(pool.used / self.kv_pages)
         t.pages_cached.set(pool.cached)
         t.pages_free.set(pool.free - pool.cached)
         t.preemptions.values[""] = self._scheduler.preemptions

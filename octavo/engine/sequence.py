@@ -47,7 +47,9 @@ class Sequence:
     finished: bool = False
     siblings: list[Sequence] = field(default_factory=list)   # choices that wait for this one's prompt pages
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
-    last_token: float = 0.0                      # time of the newest token
+    admitted: float = 0.0                        # times of its first admission, of its first and of its newest token; 0: not yet
+    first_token: float = 0.0
+    last_token: float = 0.0
 
     @property
     def request(self) -> Request:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
+from .ended import Ended
 from .request import Delta, Request
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ class Ticket:
 
     def __init__(self, request: Request, id: str, cancel: Callable[[Ticket], None]) -> None:
         self.request, self.id = request, id
+        self.ended: list[Ended] = []       # of the choices that have ended; complete once the last delta has been read
         self._cancel = cancel
         self._deltas: SimpleQueue[Delta] = SimpleQueue()
         self._open = request.n            # choices whose last delta has not been read

@@ -38,6 +38,7 @@ class LoadReport:
     runs         what really runs, by class of weights
     notes        what is not as asked: emulated formats, files set aside, a cache that could not be used
     copy         folder of the copy in the cache, "" where there is none
+    policy       the measured policy that it runs by, in words; "": the defaults
     """
 
     source: str
@@ -57,6 +58,7 @@ class LoadReport:
     seconds: float = 0.0
     measured_peak: int = 0
     copy: str = ""
+    policy: str = ""
 
     @property
     def predicted_peak(self) -> int:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .service import Service
 
 OPEN_PATHS = frozenset({"/health"})
-METRICS = "/metrics"
+METRICS = frozenset({"/metrics", "/v1/figures"})
 
 
 class Count:
@@ -54,7 +54,7 @@ class Guard:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.options = app, service.options
         self.key = self.options.api_key.encode() if self.options.api_key is not None else None
-        self.open_paths = OPEN_PATHS if self.options.protect_metrics else OPEN_PATHS | {METRICS}
+        self.open_paths = OPEN_PATHS if self.options.protect_metrics else OPEN_PATHS | METRICS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
+from .drift import Drift
+
 if TYPE_CHECKING:
     from ..quality.online import Online
     from ..quality.receipt import Receipt
@@ -29,6 +31,7 @@ class Quality:
         self.mode, self.max_kl = mode, max_kl
         self.state = "off" if mode == "off" and max_kl is None else "waiting"
         self.receipt: Receipt | None = None
+        self.drift = Drift()
         self._thread: threading.Thread | None = None
 
     def before(self, online: Callable[[], Online], check: Callable[[], None], where: str) -> None:

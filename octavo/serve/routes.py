@@ -92,6 +92,13 @@ async def metrics(http: Request) -> Response:
     return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+@router.get("/v1/figures")
+async def figures(http: Request) -> dict[str, Any]:
+    """/metrics as JSON."""
+    found: dict[str, Any] = http.app.state.exposition.figures()
+    return found
+
+
 @router.get("/version")
 async def version() -> dict[str, str]:
     return {"version": __version__}

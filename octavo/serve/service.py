@@ -9,10 +9,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from .metrics import HttpTelemetry
 from .options import ServerOptions
 from .problems import Problem, unavailable
 from .quality import Quality
+from .samples import HttpTelemetry
 from .tools import Syntax, syntax_of
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ ORDER: list[set[str]] = [
     {"loading"},
     {"calibration", "conversion", "quality", "engine"},
     {"workloads", "modules"},
-    {"doctor", "inspect", "quantize", "train", "prune", "tune", "speed", "trace", "serve", "evaluate", "bench", "validate",
+    {"doctor", "inspect", "quantize", "train", "prune", "tune", "speed", "trace", "serve", "monitor", "evaluate", "bench", "validate",
      "advise"},
     {"cli"},
 ]

@@ -294,7 +294,7 @@ def test_what_cannot_be_served_is_refused(make_engine: Make, request_: Request, 
     with pytest.raises(RequestError) as refused:
         engine.submit(request_)
     assert refused.value.status == 400 and refused.value.param == param
-    assert engine.telemetry.refused.values["invalid"] == 1
+    assert engine.telemetry.errors.values["invalid"] == 1
 
 
 async def collect(engine: Engine, request: Request) -> list[int]:
@@ -321,7 +321,7 @@ def test_telemetry_adds_up(make_engine: Make) -> None:
     assert t.first_token_seconds.count == 3 and t.token_gap_seconds.count == 57 and t.request_seconds.count == 3
     assert t.pages_free.value + t.pages_cached.value + t.pages_used.value == t.pages_total.value == 64
     assert t.steps.total == t.step_seconds.count == t.forward_seconds.count == 60
-    assert [m.name for m in t.metrics()][:2] == ["requests", "requests_refused"]
+    assert [m.definition.name for m in t.metrics()][:2] == ["requests_finished", "request_errors"]
 
 
 def test_options_are_checked() -> None:

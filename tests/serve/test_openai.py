@@ -48,7 +48,7 @@ class Server:
     def settle(self) -> None:
         """Wait until nothing runs."""
         end = time.monotonic() + 30
-        while self.gauge("running") or self.gauge("queued") or self.gauge("pages_used"):
+        while self.gauge("num_requests_running") or self.gauge("num_requests_waiting") or self.gauge("pages_used"):
             assert time.monotonic() < end, "requests or pages are left over"
             time.sleep(0.05)
 
@@ -256,7 +256,7 @@ def test_models_tokens_and_version(client: OpenAI, server: Server) -> None:
     metrics = httpx.get(f"{server.url}/metrics").text
     assert 'octavo_http_requests_total{route="/v1/chat/completions",status="200"}' in metrics
     assert "octavo_weight_bytes{asked=" in metrics
-    assert 'octavo_model_info{' in metrics and "octavo_first_token_seconds_bucket" in metrics
+    assert 'octavo_model_info{' in metrics and "octavo_time_to_first_token_seconds_bucket" in metrics
 
 
 def test_sigterm_finishes_what_runs(smollm2_path: Path, cache: Path) -> None:
@@ -264,7 +264,7 @@ def test_sigterm_finishes_what_runs(smollm2_path: Path, cache: Path) -> None:
     answers: list[Any] = []
     user = threading.Thread(target=lambda: answers.append(say(server.client, max_tokens=60, extra_body={"ignore_eos": True})))
     user.start()
-    while not server.gauge("running"):
+    while not server.gauge("num_requests_running"):
         time.sleep(0.01)
     server.process.send_signal(signal.SIGTERM)
     user.join(60)

@@ -112,7 +112,7 @@ def test_a_client_that_leaves_frees_its_pages(start: Start, stream: bool) -> Non
         if stream:
             assert b"200 OK" in connection.recv(4096)
     began = time.monotonic()
-    until(lambda: gauge(client, "pages_used") == 0 and gauge(client, "running") == 0)
+    until(lambda: gauge(client, "pages_used") == 0 and gauge(client, "num_requests_running") == 0)
     assert time.monotonic() - began < 2, "it went on computing for nobody"
     assert gauge(client, "cancellations_total") == 1
 
@@ -123,7 +123,7 @@ def test_sigterm_finishes_what_runs(start: Start) -> None:
     users = [threading.Thread(target=lambda s=s: answers.append(client.post("/v1/chat/completions", json=body("a" * 60, stream=s)))) for s in (True, False)]
     for user in users:
         user.start()
-    until(lambda: gauge(client, "running") == 2)
+    until(lambda: gauge(client, "num_requests_running") == 2)
     process.send_signal(signal.SIGTERM)
     for user in users:
         user.join(20)
