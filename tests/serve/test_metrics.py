@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import numpy as np
 from prometheus_client.metrics_core import Metric
@@ -17,7 +17,7 @@ from .conftest import Running, Serving
 PROCESS = ("process_", "python_")  # prometheus-client's own
 
 
-async def exposed(server: Running) -> Iterator[Metric]:
+async def exposed(server: Running) -> Iterable[Metric]:
     return text_string_to_metric_families((await server.client.get("/metrics")).text)
 
 
