@@ -9,6 +9,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from typing import Annotated, Any
 
 from .. import __version__
@@ -46,8 +47,13 @@ def _action(command: Command, flat: Any) -> Any:
     def action(options: Any) -> int | None:
         return command.run(options)
 
-    action.__annotations__ = {"options": Annotated[command.options, flat]}
-    return action
+    def bare(options: Any = None) -> int | None:
+        return command.run(command.options() if options is None else options)
+
+    optional = all(f.default is not MISSING or f.default_factory is not MISSING for f in fields(command.options) if f.init)
+    chosen, kind = (bare, command.options | None) if optional else (action, command.options)  # cyclopts wants a default where all of it has one
+    chosen.__annotations__ = {"options": Annotated[kind, flat]}
+    return chosen
 
 
 def main(argv: Sequence[str] | None = None) -> int:

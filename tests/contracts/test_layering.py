@@ -14,7 +14,7 @@ PACKAGE = Path(octavo.__file__).resolve().parent
 # Lowest first; the rooms of one row may not import each other unless the row says so below.
 ORDER: list[set[str]] = [
     {"errors"},
-    {"settings", "registry", "telemetry"},
+    {"settings", "registry", "telemetry", "charts"},
     {"machine"},
     {"ceilings"},
     {"formats"},
@@ -28,7 +28,7 @@ ORDER: list[set[str]] = [
     {"models"},
     {"loading"},
     {"calibration", "conversion", "quality", "engine"},
-    {"workloads", "modules"},
+    {"workloads", "modules", "traffic"},
     {"doctor", "inspect", "quantize", "train", "prune", "tune", "speed", "trace", "serve", "monitor", "evaluate", "bench", "validate",
      "advise"},
     {"cli"},
