@@ -102,11 +102,13 @@ enum class CacheType : int32_t { F32 = 0, BF16 = 1, I8 = 2, E4M3 = 3, U4 = 4 };
 
 // One layer of the KV cache. Keys are stored transposed inside a page so that lanes are tokens.
 //   K: [page][kv_head][head_dim][kPage], V: [page][kv_head][kPage][head_dim]
-//   K of U4: [page][kv_head][ceil(head_dim / 2)][kPage] bytes: dimension 2i in the low bits, 2i + 1 in the high bits
+//   K of U4: [page][kv_head][ceil(key_rows / 2)][kPage] bytes: a byte for each leading component of the key, then two codes a byte, component 2i of the rest
+//   in the low bits, 2i + 1 in the high bits
 //   V of U4: [page][kv_head][kPage][ceil(head_dim / 2)] bytes: dimension i of a run of 32 in the low bits, i + 16 in the high bits; of a last run of n < 32,
 //   i and i + ceil(n / 2)
 // I8 and E4M3: scales float [page][kv_head][kPage], or one for all (`fixed`: then kPage times the same float). U4: as many words, each a bfloat16 scale (upper
-// half) and a bfloat16 offset: value = code * scale + offset.
+// half) and a bfloat16 offset: value = code * scale + offset; of a leading component (8 bits): code / 16 * scale + offset. The sign of a key's scale says that
+// its k_jump was taken away.
 struct CacheLayer {
   CacheType k_type = CacheType::BF16, v_type = CacheType::BF16;
   void *k = nullptr, *v = nullptr;
@@ -115,11 +117,19 @@ struct CacheLayer {
   bool k_even = false, v_even = false;     // U4: the offset is -8 scales
   // Keys balanced before they are stored: (key - k_mean) * k_inverse, rotated; queries then meet them times k_gain, rotated. [kv_head][head_dim] each, or null.
   const float *k_mean = nullptr, *k_inverse = nullptr, *k_gain = nullptr;
+  // Of U4 keys, in the order in which they are stored: channel k_order[i] is component i, and the first k_lead are not rotated but stored in 8 bits. k_inverse and
+  // k_gain are in that order too. k_jump: by how much sinks differ from k_mean, in components.
+  const float* k_jump = nullptr;
+  const int32_t* k_order = nullptr;
+  int32_t k_lead = 0;
   int32_t pages = 0, kv_heads = 0, head_dim = 0;
-  bool turns_keys() const { return k_mean || k_type == CacheType::U4; }
+  // Numbers that a query's dimensions become: a leading component is two codes of 4 bits
+  int key_rows() const { return head_dim + k_lead; }
   float* k_scales(int64_t cell) const { return k_scale + (k_fixed ? 0 : cell * kPage); }
   float* v_scales(int64_t cell) const { return v_scale + (v_fixed ? 0 : cell * kPage); }
 };
+// Components of a key that are stored in 8 bits where the others have 4, in U4
+inline int key_lead(int dim) { return dim / 8; }
 // Bytes of `count` values: of whole rows of a page, or of whole pages
 inline int64_t cache_bytes(CacheType type, int64_t rows, int dim) {
   return rows * (type == CacheType::F32 ? 4 * int64_t(dim) : type == CacheType::BF16 ? 2 * int64_t(dim) : type == CacheType::U4 ? (dim + 1) / 2 : int64_t(dim));

@@ -29,17 +29,17 @@ struct Walk {
   int span_start;
   int* position;                                          // of the row's token
   float *q, *shared_q, *o, *p, *best, *sum, *alpha, *keys, *values;
-  float *q_sum, *q_base, *raised;                         // what a query's dimensions sum to; its product with the mean key; weights times offsets of values
+  float *q_sum, *q_base, *q_jump, *raised;                // what a query's dimensions sum to; its products with the mean key and the jump; weights times offsets
 };
 
 #include "pages.inl.h"
-static inline int padded_dim(const AttentionCall& c) { return (c.cache->head_dim + kDimStep - 1) / kDimStep * kDimStep; }
+static inline int padded_dim(const AttentionCall& c) { return (c.cache->key_rows() + kDimStep - 1) / kDimStep * kDimStep; }
 
 int attention_items(const AttentionCall& call) { return items_of(call, tokens_of(call, kBlockRows)); }
 
 size_t attention_scratch_bytes(const AttentionCall& call) {
   const size_t rows = size_t(std::max(tokens_of(call, kBlockRows), kGang)) * size_t(group_of(call)), dim = size_t(padded_dim(call));
-  return sizeof(float) * (3 * rows * dim + rows * kSpan + 7 * rows + 2 * kPage * dim) + 256;
+  return sizeof(float) * (3 * rows * dim + rows * kSpan + 8 * rows + 2 * kPage * dim) + 256;
 }
 
 static inline bool scaled(CacheType type) { return type == CacheType::I8 || type == CacheType::E4M3; }
@@ -61,8 +61,9 @@ static inline void soften(const AttentionCall& c, const Walk& w, int r, int from
   for (int i = from; i < to; i += 16) {
     f32x16 a = load(row + i);
     if (c.cache->k_type == CacheType::U4) {
-      const f32x16 words = load(k_scale[i / kPage] + i % kPage);
-      a = fmadd(a, half_words<true>(words), mul(set1(w.q_sum[r]), half_words<false>(words)));
+      const f32x16 words = load(k_scale[i / kPage] + i % kPage), scale = half_words<true>(words);
+      a = fmadd(a, c.cache->k_even ? scale : abs(scale), mul(set1(w.q_sum[r]), half_words<false>(words)));
+      if (!c.cache->k_even) a = fmadd(set1(w.q_jump[r]), min(max(mul(scale, set1(-3e38f)), zero()), set1(1.f)), a);  // of those whose scale has a sign
     }
     a = mul(a, factor);
     if (scaled(c.cache->k_type)) a = mul(a, load(k_scale[i / kPage] + i % kPage));
@@ -116,7 +117,7 @@ void attention(const AttentionCall& call, int item, void* scratch) {
   int row0[kGang + 1] = {};  // rows of each member
   for (int m = 0; m < count; m++) row0[m + 1] = row0[m] + work.tokens[m] * group;
   const int rows = row0[count];
-  float turned[kWidestHead];
+  float turned[kWidestHead], spread[2 * kWidestHead];
   Walk w;
   w.o = static_cast<float*>(scratch);
   w.p = w.o + int64_t(rows) * wide;
@@ -129,7 +130,8 @@ void attention(const AttentionCall& call, int item, void* scratch) {
   w.alpha = w.sum + rows;
   w.q_sum = w.alpha + rows;
   w.q_base = w.q_sum + rows;
-  w.raised = w.q_base + rows;
+  w.q_jump = w.q_base + rows;
+  w.raised = w.q_jump + rows;
   w.position = reinterpret_cast<int*>(w.raised + rows);
   for (int m = 0; m < count; m++)
     for (int r = row0[m]; r < row0[m + 1]; r++) {
@@ -140,10 +142,17 @@ void attention(const AttentionCall& call, int item, void* scratch) {
       w.raised[r] = 0.f;
       const float* q = call.q + int64_t(token) * call.q_stride + int64_t(head * group + mine % group) * dim;
       w.q_base[r] = cache.k_mean ? sum_of(q, cache.k_mean + int64_t(head) * dim, dim) : 0.f;
-      if (cache.turns_keys()) q = turned_query(cache, head, q, turned);
-      w.q_sum[r] = sum_of(q, nullptr, dim);
-      lay_out(q, dim, w.q + int64_t(row0[m]) * wide, mine, total);
-      if (shared) lay_out(q, dim, w.shared_q, r, rows);
+      w.q_sum[r] = w.q_jump[r] = 0.f;
+      if (cache.k_type == CacheType::U4) {
+        query_components(cache, head, q, turned, spread);
+        w.q_sum[r] = sum_of(turned, nullptr, dim);
+        w.q_jump[r] = sum_of(turned, cache.k_jump + int64_t(head) * dim, dim);
+        q = spread;
+      } else {
+        q = turned_query(cache, head, q, turned);
+      }
+      lay_out(q, cache.key_rows(), w.q + int64_t(row0[m]) * wide, mine, total);
+      if (shared) lay_out(q, cache.key_rows(), w.shared_q, r, rows);
     }
   std::memset(w.o, 0, sizeof(float) * size_t(rows) * size_t(wide));
 
@@ -174,7 +183,7 @@ void attention(const AttentionCall& call, int item, void* scratch) {
         const int64_t cell = cell_of(m, page);
         note(page, cell);
         if (direct && page < newest[m] / kPage) {  // few rows wait for memory: the next page is fetched meanwhile
-          const int64_t next = cell_of(m, page + 1), k_bytes = cache_bytes(cache.k_type, kPage, dim), v_bytes = cache_bytes(cache.v_type, kPage, dim);
+          const int64_t next = cell_of(m, page + 1), k_bytes = cache_bytes(cache.k_type, kPage, cache.key_rows()), v_bytes = cache_bytes(cache.v_type, kPage, dim);
           fetch(static_cast<const char*>(cache.k) + next * k_bytes, size_t(k_bytes));
           fetch(static_cast<const char*>(cache.v) + next * v_bytes, size_t(v_bytes));
         }

@@ -415,7 +415,7 @@ static void tile_attention(const AttentionCall& c, int index, void* scratch) {
       w.sum[row] = 0.f;
       w.position[row] = item.newest[m] + 1 - item.tokens[m] + r / group;
       const float* q = c.q + int64_t(token_of(m, r)) * c.q_stride + int64_t(item.head * group + r % group) * w.dim;
-      split_query(w, cache.turns_keys() ? turned_query(cache, item.head, q, turned) : q, row);
+      split_query(w, turned_query(cache, item.head, q, turned), row);
     });
 
   const auto cell_of = [&](int m, int page) { return int64_t(step.tables[int64_t(item.who[m]) * step.table_stride + page]) * cache.kv_heads + item.head; };

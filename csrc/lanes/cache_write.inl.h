@@ -43,8 +43,9 @@ static inline float bf16_of(float x, uint32_t& word) {  // rounded to a bfloat16
   return x;
 }
 
-// Codes 0..15 of x[0..dim) with a scale and an offset; returns the squared error. Both are rounded as they are stored, in `word`.
-static float code_u4(const float* x, int dim, float scale, float offset, bool even, uint8_t* codes, uint32_t& word) {
+// Codes 0..15 of x[lead..dim), 0..255 of x[0..lead), with a scale and an offset; returns the squared error of the former. Both are rounded as they are
+// stored, in `word`.
+static float code_u4(const float* x, int lead, int dim, float scale, float offset, bool even, uint8_t* codes, uint32_t& word) {
   uint32_t upper, lower;
   scale = bf16_of(scale, upper);
   offset = bf16_of(even ? -8.f * scale : offset, lower);
@@ -52,7 +53,11 @@ static float code_u4(const float* x, int dim, float scale, float offset, bool ev
   const float inverse = scale != 0.f ? 1.f / scale : 0.f;
   f32x16 error = zero();
   const f32x16 s = set1(scale), o = set1(offset), i = set1(inverse), none = set1(0.f), most = set1(15.f);
-  for (int d = 0; d < dim; d += 16) {
+  for (int d = 0; d < lead; d++) {
+    const float code = std::nearbyint((x[d] - offset) * (16.f * inverse));
+    codes[d] = uint8_t(code < 0.f ? 0.f : code > 255.f ? 255.f : code);
+  }
+  for (int d = lead; d < dim; d += 16) {
     const int n = dim - d < 16 ? dim - d : 16;
     const f32x16 value = load_n(x + d, n), code = min(max(round(mul(sub(value, o), i)), none), most), miss = sub(fmadd(code, s, o), value);
     int8_t lanes[16];
@@ -65,15 +70,16 @@ static float code_u4(const float* x, int dim, float scale, float offset, bool ev
   return reduce_add(error);
 }
 
-// 4-bit codes of a rotated head: of some ranges, from all that it covers to narrower ones, the one with the least squared error. `even`: as many codes above
-// zero as below it.
+// 4-bit codes of a head whose dimensions are alike: of some ranges, from all that it covers to narrower ones, the one with the least squared error. `even`: as
+// many codes above zero as below it. The leading components, of 8 bits, are never cut off.
 constexpr float kRanges[] = {1.f, 0.92f, 0.84f, 0.76f};
-static void fit_u4(const float* x, int dim, bool even, uint8_t* codes, uint32_t& word) {
-  float low = x[0], high = x[0];
+static void fit_u4(const float* x, int lead, int dim, bool even, uint8_t* codes, uint32_t& word) {
+  float low = x[lead], high = x[lead], least = INFINITY, most = -INFINITY;  // of the others; of the leading ones
   bool finite = true;
   for (int d = 0; d < dim; d++) {
-    low = x[d] < low ? x[d] : low;
-    high = x[d] > high ? x[d] : high;
+    float &under = d < lead ? least : low, &over = d < lead ? most : high;
+    under = x[d] < under ? x[d] : under;
+    over = x[d] > over ? x[d] : over;
     finite = finite && x[d] - x[d] == 0.f;
   }
   if (!finite) {
@@ -83,11 +89,12 @@ static void fit_u4(const float* x, int dim, bool even, uint8_t* codes, uint32_t&
   }
   uint8_t tried[kWidestHead];
   float best = INFINITY;
-  const float middle = 0.5f * low + 0.5f * high, half = 0.5f * high - 0.5f * low, largest = high > -low ? high : low;
+  const float middle = 0.5f * low + 0.5f * high, half = 0.5f * high - 0.5f * low;
   for (float range : kRanges) {
     uint32_t now;
-    const float error = even ? code_u4(x, dim, largest * range / -8.f, 0.f, true, tried, now)
-                             : code_u4(x, dim, half * range / 7.5f, middle - half * range, false, tried, now);
+    const float from = std::min(even ? low * range : middle - half * range, least), to = std::max(even ? high * range : middle + half * range, most);
+    const float error = even ? code_u4(x, lead, dim, (to > -from ? to : from) / -8.f, 0.f, true, tried, now)
+                             : code_u4(x, lead, dim, 0.5f * to / 7.5f - 0.5f * from / 7.5f, from, false, tried, now);
     if (error < best || range == 1.f) {
       best = error;
       word = now;
@@ -96,8 +103,8 @@ static void fit_u4(const float* x, int dim, bool even, uint8_t* codes, uint32_t&
   }
 }
 
-// One head of one token; step is the distance of neighbouring dimensions in the page (of pairs of them: U4), 1 for values.
-static void write_head(CacheType type, const float* x, int dim, void* page, int64_t at, int64_t step, float* scale, bool fixed, bool even) {
+// One head of one token; step is the distance of neighbouring dimensions in the page (of pairs of them: U4), 1 for values. lead: components of 8 bits.
+static void write_head(CacheType type, const float* x, int dim, void* page, int64_t at, int64_t step, float* scale, bool fixed, bool even, int lead = 0) {
   if (type == CacheType::F32) {
     float* to = static_cast<float*>(page) + at;
     for (int d = 0; d < dim; d++) to[d * step] = x[d];
@@ -124,12 +131,13 @@ static void write_head(CacheType type, const float* x, int dim, void* page, int6
   } else {
     uint8_t codes[kWidestHead + 1];
     uint32_t word;
-    fit_u4(x, dim, even, codes, word);
+    fit_u4(x, lead, dim, even, codes, word);
     std::memcpy(scale, &word, 4);
     codes[dim] = 0;
     uint8_t* to = static_cast<uint8_t*>(page) + at;
     if (step > 1) {
-      for (int d = 0; d < dim; d += 2) to[d / 2 * step] = uint8_t(codes[d] | codes[d + 1] << 4);
+      for (int d = 0; d < lead; d++, to += step) *to = codes[d];
+      for (int d = lead; d < dim; d += 2, to += step) *to = uint8_t(codes[d] | codes[d + 1] << 4);
     } else {
       for (int d = 0; d < dim; d += 32, to += 16) {
         const int n = dim - d < 32 ? dim - d : 32, half = (n + 1) / 2;
@@ -141,7 +149,7 @@ static void write_head(CacheType type, const float* x, int dim, void* page, int6
 
 void cache_write(const CacheLayer& cache, const float* k, int64_t k_stride, const float* v, int64_t v_stride, const int32_t* slots, int row0, int row1) {
   const int dim = cache.head_dim, heads = cache.kv_heads;
-  const int64_t k_values = cache.k_type == CacheType::U4 ? (dim + 1) / 2 : dim, v_values = cache.v_type == CacheType::U4 ? (dim + 1) / 2 : dim;
+  const int64_t k_values = cache.k_type == CacheType::U4 ? (cache.key_rows() + 1) / 2 : dim, v_values = cache.v_type == CacheType::U4 ? (dim + 1) / 2 : dim;
   float key_room[kWidestHead], value_room[kWidestHead];
   for (int r = row0; r < row1; r++) {
     const int64_t page = slots[r] / kPage;
@@ -149,14 +157,21 @@ void cache_write(const CacheLayer& cache, const float* k, int64_t k_stride, cons
     for (int h = 0; h < heads; h++) {
       const int64_t cell = page * heads + h;
       const float *key = k + r * k_stride + int64_t(h) * dim, *value = v + r * v_stride + int64_t(h) * dim;
-      if (cache.turns_keys()) key = turned_key(cache, h, key, key_room);
+      bool jumped = false;
+      if (cache.k_type == CacheType::U4) {
+        jumped = key_components(cache, h, key, key_room);
+        key = key_room;
+      } else if (cache.k_mean) {
+        key = turned_key(cache, h, key, key_room);
+      }
       if (cache.v_type == CacheType::U4) {
         std::memcpy(value_room, value, sizeof(float) * size_t(dim));
         rotate(value_room, dim);
         value = value_room;
       }
-      write_head(cache.k_type, key, dim, cache.k, cell * k_values * kPage + offset, kPage,
-                 cache.k_scale ? cache.k_scales(cell) + offset : nullptr, cache.k_fixed, cache.k_even);
+      float* scale = cache.k_scale ? cache.k_scales(cell) + offset : nullptr;
+      write_head(cache.k_type, key, dim, cache.k, cell * k_values * kPage + offset, kPage, scale, cache.k_fixed, cache.k_even, cache.k_lead);
+      if (jumped) reinterpret_cast<uint8_t*>(scale)[3] |= 0x80;
       write_head(cache.v_type, value, dim, cache.v, (cell * kPage + offset) * v_values, 1,
                  cache.v_scale ? cache.v_scales(cell) + offset : nullptr, cache.v_fixed, cache.v_even);
     }

@@ -171,7 +171,7 @@ template <class F> static inline void typed(CacheType type, const void* bytes, F
 // Scores of one page for rows that lie in tiles; `direct`: one tile, for which the cache is widened as it is read
 static void score_page(const AttentionCall& c, const Walk& w, int64_t cell, int rows, const float* q, float* p, bool direct) {
   const CacheLayer& cache = *c.cache;
-  const int dim = cache.head_dim;
+  const int dim = cache.key_rows();
   const auto score = [&](const auto* k) {
     for (int r = 0; r < rows; r += kRows) scores(rows - r < kRows ? rows - r : kRows, q + int64_t(r) * dim, k, dim, p + int64_t(r) * kSpan);
   };
@@ -185,7 +185,7 @@ static void score_page(const AttentionCall& c, const Walk& w, int64_t cell, int 
 // Adds the values of one page, weighted, to rows [row, row + rows); `opens`: the first of its span, where alpha counts
 static void mix_page(const AttentionCall& c, const Walk& w, int64_t cell, int row, int rows, float* p, int tokens, bool opens, bool direct) {
   const CacheLayer& cache = *c.cache;
-  const int dim = cache.head_dim, wide = (dim + 15) / 16 * 16;
+  const int dim = cache.head_dim, wide = (cache.key_rows() + kDimStep - 1) / kDimStep * kDimStep;
   const auto blend = [&](const auto* v) {
     for (int r = 0; r < rows; r += kRows) {
       const int n = rows - r < kRows ? rows - r : kRows;

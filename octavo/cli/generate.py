@@ -92,6 +92,8 @@ def run(options: Options) -> int:
         print(told, file=sys.stderr)
     load_seconds = time.perf_counter() - began
     print(f"{loaded.name} as {loaded.plan.short} in {load_seconds:.2f} s: {'; '.join(map(str, loaded.report.runs))}", file=sys.stderr)
+    if loaded.report.cache_choice:
+        print(loaded.report.cache_choice, file=sys.stderr)
     ids = _tokens(loaded, prompt, options)
     sampling = Sampling(
         temperature=options.temperature, top_p=options.top_p, top_k=options.top_k, min_p=options.min_p, seed=options.seed,

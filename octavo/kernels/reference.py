@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..cache import PAGE, KVPool, Step
+from ..cache import PAGE, KVPool, Step, lead
 from ..errors import KernelError
 from ..qtensor import QTensor, quantize, rotate
 from ..schemes import TensorSpec
@@ -223,12 +223,16 @@ def write_cache(pool: KVPool, layer: int, k: np.ndarray, v: np.ndarray, slots: n
     """Store k, v [rows, kv_heads, head_dim] at `slots` (page * PAGE + offset), rounded as the pool's format says."""
     page, offset = np.divmod(slots, PAGE)
     at = pool.layers[layer]
-    values = v @ codes.rotation(at.dim) if at.values.format == "int4" else v
-    for array, spec, store, scales, keys in ((codes.turn_keys(k, at), at.keys, at.k, at.k_scale, True), (values, at.values, at.v, at.v_scale, False)):
+    values = codes.rotate(v) if at.values.format == "int4" else v
+    turned, near = codes.turn_keys(k, at)
+    leading = lead(at.dim)
+    for array, spec, store, scales, keys in ((turned, at.keys, at.k, at.k_scale, True), (values, at.values, at.v, at.v_scale, False)):
         static = scales is not None and scales.ndim == 1
-        found, sizes = codes.encode(array.astype(np.float32), spec, scales if static else None)
+        found, sizes = codes.encode(array.astype(np.float32), spec, scales if static else None, leading if keys else 0)
         if spec.format == "int4":
-            found = codes.pack_keys(found) if keys else codes.pack_values(found)
+            found = codes.pack_keys(found, leading) if keys else codes.pack_values(found)
+        if keys and near is not None and sizes is not None:
+            sizes = sizes | np.where(near, np.uint32(0x80000000), np.uint32(0))
         if scales is not None and sizes is not None:
             scales[page, :, offset] = sizes
         if keys:
@@ -242,14 +246,18 @@ def read_cache(pool: KVPool, layer: int, table: np.ndarray, length: int) -> tupl
     pages = table[: -(-length // PAGE)]
     at = pool.layers[layer]
     found: list[np.ndarray] = []
+    near: np.ndarray | None = None
     for spec, store, scales in ((at.keys, at.k[pages].transpose(0, 1, 3, 2), at.k_scale), (at.values, at.v[pages], at.v_scale)):
+        leading = 0 if found else lead(at.dim)
         if spec.format == "int4":
-            store = codes.unpack_keys(store, at.dim) if not found else codes.unpack_values(store, at.dim)
+            store = codes.unpack_values(store, at.dim) if found else codes.unpack_keys(store, at.dim, leading)
         sizes = None if scales is None else scales[0] if scales.ndim == 1 else scales[pages]
-        x = codes.decode(store, None if sizes is None else np.asarray(sizes), spec)  # [pages, kv_heads, PAGE, head_dim]
+        x = codes.decode(store, None if sizes is None else np.asarray(sizes), spec, leading)  # [pages, kv_heads, PAGE, head_dim]
+        if spec.format == "int4" and not found and sizes is not None:
+            near = ((sizes >> 31 == 1) & (not spec.symmetric)).transpose(1, 0, 2).reshape(at.heads, -1)[:, :length]
         found.append(x.transpose(1, 0, 2, 3).reshape(at.heads, -1, at.dim)[:, :length])
     keys, values = found
-    return codes.turn_back(keys, at), values @ codes.rotation(at.dim) if at.values.format == "int4" else values
+    return codes.turn_back(keys, at, near), codes.rotate(values) if at.values.format == "int4" else values
 
 
 KERNELS = ReferenceOps

@@ -101,7 +101,8 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
     pages.result()
     loaded = LoadedModel(_name(str(source)), model, bound, ops, text, origin.config, plan, cache_spec, report, statics)
     if automatic:
-        report.notes.append(choose(loaded, USUAL_KL if max_kl is None else max_kl))
+        report.cache_choice = choose(loaded, USUAL_KL if max_kl is None else max_kl)
+        report.notes.append(report.cache_choice)
         report.cache_format = loaded.cache_spec.format
         report.kv_bytes_per_token = KVPool.bytes_per_page(model.kv_heads, model.head_dims, loaded.cache_spec) // PAGE
     report.seconds, report.measured_peak = time.perf_counter() - began, peak()

@@ -107,7 +107,7 @@ class LoadedModel:
         layers = len(self.kv_heads)
         if self._balances is None and any(keys.quantized and keys.dynamic for keys, _ in cache_pairs(spec, layers)):
             found = kept(self.report.copy)
-            if found is None or [one.shape for one in found] != [(3, h, d) for h, d in zip(self.kv_heads, self.head_dims, strict=True)]:
+            if found is None or [one.shape for one in found] != [(5, h, d) for h, d in zip(self.kv_heads, self.head_dims, strict=True)]:
                 found = measure(self)
                 if self.report.copy:
                     keep(self.report.copy, found)

@@ -39,6 +39,7 @@ class LoadReport:
     notes        what is not as asked: emulated formats, files set aside, a cache that could not be used
     copy         folder of the copy in the cache, "" where there is none
     policy       the measured policy that it runs by, in words; "": the defaults
+    cache_choice what `--kv-cache auto` chose and why, which is also a note; "": it was not asked
     """
 
     source: str
@@ -59,6 +60,7 @@ class LoadReport:
     measured_peak: int = 0
     copy: str = ""
     policy: str = ""
+    cache_choice: str = ""
 
     @property
     def predicted_peak(self) -> int:

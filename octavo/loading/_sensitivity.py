@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 NAMES = ("C16", "C8", "K8V4", "C4")
 FILE = "octavo-cache-loss.json"  # beside the copy of the model
+RECIPE = 2                       # raised when a format stores other numbers than before: then losses are measured again
 TOKENS, SKIPPED = 224, 16        # of the text; first tokens that are not counted
 TRIES = 6
 
@@ -126,7 +127,8 @@ def _kept(folder: str, layers: int) -> np.ndarray | None:
     try:
         found = json.loads((Path(folder) / FILE).read_text()) if folder else {}
         losses = np.array(found["losses"], np.float64)
-        return losses if found["candidates"] == list(NAMES) and losses.shape == (layers, len(NAMES)) and np.isfinite(losses).all() else None
+        known = found["recipe"] == RECIPE and found["candidates"] == list(NAMES) and losses.shape == (layers, len(NAMES))
+        return losses if known and np.isfinite(losses).all() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -135,6 +137,6 @@ def _keep(folder: str, losses: np.ndarray) -> None:
     path = Path(folder) / FILE
     try:
         if folder:
-            path.write_text(json.dumps({"candidates": list(NAMES), "losses": losses.tolist()}))
+            path.write_text(json.dumps({"recipe": RECIPE, "candidates": list(NAMES), "losses": losses.tolist()}))
     except OSError:
         return  # measured again at the next start

@@ -4,7 +4,7 @@ Balance. The channels of keys differ in size, some by a hundred times, and share
 scale, which only a full page can have). Both are traits of the model: they are measured once, on a short text that lies here, as SmoothQuant does for
 linears (arXiv 2211.10438). Of a channel with keys of size a (offset taken away) that meet queries of size b, keys are divided by sqrt(a / b) and queries
 multiplied by it: then errors that are equal in all channels do the least harm to scores. The text is read at several places of the context, since rotary
-embedding turns the offset.
+embedding turns the offset. For 4 bits: which channels remain the largest, and the key of the first token (see cache.arranged).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from ..cache import PAGE, KVPool, Step, Tuning
 from ..schemes import TensorSpec
+from ..text.beginning import beginning
 
 if TYPE_CHECKING:
     from ._model import LoadedModel
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 FILE = "octavo-keys.npz"      # beside the copy of the model
 PLACES, TOKENS = 4, 96        # of the context where the text is read; tokens at each
 SINKS = 4                     # first tokens, whose keys are like no others
+FIRST = 8                     # tokens that are tried as the first of a text, where the tokenizer does not begin each with the same
 FAR = 8192                    # tokens: beyond, offsets are measured for shorter contexts
 LARGEST = 64.0                # by which a channel is scaled at most
 TEXT = """The harbour froze in the second week of January, and for nine days nothing moved but the mail sled. Old Henrik, who had carried letters across the ice
@@ -65,7 +67,7 @@ class _Watching:
 
 
 def measure(loaded: LoadedModel) -> list[np.ndarray]:
-    """The balance of every layer: float32 [mean, inverse, gain][kv_heads][head_dim] (see cache.Tuning)."""
+    """The balance of every layer: float32 [mean, inverse, gain, size, first][kv_heads][head_dim] (see cache.Tuning)."""
     layers, seen = len(loaded.kv_heads), []
 
     def describe(ops: Any) -> Any:
@@ -81,11 +83,12 @@ def measure(loaded: LoadedModel) -> list[np.ndarray]:
     pool = KVPool(int(step.tables.max()) + 1, [*loaded.kv_heads, *heads], [*loaded.head_dims, *loaded.head_dims], TensorSpec("fp32"))
     program.run(step, pool)
     taken = [(table, int(length)) for table, length in zip(step.tables, step.lengths, strict=True)]
-    return [_balance(_stored(pool, layer, taken), _stored(pool, layers + layer, taken)) for layer in range(layers)]
+    pieces, firsts = taken[:PLACES], taken[PLACES:]
+    return [_balance(_stored(pool, layer, pieces), _stored(pool, layers + layer, pieces), _stored(pool, layer, firsts)) for layer in range(layers)]
 
 
 def _step(loaded: LoadedModel) -> Step:
-    """The text in as many pieces as there are places of the context, each a sequence of its own."""
+    """The text in as many pieces as there are places of the context, each a sequence of its own; then first tokens, alone."""
     reach = min(loaded.max_model_len, FAR)
     ids = [token for token in loaded.text.encode(TEXT) if 0 <= token < loaded.vocab_size] or [0]
     count = max(1, min(TOKENS, reach // 2, len(ids) // PLACES or 1))
@@ -93,10 +96,14 @@ def _step(loaded: LoadedModel) -> Step:
     pages = -(-count // PAGE)
     rows = np.arange(count)
     tokens = np.concatenate([np.resize(np.array([ids[0], *ids[1 + place * (count - 1) :]]), count) for place in range(PLACES)])
-    tables = np.arange(PLACES * pages, dtype=np.int32).reshape(PLACES, pages)
-    slots = np.concatenate([table[rows // PAGE] * PAGE + rows % PAGE for table in tables])
-    return Step(tokens=tokens.astype(np.int32), positions=np.concatenate([rows + place for place in places]).astype(np.int32), slots=slots.astype(np.int32),
-                starts=(np.arange(PLACES + 1) * count).astype(np.int32), lengths=np.full(PLACES, count, np.int32), tables=tables, select=np.zeros(1, np.int32))
+    firsts = beginning(loaded.text)[:1] or ids[:: -(-len(ids) // FIRST)]
+    alone = len(firsts)
+    tables = np.arange((PLACES + alone) * pages, dtype=np.int32).reshape(PLACES + alone, pages)
+    slots = np.concatenate([*(table[rows // PAGE] * PAGE + rows % PAGE for table in tables[:PLACES]), tables[PLACES:, 0] * PAGE])
+    return Step(tokens=np.concatenate([tokens, firsts]).astype(np.int32), slots=slots.astype(np.int32),
+                positions=np.concatenate([*(rows + place for place in places), np.zeros(alone)]).astype(np.int32),
+                starts=np.concatenate([np.arange(PLACES) * count, PLACES * count + np.arange(alone + 1)]).astype(np.int32),
+                lengths=np.array([count] * PLACES + [1] * alone, np.int32), tables=tables, select=np.zeros(1, np.int32))
 
 
 def _stored(pool: KVPool, layer: int, taken: Sequence[tuple[np.ndarray, int]]) -> np.ndarray:
@@ -108,8 +115,8 @@ def _stored(pool: KVPool, layer: int, taken: Sequence[tuple[np.ndarray, int]]) -
     return np.concatenate(parts, axis=1).astype(np.float64)
 
 
-def _balance(keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """float32 [3, kv_heads, dim] from keys [kv_heads, tokens, dim] and queries [heads, tokens, dim]."""
+def _balance(keys: np.ndarray, queries: np.ndarray, firsts: np.ndarray) -> np.ndarray:
+    """float32 [5, kv_heads, dim] from keys [kv_heads, tokens, dim], queries [heads, tokens, dim] and the keys of first tokens."""
     heads, _, dim = keys.shape
     mean = keys.mean(axis=1)
     key_size = np.sqrt(((keys - mean[:, None]) ** 2).mean(axis=1))
@@ -118,8 +125,11 @@ def _balance(keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
     gain = np.sqrt(sizes[0] / sizes[1])
     gain /= np.exp(np.log(gain).mean(axis=1, keepdims=True))
     gain = np.clip(gain, 1 / LARGEST, LARGEST).astype(np.float32)
-    balance: np.ndarray = np.ascontiguousarray(np.stack([mean.astype(np.float32), np.float32(1) / gain, gain]))
-    return balance if np.isfinite(balance).all() else np.stack([np.zeros_like(gain), np.ones_like(gain), np.ones_like(gain)])
+    balance: np.ndarray = np.ascontiguousarray(np.stack([mean, np.float32(1) / gain, gain, sizes[0] / gain, firsts.mean(axis=1)]).astype(np.float32))
+    if np.isfinite(balance).all():
+        return balance
+    ones = np.ones_like(gain)
+    return np.stack([0 * ones, ones, ones, ones, 0 * ones])
 
 
 def _floored(size: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from octavo import _native
-from octavo.cache import PAGE, KVPool, Step, Tuning
+from octavo.cache import PAGE, KVPool, Step, Tuning, rotation
 from octavo.kernels import _cache_codes as codes
 from octavo.kernels.native import NativeOps
 from octavo.kernels.reference import ReferenceOps, read_cache, write_cache
@@ -41,7 +41,7 @@ def tuning_of(name: str, kv_heads: int, dim: int, qkv: list[np.ndarray]) -> Tuni
         return Tuning(None, *(float(np.abs(x).max()) / (448 if "fp8" in name else 127) for x in qkv[1:]))
     keys = qkv[1].reshape(TOKENS, kv_heads, dim)
     gain = keys.std(axis=0) ** 0.5
-    return Tuning(np.ascontiguousarray(np.stack([keys.mean(axis=0), 1 / gain, gain]).astype(np.float32)))
+    return Tuning(np.ascontiguousarray(np.stack([keys.mean(axis=0), 1 / gain, gain, keys.std(axis=0) / gain, keys[5]]).astype(np.float32)))
 
 
 def attend(ops: Any, steps: list[Step], name: str, qkv: list[np.ndarray], shape: tuple[int, int, int], tuned: bool = True, **kind: Any,
@@ -175,13 +175,31 @@ def test_int4_errs_less_than_its_step_and_balance_helps() -> None:
     assert errors[True] < 0.5 * errors[False]
 
 
+def test_a_key_like_the_first_token_of_texts_is_kept_as_what_differs() -> None:
+    shape = (4, 2, 64)
+    qkv = vectors(*shape)
+    qkv[1][:40] += 30 * qkv[1].std()  # far from the mean that the tuning knows, but for token 5, which its jump is for
+    tuning = tuning_of("C4", 2, 64, vectors(*shape))
+    assert tuning.balance is not None
+    tuning.balance[4] = qkv[1][5].reshape(2, 64)
+    mine, worst = qkv[1][3:7].reshape(4, 2, 64), {}
+    for name in ("C4", "C4y"):  # symmetric codes know no jump: the sign of their scale is taken
+        pool = KVPool(1, [2], [64], parse_cache(name), [tuning])
+        write_cache(pool, 0, mine, qkv[2][3:7].reshape(4, 2, 64), np.arange(4))
+        keys, _ = read_cache(pool, 0, np.array([0]), 4)
+        worst[name] = np.abs(keys - mine.transpose(1, 0, 2)).max(axis=(0, 2))
+    assert worst["C4"][2] < 1e-4 < worst["C4y"][2] and worst["C4"].max() < worst["C4y"].max()
+
+
 def test_packing_is_exact() -> None:
     rng = np.random.default_rng(0)
     for dim in (1, 2, 6, 31, 32, 33, 64, 80, 100):
         x = rng.integers(0, 16, (5, dim)).astype(np.uint8)
         assert np.array_equal(codes.unpack_keys(codes.pack_keys(x), dim), x) and np.array_equal(codes.unpack_values(codes.pack_values(x), dim), x)
-        turn = codes.rotation(dim)
-        np.testing.assert_allclose(turn @ turn, np.eye(dim), atol=1e-12)
+        x[:, : dim // 8] *= 17
+        assert np.array_equal(codes.unpack_keys(codes.pack_keys(x, dim // 8), dim, dim // 8), x)
+        np.testing.assert_allclose(rotation(dim) @ rotation(dim).T, np.eye(dim), atol=1e-12)
+        np.testing.assert_allclose(codes.rotate(codes.rotate(x.astype(float))), x, atol=1e-12)
 
 
 def test_layers_of_different_formats_and_copies_of_pages() -> None:
@@ -189,7 +207,7 @@ def test_layers_of_different_formats_and_copies_of_pages() -> None:
     heads, dims = [2, 2, 3, 1], [64, 64, 80, 8]
     pool = KVPool(4, heads, dims, spec)
     assert pool.nbytes == 4 * KVPool.bytes_per_page(heads, dims, spec)
-    assert KVPool.bytes_per_page(heads, dims, spec) == PAGE * (2 * (68 + 68) + 2 * (128 + 36) + 3 * (44 + 84) + 1 * (32 + 16))
+    assert KVPool.bytes_per_page(heads, dims, spec) == PAGE * (2 * (68 + 68) + 2 * (128 + 36) + 3 * (49 + 84) + 1 * (32 + 16))
     rng = np.random.default_rng(0)
     for layer, (h, d) in enumerate(zip(heads, dims, strict=True)):
         k, v = rng.standard_normal((2, 5, h, d))
