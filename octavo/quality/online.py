@@ -52,8 +52,7 @@ class Online:
         receipt = Receipt("not measured", original={"name": self._original}, settings={"plan": self.loaded.plan.to_json()},
                           result={"name": self.loaded.name, "plan": str(self.loaded.plan), "cache": self.loaded.cache_spec.format})
         try:
-            original = load(self._original, use_cache=False, threads=threads, max_model_len=min(self.loaded.max_model_len, 1024),
-                            allow_pickle=self.allow_pickle, on_progress=_modest(check))
+            original = self.open_original(check, threads=threads)
             receipt.original["plan"] = str(original.plan)
             receipt.took(measure(original, self.loaded.twin(threads), check=check, threads=threads), OWN_TEXT)
             if self._file is not None:
@@ -65,6 +64,16 @@ class Online:
         except OctavoError as error:
             receipt.reason = not_measured(error)
         return receipt
+
+    def open_original(self, check: Check = lambda: None, *, threads: int | None = None, keep: bool = False) -> LoadedModel:
+        """The original, loaded beside the model. keep: in the cache too, so that its weights are mapped the next time. Raises OctavoError, CapacityError
+        where it would take too much of what is free."""
+        def once() -> LoadedModel:
+            return load(self._original, use_cache=keep, cache_dir=self.cache_dir if keep else None, threads=threads,
+                        max_model_len=min(self.loaded.max_model_len, 1024), allow_pickle=self.allow_pickle, on_progress=_modest(check))
+
+        original = once()
+        return once() if original.report.copy and not original.report.cache_hit else original
 
     def _as_stored(self) -> Receipt:
         path = Path(self.source).expanduser()

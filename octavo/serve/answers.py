@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from fastapi import Request as HttpRequest
@@ -13,6 +14,7 @@ from starlette.types import Receive
 from ..engine.request import Delta, Finish, Request
 from ..engine.ticket import Ticket
 from ..errors import RequestError
+from .identity import current
 from .problems import Problem, of_error, unavailable
 from .service import Live
 
@@ -25,8 +27,11 @@ CLIENT_GONE = 499  # nginx's status for it; nobody sees it but the metrics
 def submit(live: Live, requests: Sequence[Request], *, param: str, grammar_param: str = "response_format") -> list[Ticket]:
     """Submit all or none. Blocks while a grammar compiles, so call it in a worker thread. Raises Problem."""
     tickets: list[Ticket] = []
+    identity = current()
     try:
-        for request in requests:
+        for place, request in enumerate(requests):
+            if identity is not None:
+                request = replace(request, id=identity.id if place == 0 else f"{identity.id}.{place}")
             tickets.append(live.engine.submit(request))
     except RequestError as error:
         cancel(tickets)
@@ -36,6 +41,8 @@ def submit(live: Live, requests: Sequence[Request], *, param: str, grammar_param
         elif problem.param == "response_format":
             problem.param = grammar_param
         raise problem from None
+    if identity is not None:
+        identity.tickets += tickets
     return tickets
 
 

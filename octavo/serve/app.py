@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from .. import __version__
-from . import chat, completions, problems, routes
+from . import chat, completions, problems, routes, site
 from .guard import Count, Guard
 from .metrics import Exposition
 from .service import Service
@@ -17,7 +17,7 @@ def build_app(service: Service) -> FastAPI:
     app = FastAPI(title="Octavo", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service
     app.state.exposition = Exposition(service)
-    for router in (chat.router, completions.router, routes.router):
+    for router in (chat.router, completions.router, routes.router, *([site.router()] if service.options.page else [])):
         app.include_router(router)
     problems.install(app)
     # The last one added is the outermost.

@@ -19,6 +19,7 @@ from ..engine.ticket import Ticket
 from ..errors import RequestError
 from .answers import deltas, failure, finish_reason, submit, unless_gone
 from .events import MARK, Template, event, stream
+from .identity import describe
 from .logprobs import chat_logprobs
 from .problems import Problem, of_error
 from .sampling import refuse_unsupported, sampling
@@ -34,12 +35,13 @@ router = APIRouter()
 @router.post("/v1/chat/completions")
 async def chat(body: ChatRequest, http: HttpRequest) -> Response:
     service: Service = http.app.state.service
-    live = service.live()
+    live = service.live(body.model)
     service.check_model(body.model)
     refuse_unsupported(body)
     if body.ignored_fields:
         log.debug("ignored fields: %s", ", ".join(body.ignored_fields))
     ticket, readers = await asyncio.to_thread(_submit, service, live, body)
+    describe(model=body.model, stream=bool(body.stream), chat=True)
     answer = Answer(live, body, service.options.names, ticket, readers)
     if body.stream:
         return await stream(http, answer, [ticket])

@@ -18,6 +18,7 @@ from ..engine.request import Delta, Finish, Request, TokenLogprob
 from ..engine.ticket import Ticket
 from .answers import deltas, failure, finish_reason, submit, unless_gone
 from .events import MARK, Template, event, stream
+from .identity import describe
 from .logprobs import CompletionLogprobs
 from .problems import Problem
 from .sampling import refuse_unsupported, sampling
@@ -40,7 +41,7 @@ class Prompt:
 @router.post("/v1/completions")
 async def complete(body: CompletionRequest, http: HttpRequest) -> Response:
     service: Service = http.app.state.service
-    live = service.live()
+    live = service.live(body.model)
     service.check_model(body.model)
     refuse_unsupported(body)
     if body.suffix:
@@ -50,6 +51,7 @@ async def complete(body: CompletionRequest, http: HttpRequest) -> Response:
     if body.ignored_fields:
         log.debug("ignored fields: %s", ", ".join(body.ignored_fields))
     prompts, tickets = await asyncio.to_thread(_submit, service, live, body)
+    describe(model=body.model, stream=bool(body.stream), chat=False)
     answer = Answer(live, body, prompts, tickets)
     if body.stream:
         return await stream(http, answer, tickets)

@@ -1,4 +1,4 @@
-"""ASGI middleware before the endpoints: counting requests, the API key, the size and pace of bodies.
+"""ASGI middleware before the endpoints: counting and naming requests, the API key, the size and pace of bodies.
 
 Plain ASGI, because a middleware of FastAPI's own kind would stand between an endpoint and its client's disconnect.
 """
@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .identity import HEADER, enter
+from .logs import log_request
 from .problems import Problem
+from .site import FILES
 
 if TYPE_CHECKING:
     from .service import Service
@@ -23,29 +26,42 @@ METRICS = frozenset({"/metrics", "/v1/figures"})
 
 
 class Count:
-    """Counts requests by route and status."""
+    """Gives each request its id, returns that in the header x-request-id, and once the request has ended counts, logs and traces it."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
-        self.app, self.http = app, service.http
+        self.app, self.http, self.service = app, service.http, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         began, status = time.perf_counter(), 499   # what stays when the client leaves before an answer
         self.http.open += 1
+        headers, method, tracing = Headers(scope=scope), scope["method"], self.service.tracing
+        identity = enter(headers.get(HEADER, ""))
+        name = (HEADER.encode(), identity.id.encode())
+        span = tracing.begin(identity, headers, method) if tracing is not None else None
 
         async def counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), name]}
             await send(message)
 
         try:
             await self.app(scope, receive, counted)
+        except Exception:
+            status = 500   # the answer is made outside of this
+            raise
         finally:
             self.http.open -= 1
             # The route's pattern, not the path: a label must not take values that clients choose.
-            self.http.count(getattr(scope.get("route"), "path", "other"), status, time.perf_counter() - began)
+            route, seconds = getattr(scope.get("route"), "path", "other"), time.perf_counter() - began
+            self.http.count(route, status, seconds)
+            log_request(identity, method, route, status, seconds)
+            if tracing is not None:
+                tracing.end(span, identity, method, route, status)
+            self.service.ended(identity)
 
 
 class Guard:
@@ -54,7 +70,7 @@ class Guard:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.options = app, service.options
         self.key = self.options.api_key.encode() if self.options.api_key is not None else None
-        self.open_paths = OPEN_PATHS if self.options.protect_metrics else OPEN_PATHS | METRICS
+        self.open_paths = OPEN_PATHS.union(() if self.options.protect_metrics else METRICS, FILES if self.options.page else ())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -19,6 +19,7 @@ class ServerOptions:
     body_timeout     seconds a client may take to send its body
     max_tokens       longest answer a request may ask for; None: what the context allows
     drain_seconds    seconds that running requests get to finish when the server is stopped
+    page             show a page at /: figures, the receipt, a playground
     """
 
     names: tuple[str, ...]
@@ -29,6 +30,7 @@ class ServerOptions:
     body_timeout: float = 60.0
     max_tokens: int | None = None
     drain_seconds: float = 30.0
+    page: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_body_bytes", "body_timeout", "max_tokens"):

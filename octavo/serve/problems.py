@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from ..errors import OctavoError, PromptTooLongError, QueueFullError, RequestError, StoppingError
+from .identity import HEADER, current
 
 log = logging.getLogger(__name__)
 
@@ -102,4 +103,6 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         log.error("request to %s failed", request.url.path, exc_info=error)
-        return Problem(500, "The server had an error while processing the request.", type="server_error", code="internal_error").response()
+        identity = current()
+        return Problem(500, "The server had an error while processing the request.", type="server_error", code="internal_error",
+                       headers={HEADER: identity.id} if identity is not None else None).response()

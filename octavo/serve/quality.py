@@ -6,18 +6,18 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from .drift import Drift
+from .shadow import Interrupted, Shadow
 
 if TYPE_CHECKING:
+    from ..engine import Engine
+    from ..engine.ticket import Ticket
+    from ..loading import LoadedModel
     from ..quality.online import Online
     from ..quality.receipt import Receipt
-
-
-class Interrupted(BaseException):
-    """Raised by what is told to end because the server is to stop."""
 
 
 log = logging.getLogger(__name__)
@@ -27,8 +27,8 @@ Mode = Literal["off", "background", "before"]
 class Quality:
     """state: off, waiting (for the model), measuring, done. Written by one thread at a time, read by the event loop."""
 
-    def __init__(self, mode: Mode = "off", max_kl: float | None = None) -> None:
-        self.mode, self.max_kl = mode, max_kl
+    def __init__(self, mode: Mode = "off", max_kl: float | None = None, shadow: Shadow | None = None) -> None:
+        self.mode, self.max_kl, self.shadow = mode, max_kl, shadow
         self.state = "off" if mode == "off" and max_kl is None else "waiting"
         self.receipt: Receipt | None = None
         self.drift = Drift()
@@ -51,6 +51,16 @@ class Quality:
             self._thread = threading.Thread(target=self._background, args=(online, check), name="octavo-receipt", daemon=True)
             self._thread.start()
 
+    def watch(self, original: Callable[[], LoadedModel], served: LoadedModel, engine: Engine, check: Callable[[], None]) -> None:
+        """Once the server is ready: begin to check requests, where that was asked for."""
+        if self.shadow is not None:
+            self.shadow.start(self.drift, original, served, engine, check)
+
+    def offer(self, tickets: Sequence[Ticket]) -> None:
+        """What has ended, for shadow checking."""
+        if self.shadow is not None:
+            self.shadow.offer(tickets)
+
     @property
     def line(self) -> str:
         """For the greeting: what is known, or that it is being found out."""
@@ -59,14 +69,21 @@ class Quality:
         return "what quantizing lost is looked up, or measured in the background: /v1/quality" if self.mode == "background" else ""
 
     def join(self, seconds: float) -> None:
-        """Wait for the thread after the server was stopped."""
+        """Wait for the threads after the server was stopped."""
         if self._thread is not None:
             self._thread.join(seconds)
+        if self.shadow is not None:
+            self.shadow.join(seconds)
 
     def to_json(self) -> dict[str, Any]:
+        from ..quality.intervals import finite
         from ..quality.online import as_json
 
-        return as_json(self.receipt, self.state)
+        known = as_json(self.receipt, self.state)
+        if self.shadow is not None:
+            kl = self.drift.kl
+            known["shadow"] = {"state": self.shadow.state, "share": self.shadow.share, "kl": None if kl is None else [finite(one) for one in kl]}
+        return known
 
     def _background(self, online: Callable[[], Online], check: Callable[[], None]) -> None:
         with contextlib.suppress(OSError, AttributeError):  # where a thread has no priority of its own

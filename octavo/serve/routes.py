@@ -23,17 +23,18 @@ def _service(http: Request) -> Service:
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:
-    live = service.live()
+    live = service.live(name)
     return {
         "id": name, "object": "model", "created": service.created, "owned_by": "octavo",
         "max_model_len": live.engine.max_model_len, "quantization": str(live.loaded.plan.default),
+        "chat": bool(live.text.config.get("chat_template")),
     }
 
 
 @router.get("/v1/models")
 async def models(http: Request) -> dict[str, Any]:
     service = _service(http)
-    return {"object": "list", "data": [_model(service, name) for name in service.options.names]}
+    return {"object": "list", "data": [_model(service, name) for name in service.names]}
 
 
 @router.get("/v1/models/{name:path}")
@@ -53,7 +54,7 @@ async def quality(http: Request) -> dict[str, Any]:
 async def tokenize(body: TokenizeRequest, http: Request) -> dict[str, Any]:
     """{"prompt": ...} or {"messages": [...]} -> token ids."""
     service = _service(http)
-    live = service.live()
+    live = service.live(body.model)
     if body.model is not None:
         service.check_model(body.model)
 
@@ -70,7 +71,7 @@ async def tokenize(body: TokenizeRequest, http: Request) -> dict[str, Any]:
 @router.post("/detokenize")
 async def detokenize(body: DetokenizeRequest, http: Request) -> dict[str, str]:
     service = _service(http)
-    live = service.live()
+    live = service.live(body.model)
     if body.model is not None:
         service.check_model(body.model)
     unknown = next((t for t in body.tokens if t >= live.loaded.vocab_size), None)

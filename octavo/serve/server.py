@@ -28,6 +28,7 @@ from .wire import Protocol
 if TYPE_CHECKING:
     from ..engine import Engine
     from ..loading import LoadedModel
+    from .tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,8 @@ class Server:
     """Serves one model. `load` is called in a thread; it should call `check` now and then, which ends it when the server is stopped."""
 
     def __init__(self, options: ServerOptions, load: Callable[[Callable[[], None]], tuple[LoadedModel, Engine]],
-                 on_ready: Callable[[LoadedModel, Engine], None] | None = None, quality: Quality | None = None) -> None:
-        self.service = Service(options, quality)
+                 on_ready: Callable[[LoadedModel, Engine], None] | None = None, quality: Quality | None = None, tracing: Tracing | None = None) -> None:
+        self.service = Service(options, quality, tracing)
         self._load, self._on_ready = load, on_ready
         self._failure: BaseException | None = None
         self._stopped, self._ending = threading.Event(), threading.Lock()
@@ -67,7 +68,11 @@ class Server:
 
     def run(self, listener: socket.socket) -> None:
         """Serve until a signal comes. Raises whatever `load` raised."""
-        asyncio.run(self._serve(listener))
+        try:
+            asyncio.run(self._serve(listener))
+        finally:
+            if self.service.tracing is not None:
+                self.service.tracing.close()
         if self._failure is not None:
             raise self._failure
 
@@ -131,8 +136,8 @@ class Server:
 
     def _end_engine(self) -> None:
         with self._ending:
-            if self.service.engine is not None:
-                self.service.engine.stop()
+            for engine in self.service.engines:
+                engine.stop()
 
     def _end(self, loader: threading.Thread) -> None:
         self._end_engine()

@@ -18,6 +18,8 @@ from .tools import Syntax, syntax_of
 if TYPE_CHECKING:
     from ..engine import Engine
     from ..loading import LoadedModel
+    from .identity import Identity
+    from .tracing import Tracing
 
 
 class State(Enum):
@@ -47,11 +49,26 @@ class Live:
 
 
 class Service:
-    def __init__(self, options: ServerOptions, quality: Quality | None = None) -> None:
+    def __init__(self, options: ServerOptions, quality: Quality | None = None, tracing: Tracing | None = None) -> None:
         self.quality = quality or Quality()
         self.options, self.state, self.created = options, State.STARTING, int(time.time())
         self.http = HttpTelemetry()
+        self.tracing = tracing
         self._live: Live | None = None
+        self._second: tuple[str, Live] | None = None
+
+    def open_second(self, name: str, loaded: LoadedModel, engine: Engine) -> None:
+        """Answer under this name too, from another precision of the model."""
+        self._second = name, Live(loaded, engine)
+
+    @property
+    def engines(self) -> list[Engine]:
+        return [live.engine for live in (self._live, self._second and self._second[1]) if live]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What clients may give as `model`."""
+        return (*self.options.names, *([self._second[0]] if self._second else []))
 
     def open(self, loaded: LoadedModel, engine: Engine) -> None:
         """Take requests from now on, unless the server was told to stop meanwhile."""
@@ -71,16 +88,20 @@ class Service:
     def loaded(self) -> LoadedModel | None:
         return self._live.loaded if self._live else None
 
-    def live(self) -> Live:
-        """The model that answers. Raises Problem 503 while there is none."""
+    def ended(self, identity: Identity) -> None:
+        """A request has ended: its choices may be among those that are checked."""
+        self.quality.offer(identity.tickets)
+
+    def live(self, name: str | None = None) -> Live:
+        """The model that answers, to this name. Raises Problem 503 while there is none."""
         if self.state is State.STOPPING:
             raise unavailable("the server is shutting down", "stopping")
         if self._live is None:
             raise unavailable("the model is still loading", "starting")
-        return self._live
+        return self._second[1] if self._second is not None and name == self._second[0] else self._live
 
     def check_model(self, name: str) -> None:
         """Raises Problem 404 for a model that is not served here."""
-        if name not in self.options.names:
+        if name not in self.names:
             shown = name if len(name) <= 100 else name[:100] + "..."
-            raise Problem(404, f"The model `{shown}` does not exist; served here: {', '.join(self.options.names)}.", param="model", code="model_not_found")
+            raise Problem(404, f"The model `{shown}` does not exist; served here: {', '.join(self.names)}.", param="model", code="model_not_found")
