@@ -102,7 +102,7 @@ def _gaps(samples: list[Sample]) -> np.ndarray:
 
 
 def _arrivals(sample: Sample) -> np.ndarray:
-    """When its pieces of text came."""
+    """When its pieces of text came; of tokens that made no text, when they ended. A failed request may have a NaN, which is never within anything."""
     return sample.first + np.concatenate([[0.0], np.cumsum(np.frombuffer(sample.gaps, np.float32), dtype=np.float64)])
 
 
@@ -110,11 +110,10 @@ def _within(recording: Recording) -> tuple[float, float]:
     """Tokens and pieces of text that came within the measured time; a request's tokens are spread evenly over its pieces."""
     tokens = chunks = 0.0
     for sample in recording.samples:
-        if sample.chunks:
-            came = _arrivals(sample)
-            here = int(((came >= recording.began) & (came <= recording.ended)).sum())
-            chunks += here
-            tokens += here * (sample.tokens or sample.chunks) / sample.chunks
+        came = _arrivals(sample)
+        here = int(((came >= recording.began) & (came <= recording.ended)).sum())
+        chunks += here if sample.chunks else 0
+        tokens += here * (sample.tokens or sample.chunks) / len(came)
     return tokens, chunks
 
 
@@ -130,9 +129,9 @@ def _timeline(recording: Recording, slices: int = 60) -> dict[str, list[float]]:
     tokens, running = np.zeros(slices), np.zeros(slices)
     waits: list[list[float]] = [[] for _ in range(slices)]
     for sample in recording.samples:
-        if sample.chunks:
-            counts, _ = np.histogram(_arrivals(sample), edges)
-            tokens += counts * ((sample.tokens or sample.chunks) / sample.chunks)
+        came = _arrivals(sample)
+        counts, _ = np.histogram(came[np.isfinite(came)], edges)
+        tokens += counts * ((sample.tokens or sample.chunks) / len(came))
         end = sample.end if sample.end == sample.end else recording.ended
         running += np.clip(np.minimum(edges[1:], end) - np.maximum(edges[:-1], sample.due), 0, width)
         place = int((end - recording.began) / width) if sample.good else -1
