@@ -47,6 +47,11 @@ def detect(isa: str | None = None) -> Machine:
     return Machine(frozenset(_native.cpu_features()), isas, isa or isas[0], _cores(), total, available, _cpu_name())
 
 
+def available_memory() -> int:
+    """Bytes that are free for this process, as `detect` says, without asking for the rest."""
+    return _memory()[1]
+
+
 def last_level_cache() -> int:
     """Bytes of the largest cache of a core; 32 MiB where the system does not tell."""
     sizes = [_read(folder / "size").strip() for folder in CPU_CACHES.glob("index*")]

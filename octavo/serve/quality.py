@@ -6,11 +6,12 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from .drift import Drift
-from .shadow import Interrupted, Shadow
+from .shadow import TURN, Interrupted, Shadow
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -53,8 +54,14 @@ class Quality:
 
     def watch(self, original: Callable[[], LoadedModel], served: LoadedModel, engine: Engine, check: Callable[[], None]) -> None:
         """Once the server is ready: begin to check requests, where that was asked for."""
+        def after_the_receipt() -> LoadedModel:  # both load the original: not at the same time
+            while self.state in ("waiting", "measuring"):
+                check()
+                time.sleep(TURN)
+            return original()
+
         if self.shadow is not None:
-            self.shadow.start(self.drift, original, served, engine, check)
+            self.shadow.start(self.drift, after_the_receipt, served, engine, check)
 
     def offer(self, tickets: Sequence[Ticket]) -> None:
         """What has ended, for shadow checking."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..machine import detect
+from ..machine import available_memory
 from ..telemetry import DEFINITIONS, Counter, Definition, Gauge, Histogram
 from ..telemetry import Value as Metric
 
@@ -40,7 +40,7 @@ def samples(service: Service) -> Iterator[Sample]:
     yield _one("http_requests_in_progress", http.open)
     yield http.seconds.definition, http.seconds
     yield _one("ready", float(service.state.value == "ready"))
-    yield _one("memory_available_bytes", detect(None).memory_available)
+    yield _one("memory_available_bytes", available_memory())
     if service.engine is not None and service.loaded is not None:
         yield from _model(service.loaded, service.engine, service.options.names[0])
         yield from _quality(service.quality)

@@ -2,7 +2,7 @@
 
     request ends -> one of every 1/share is kept -> its last tokens through the original and through the served weights -> KL per answer token -> Drift
 
-One thread of lowest priority does it. While the engine has nothing to do it costs nobody anything; while requests run it may take `budget` of the processor
+One thread of low priority does it. While the engine has nothing to do it costs nobody anything; while requests run it may take `budget` of the processor
 time of all cores, and what it cannot get to is dropped and counted. Both models see the same window of at most CONTEXT tokens, so a request costs the same
 however long it was. The served weights are those in use (a twin with kernels of its own), so damaged memory shows; the original is a second model in
 memory, mapped from the cache where it can be.
@@ -36,6 +36,7 @@ CONTEXT, SCORED = 64, 32  # tokens that both models see of a request, and how ma
 WAITING = 4               # sampled requests that may wait; older ones would say less about now
 SAVED = 1.0               # seconds of processor time that may be saved up
 TURN = 0.05               # seconds between two looks whether there is time
+NICE = 10                 # steps of priority below the engine: at 19 a full server would leave it 1.5% of a core at most, and a check takes half a second
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,8 @@ class Shadow:
         from ..text.beginning import beginning
 
         with contextlib.suppress(OSError, AttributeError):  # where a thread has no priority of its own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + NICE, 19))
         try:
             self.state = "loading"
             original, twin = load(), served.twin(1)
