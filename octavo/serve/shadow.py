@@ -107,6 +107,9 @@ class Shadow:
         try:
             self.state = "loading"
             original, twin = load(), served.twin(1)
+            if original.vocab_size != served.vocab_size:
+                raise UsageError(f"the original has {original.vocab_size} tokens in its vocabulary, the model {served.vocab_size}", where="--against",
+                                 remedy="name the model that this one was made of")
             self._begin = [int(token) for token in beginning(served.text)]
             allowance = Allowance(self.budget, engine)
             self.state = "checking"
