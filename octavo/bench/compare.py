@@ -55,7 +55,7 @@ def _by_label(results: Sequence[Result]) -> dict[str, list[Result]]:
 def _warnings(a: Sequence[Result], b: Sequence[Result]) -> list[str]:
     """What makes a comparison unfair."""
     told = []
-    if len({r.prompts["sha256"] for r in [*a, *b]}) > 1:
+    if {r.prompts["sha256"] for r in a} != {r.prompts["sha256"] for r in b}:
         told.append("the prompts are not the same")
     if len({r.load["arrivals"] for r in [*a, *b]}) > 1:
         told.append(f"the load is not the same: {a[0].load['arrivals']} and {b[0].load['arrivals']}")

@@ -18,6 +18,7 @@ from ..traffic import (
     Result,
     ServiceLevel,
     Target,
+    after,
     first_model,
     measure,
     random_tokens,
@@ -67,10 +68,11 @@ class Wanted:
 
 def measure_sides(wanted: Wanted, tell: Tell = lambda what, recording: None) -> Iterator[Result]:
     """The results as they come. `tell(what, recording)` hears what is being done; the recording grows, None while a server starts."""
+    asked = 0                                            # of a server that runs on, whose prefix cache knows them now
     known = read_prompts(wanted.file, wanted.answer_tokens, seed=wanted.seed) if wanted.file is not None else None
-    for precision in wanted.precisions:
-        label = precision or "as stored"
-        for turn in range(wanted.runs):
+    for turn in range(wanted.runs):                      # in turns, so that what changes about the machine changes for all
+        for precision in wanted.precisions:
+            label = precision or "as stored"
             what = label if wanted.model is not None else wanted.target.url
             what += f", run {turn + 1} of {wanted.runs}" if wanted.runs > 1 else ""
             tell(f"{what}: starting" if wanted.model is not None else what, None)
@@ -78,16 +80,24 @@ def measure_sides(wanted: Wanted, tell: Tell = lambda what, recording: None) -> 
                 target = replace(wanted.target, url=server.url, timeout=wanted.target.timeout) if server is not None else wanted.target
                 target = replace(target, model=target.model or first_model(target))
                 prompts = _prompts(wanted, target, known)
-                known = prompts if known is None and wanted.model is not None else known     # all sides of a model are asked the same
-                yield from _results(wanted, target, prompts, server, label if server is not None else target.model, what, tell)
+                known = prompts                          # all sides of a model are asked the same
+                for result in _results(wanted, target, after(prompts, asked), server, label if server is not None else target.model, what, tell):
+                    asked += result.prompts["asked"] + 1 if server is None else 0
+                    yield result
 
 
 def _results(wanted: Wanted, target: Target, prompts: Prompts, server: LaunchedServer | None, label: str, what: str, tell: Tell) -> Iterator[Result]:
+    asked = 0
+
     def one(arrivals: Arrivals) -> Result:
+        nonlocal asked
         load = replace(wanted.load, arrivals=arrivals)
         told = f"{what}: {arrivals}" if wanted.sweeping else what
         name = f"{label}, {arrivals}" if wanted.sweeping else label
-        return measure(target, prompts, load, label=name, level=wanted.level, server=server, on_progress=lambda recording: tell(told, recording))
+        result = measure(target, after(prompts, asked), load, label=name, level=wanted.level, server=server,
+                         on_progress=lambda recording: tell(told, recording))
+        asked += result.prompts["asked"] + 1             # and the first one, which is asked alone
+        return result
 
     if wanted.sweeping:
         assert isinstance(wanted.load.arrivals, Closed)

@@ -17,7 +17,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 p { max-width: 60rem; } .quiet { color: var(--quiet); }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--faint); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
+th:first-child, td:first-child { text-align: left; } th { font-weight: 600; white-space: normal; vertical-align: bottom; }
 figure { margin: 1.5rem 0; max-width: 50rem; } figcaption { font-weight: 600; } svg { width: 100%%; height: auto; }
 .grid { stroke: var(--faint); stroke-width: .6; } .axis { stroke: var(--ink); } .tick, .note { fill: var(--quiet); font-size: 12px; }
 .line { fill: none; stroke-width: 2; } .legend { margin: 0; } .key { margin-right: 1.2rem; }

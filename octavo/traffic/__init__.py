@@ -16,7 +16,7 @@ from .launched import LaunchedServer
 from .lengths import random_tokens
 from .measure import measure
 from .percentiles import Spread, corrected, spread
-from .prompts import Prompt, Prompts, random_words, read_prompts
+from .prompts import Prompt, Prompts, after, random_words, read_prompts
 from .result import Result, read_results, write_results
 from .sample import Sample
 from .service_level import ServiceLevel, seconds
@@ -24,5 +24,5 @@ from .summary import Summary, summarize
 from .target import Target, first_model
 
 __all__ = ["Arrivals", "Closed", "Difference", "LaunchedServer", "Load", "Open", "Prompt", "Prompts", "Recording", "Result", "Sample", "Series",
-           "ServiceLevel", "Spread", "Summary", "Target", "corrected", "differences", "drive", "first_model", "measure", "random_tokens", "random_words",
-           "read_prompts", "read_results", "seconds", "server_facts", "spread", "summarize", "write_results"]
+           "ServiceLevel", "Spread", "Summary", "Target", "after", "corrected", "differences", "drive", "first_model", "measure", "random_tokens",
+           "random_words", "read_prompts", "read_results", "seconds", "server_facts", "spread", "summarize", "write_results"]

@@ -6,8 +6,8 @@ spread times Student's t with as many degrees of freedom as there are blocks to 
 than one), the interval is widened by what their correlation says: as if there were fewer blocks. Several figures are judged at once, so each is held to a
 stricter level (Bonferroni), and all together to 99%: of a hundred comparisons of a server with itself about one may call anything different.
 
-What this cannot know: a mood that lasts longer than about a quarter of a run, and how much a server differs from start to start. Give
-several runs of each side for that; their stretches are pooled.
+One run of each side cannot tell a server from the machine's mood on that day: what differs from run to run is not in it. With two runs of each side or more
+the interval is never smaller than what the runs themselves differ by (Student's t on their logarithms, pooled).
 """
 
 from __future__ import annotations
@@ -74,7 +74,17 @@ def differences(a: Sequence[Series], b: Sequence[Series], *, confidence: float =
     """B against A, figure by figure; `a` and `b` are the runs of each side. All verdicts together are right with `confidence`."""
     each = 1 - (1 - confidence) / len(figures)
     dice = np.random.default_rng(seed)
-    return [_difference(figure, _blocks(figure, a), _blocks(figure, b), each, dice) for figure in figures]
+    return [_difference(figure, _blocks(figure, a), _blocks(figure, b), each, dice, _between(figure, a, b, each)) for figure in figures]
+
+
+def _between(figure: Figure, a: Sequence[Series], b: Sequence[Series], level: float) -> float:
+    """How far the logarithm of the ratio may be off by what runs of one side differ by; 0 where a side has one run only."""
+    sides = [np.log([max(_value(figure, blocks), 1e-12) for run in side if (blocks := _blocks(figure, [run]))]) for side in (a, b)]
+    if min(map(len, sides)) < 2:
+        return 0.0
+    freedom = sum(map(len, sides)) - 2
+    variance = sum(float(((side - side.mean()) ** 2).sum()) for side in sides) / freedom
+    return student(level, max(freedom, 3)) * math.sqrt(variance * sum(1 / len(side) for side in sides))
 
 
 def _blocks(figure: Figure, runs: Sequence[Series]) -> list[np.ndarray]:
@@ -131,7 +141,8 @@ def _alike(figure: Figure, sides: Sequence[list[np.ndarray]]) -> float:
     return float(np.clip((found * fewest + 1) / (fewest - 3), 0.0, 0.9))
 
 
-def _difference(figure: Figure, a: list[np.ndarray], b: list[np.ndarray], level: float, dice: np.random.Generator) -> Difference:
+def _difference(figure: Figure, a: list[np.ndarray], b: list[np.ndarray], level: float, dice: np.random.Generator,
+                between: float) -> Difference:
     nan = float("nan")
     if not a or not b:
         return Difference(figure.name, nan, nan, nan, nan, nan, "cannot say")
@@ -145,6 +156,7 @@ def _difference(figure: Figure, a: list[np.ndarray], b: list[np.ndarray], level:
     alike = _alike(figure, (a, b))
     inflation = (1 + alike) / (1 - alike)                # of the variance of a mean, by neighbours that are alike
     reach = student(level, max((min(len(a), len(b)) - 1) / inflation, 3.0)) * float(drawn.std()) * math.sqrt(inflation)
+    reach = max(reach, between)
     low, high = math.exp(middle - reach), math.exp(middle + reach)
     verdict: Verdict = "higher" if low > 1 else "lower" if high < 1 else "no difference"
     return Difference(figure.name, left, right, math.exp(middle), low, high, verdict)

@@ -69,8 +69,8 @@ class Prompts:
 
     @property
     def sha256(self) -> str:
-        """Of all prompts, in their order."""
-        return hashlib.sha256(json.dumps([(p.messages, p.max_tokens) for p in self.items]).encode()).hexdigest()
+        """Of all prompts, wherever they begin."""
+        return hashlib.sha256(json.dumps(sorted((p.messages, p.max_tokens) for p in self.items)).encode()).hexdigest()
 
 
 def read_prompts(path: Path, max_tokens: int, *, seed: int | None = None, ignore_end: bool = False) -> Prompts:
@@ -97,9 +97,10 @@ def random_words(words: int, max_tokens: int, count: int, seed: int = 0) -> Prom
     return Prompts(f"random words, {max_tokens} tokens out", items, ignore_end=True)
 
 
-def first_of(prompts: Prompts, count: int) -> Prompts:
-    """The first `count` of them."""
-    return replace(prompts, items=prompts.items[:count])
+def after(prompts: Prompts, count: int) -> Prompts:
+    """The same prompts, beginning after the first `count`: what a server has answered already lies in its prefix cache."""
+    start = count % len(prompts.items)
+    return replace(prompts, items=prompts.items[start:] + prompts.items[:start])
 
 
 def _objects(content: str, path: Path) -> list[tuple[str, Any]]:

@@ -32,7 +32,7 @@ class Result:
     """label     what the run is called: a precision, a number of users
     target       url, model, endpoint, temperature
     load         arrivals, duration, warm-up
-    prompts      name, sha256, how many different ones
+    prompts      name, sha256, how many different ones, how many were asked, those that do not count included
     summary      see Summary
     server       what the server told (see facts), and its memory where it is a process of this machine
     requests     columns of those that count, in the order of `due`: times in seconds from the start of the measured time, null where there is none
@@ -58,7 +58,7 @@ class Result:
         return cls(
             label, {"url": target.url, "model": target.model, "endpoint": target.endpoint, "temperature": target.temperature},
             {"arrivals": str(load.arrivals), "duration": load.duration, "requests": load.requests, "warmup": load.warmup},
-            {"name": prompts.name, "sha256": prompts.sha256, "different": len(prompts), "ignore_end": prompts.ignore_end},
+            {"name": prompts.name, "sha256": prompts.sha256, "different": len(prompts), "asked": len(recording.samples), "ignore_end": prompts.ignore_end},
             summarize(recording, level), times | numbers, str(level) if level is not None else None, server,
         )
 

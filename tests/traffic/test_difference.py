@@ -66,6 +66,19 @@ def test_a_slower_server_is_found(same: list[Series]) -> None:
     assert found["tokens/s"].low < 1 / 1.2 < found["tokens/s"].high
 
 
+def test_runs_that_differ_from_start_to_start(same: list[Series]) -> None:
+    """A machine that is 15% faster or slower each time: one run of each side says that they differ, several know better."""
+    def of(factors: tuple[float, ...]) -> list[Series]:
+        return [Series(r.due, r.end, r.latency * f, r.ttft * f, r.tpot * f, r.tokens, r.seconds) for r, f in zip(same, factors)]
+
+    def found(a: list[Series], b: list[Series]) -> str:
+        return differences(a, b)[0].verdict
+
+    assert found(of((1.0,)), of((1.3,))) == "higher"
+    assert found(of((1.0, 0.85, 1.15)), of((1.3, 0.9, 1.0))) == "no difference"
+    assert found(of((1.0, 1.02, 0.98)), of((1.6, 1.55, 1.65))) == "higher"
+
+
 def test_the_interval_holds_the_truth(same: list[Series]) -> None:
     """Of pairs that differ by 10%, the interval of the median holds 1.1 in nearly all."""
     pairs = [differences([same[i]], [result(200 + i, 1.1).series()])[0] for i in range(6)]
