@@ -23,7 +23,7 @@ def html(results: Sequence[Result], cost_per_hour: float | None = None, sweeping
         paragraph(f"{first.target['model']}: {first.load['arrivals']}, {first.summary.seconds:.0f} s measured after {first.load['warmup']:g} s of warm-up; "
                   f"prompts: {first.prompts['name']} ({first.summary.prompt_tokens:.0f} tokens in, {first.summary.answer_tokens:.0f} out on average)."),
         table(titles, cells),
-        paragraph(how_measured(first), quiet=True),
+        paragraph(how_measured(results), quiet=True),
     ]
     if sweeping:
         parts += _sweep(results)
@@ -43,15 +43,17 @@ def html(results: Sequence[Result], cost_per_hour: float | None = None, sweeping
     return page(f"Load test of {first.target['model']}", parts)
 
 
-def how_measured(result: Result) -> str:
+def how_measured(results: Sequence[Result]) -> str:
     """What a reader must know to trust the numbers."""
-    s = result.summary
-    text = (f"Seen from the client, streaming. The client took {s.client_share:.0%} of a core; its event loop was late by less than "
-            f"{1e3 * s.late_p99:.1f} ms in 99% of looks. {s.cached_share:.0%} of the prompts' tokens came from the server's prefix cache. ")
-    if s.latency_corrected is None:
+    found = [r.summary for r in results]
+    cached = sorted({f"{s.cached_share:.0%}" for s in found}, key=lambda text: float(text[:-1]))
+    text = (f"Seen from the client, streaming. The client took {max(s.client_share for s in found):.0%} of a core; its event loop was late by less than "
+            f"{1e3 * max(s.late_p99 for s in found):.1f} ms in 99% of looks. {' to '.join(cached[:1] + cached[1:][-1:])} of the prompts' tokens came from "
+            "the server's prefix cache. ")
+    if found[0].latency_corrected is None:
         return text + "Open loop: a request's time counts from when it was due, sent or not, so a stall shows in full."
-    return text + (f"Closed loop: users wait for their answers, so a stall keeps requests from being sent; corrected for that, "
-                   f"p95 is {s.latency_corrected.p95:.3f} s and p99 {s.latency_corrected.p99:.3f} s.")
+    return text + ("Closed loop: users wait for their answers, so a stall keeps requests from being sent; the corrected percentile counts those too, "
+                   "had every user asked in the usual rhythm.")
 
 
 def _curve(result: Result) -> Line:

@@ -31,6 +31,7 @@ def _row(result: Result, first: Result, cost_per_hour: float | None) -> dict[str
         "label": result.label, "precision": result.server.get("precision", ""), "load": result.load["arrivals"], "seconds": s.seconds,
         "requests": s.requests, "errors": s.failed,
         "latency_p50": s.latency.p50, "latency_p95": s.latency.p95, "latency_p98": s.latency.p98, "latency_p99": s.latency.p99,
+        "latency_corrected_p99": s.latency_corrected.p99 if s.latency_corrected is not None else NAN,
         "ttft_p50": s.ttft.p50, "ttft_p95": s.ttft.p95, "ttft_p99": s.ttft.p99, "itl_p50": s.itl.p50, "itl_p99": s.itl.p99, "tpot_p50": s.tpot.p50,
         "requests_per_s": s.requests_per_s, "tokens_per_s": rate, "chunks_per_s": s.chunks_per_s, "goodput": NAN if s.goodput is None else s.goodput,
         "good_share": NAN if s.good_share is None else s.good_share,
@@ -57,10 +58,11 @@ def _loss(quality: Any) -> tuple[float, float]:
 # Title -> (key, how it is written). Columns that no row has a number for are left out.
 SHOWN: dict[str, tuple[str, str]] = {
     "p50 s": ("latency_p50", ".3f"), "p95 s": ("latency_p95", ".3f"), "p98 s": ("latency_p98", ".3f"), "p99 s": ("latency_p99", ".3f"),
-    "first token p50 s": ("ttft_p50", ".3f"), "first token p99 s": ("ttft_p99", ".3f"), "ms a token": ("tpot_p50", "ms"),
-    "requests/s": ("requests_per_s", ".2f"), "tokens/s": ("tokens_per_s", ".1f"), "in service level": ("good_share", ".0%"), "errors": ("errors", "d"),
-    "memory MB": ("memory_bytes", "MB"), "weights MB": ("weight_bytes", "MB"), "smaller": ("size_reduction", "x"), "faster": ("speed", "x"),
-    "KL lost": ("kl", ".4f"), "same choice": ("agreement", ".1%"), "cost of 1M tokens": ("cost", ".3f"),
+    "p99 corrected s": ("latency_corrected_p99", ".3f"), "first token p50 s": ("ttft_p50", ".3f"), "first token p99 s": ("ttft_p99", ".3f"),
+    "ms a token": ("tpot_p50", "ms"), "requests/s": ("requests_per_s", ".2f"), "tokens/s": ("tokens_per_s", ".1f"), "in service level": ("good_share", ".0%"),
+    "goodput/s": ("goodput", ".2f"), "errors": ("errors", "d"), "memory MB": ("memory_bytes", "MB"), "weights MB": ("weight_bytes", "MB"),
+    "smaller": ("size_reduction", "x"), "faster": ("speed", "x"), "KL lost": ("kl", ".4f"),
+    "same choice": ("agreement", ".1%"), "cost of 1M tokens": ("cost", ".3f"),
 }
 
 
@@ -78,7 +80,7 @@ def write(value: float, form: str) -> str:
     if form == "ms":
         return f"{1e3 * value:.2f}"
     if form == "MB":
-        return f"{value / 1e6:.0f}"
+        return f"{value / 1e6:.0f}" if value >= 1e7 else f"{value / 1e6:.1f}"
     return f"{value:.2f}x" if form == "x" else format(value, form)
 
 

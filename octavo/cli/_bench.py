@@ -24,7 +24,7 @@ class Progress:
         from rich.progress import Progress as Bar
 
         self._console = Console(stderr=True)
-        self._bar = Bar(TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[now]}"), console=self._console, transient=True,
+        self._bar = Bar(TextColumn("{task.description}"), BarColumn(bar_width=16), TextColumn("{task.fields[now]}"), console=self._console, transient=True,
                         auto_refresh=False, disable=not self._console.is_terminal)
         self._seconds = seconds
         self._task = self._bar.add_task("", total=None, now="")
@@ -47,8 +47,8 @@ class Progress:
             done = [s for s in recording.samples[-4000:] if s.end == s.end]
             latest = sorted(s.latency for s in done[-200:] if s.good)
             failed = sum(not s.good for s in done)
-            now = (f"{len(recording.samples)} sent, {len(recording.samples[-4000:]) - len(done)} under way, "
-                   f"{f'{failed} failed, ' if failed else ''}{f'median {latest[len(latest) // 2]:.2f} s' if latest else 'no answer yet'}")
+            now = (f"{len(recording.samples)} sent, {len(recording.samples[-4000:]) - len(done)} open, "
+                   f"{f'{failed} failed, ' if failed else ''}{f'p50 {latest[len(latest) // 2]:.2f} s' if latest else 'no answer yet'}")
             load = recording.load
             total = load.warmup + self._seconds if self._seconds is not None else load.requests
             first = recording.samples[0].due if recording.samples else 0.0
@@ -72,9 +72,12 @@ def _table(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 240  # a file or a pipe has no width of its own
+    needed = sum(2 + max(map(len, column)) for column in zip(titles, *cells, strict=True))
+    if needed > console.width:                           # a figure a line, then, and a side a column
+        titles, *cells = [list(column) for column in zip(titles, *cells, strict=True)]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for place, title in enumerate(titles):
-        table.add_column(title, justify="right" if place else "left", no_wrap=not title.count(" "))
+        table.add_column(title, justify="right" if place else "left", no_wrap=True)
     for row in cells:
         table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)
@@ -90,9 +93,9 @@ def show(results: Sequence[Result], found: Sequence[dict[str, Any]], sweeping: b
     print(f"{printable(first.target['model'])}: {first.load['arrivals']}, {first.summary.seconds:.0f} s measured, prompts: {printable(first.prompts['name'])} "
           f"({first.summary.prompt_tokens:.0f} tokens in, {first.summary.answer_tokens:.0f} out)\n")
     _table(*shown(found, compared=len(results) > 1 and not sweeping))
-    print(f"\n{how_measured(first)}")
+    print(f"\n{how_measured(results)}")
     if first.slo is not None:
-        print(f"service level {first.slo}: goodput " + ", ".join(f"{printable(r.label)} {r.summary.goodput:.2f} requests/s" for r in results))
+        print(f"service level: {first.slo}")
     if sweeping:
         sides = dict.fromkeys(r.label.rpartition(", ")[0] for r in results)
         for side in sides:

@@ -37,5 +37,5 @@ async def _probe(target: Target, words: int, seed: int) -> int:
 def check(sample: Sample, target: Target) -> None:
     """Raises OctavoError where a request failed."""
     if sample.error:
-        raise OctavoError(f"the server does not answer a request: {sample.error}: {sample.detail}", where=target.root,
+        raise OctavoError(f"the server does not answer a request: {sample.error}: {sample.detail.rstrip('.')}", where=target.root,
                           remedy="is it the right address, model and endpoint (--endpoint completions where there is no chat template)?")
