@@ -15,6 +15,7 @@
 #include "blocks.h"
 #include "ceilings.h"
 #include "immediate.h"
+#include "lattice.h"
 #include "pages.h"
 #include "program.h"
 #include "sampling.h"
@@ -230,6 +231,7 @@ struct Drawer {
 };
 
 #include "bind_immediate.inl.h"
+#include "bind_rounding.inl.h"
 
 // ---- single kernels, for tests and benchmarks: one thread, chosen instruction set ----
 
@@ -304,41 +306,7 @@ NB_MODULE(_native, m) {
     nb::gil_scoped_release released;
     populate(data, size);
   }, nb::arg("bytes"), "Bring the pages of a mapped file into memory and into this process, in order; other threads run meanwhile.");
-  m.def("encode_blocks", [](int type, nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu> x, nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> out, const std::string& isa) {
-    const BlockShape shape = block_shape(BlockType(type));
-    const bool wide = x.dtype() == nb::dtype<float>(), brain = x.dtype() == nb::dtype<uint16_t>();
-    const bool half = x.dtype().code == uint8_t(nb::dlpack::dtype_code::Float) && x.dtype().bits == 16;
-    if (!shape.numbers || !(wide || brain || half)) bad("encode_blocks: a known type and float32, float16 or bfloat16 (as uint16) numbers expected");
-    const size_t rows = x.ndim() == 2 ? x.shape(0) : 0, width = x.ndim() == 2 ? x.shape(1) : 0, blocks = width / size_t(shape.numbers);
-    if (x.ndim() != 2 || width % size_t(shape.numbers) || out.shape(0) != rows || out.shape(1) != blocks * size_t(shape.bytes)) bad("encode_blocks: the shapes do not fit");
-    const void* from = x.data();
-    uint8_t* to = out.data();
-    nb::gil_scoped_release released;
-    return encode_blocks(isa, BlockType(type), wide ? Floats::F32 : half ? Floats::F16 : Floats::BF16, from, rows * width, to);
-  }, nb::arg("type"), nb::arg("x"), nb::arg("out"), nb::arg("isa") = "",
-     "Rows of floats as ggml's blocks of a type (its number); returns how many blocks have a scale beyond float16. On the calling thread, without the GIL.");
-  m.def("round_trellis", [](int bits, nb::ndarray<float, nb::ndim<2>, nb::device::cpu> weights, Matrix<float> upper, Vector<float> scales,
-                            nb::ndarray<uint16_t, nb::ndim<2>, nb::device::cpu> states, Rows2 errors, int threads, const std::string& isa) {
-    TrellisBlock block;
-    const size_t rows = weights.shape(0), width = weights.shape(1);
-    const bool lies = weights.stride(1) == 1 && states.stride(1) == 1 && weights.stride(0) == states.stride(0);
-    if (bits < 2 || bits > 4 || threads < 1) bad("round_trellis: 2 to 4 bits and at least one thread expected");
-    if (!lies || states.shape(0) != rows || states.shape(1) != width || errors.shape(0) != rows || errors.shape(1) != width || upper.shape(0) != width ||
-        upper.shape(1) != width || scales.size() != rows)
-      bad("round_trellis: the shapes do not fit");
-    block.bits = bits;
-    block.rows = int64_t(rows);
-    block.width = int(width);
-    block.stride = weights.stride(0);
-    block.weights = weights.data();
-    block.upper = upper.data();
-    block.scales = scales.data();
-    block.states = states.data();
-    block.errors = errors.data();
-    nb::gil_scoped_release released;
-    round_trellis(isa, block, threads);
-  }, nb::arg("bits"), nb::arg("weights"), nb::arg("upper"), nb::arg("scales"), nb::arg("states"), nb::arg("errors"), nb::arg("threads") = 1, nb::arg("isa") = "",
-     "Columns of a weight to the nearest paths through a trellis, each column's error made good in those after it (csrc/trellis.h). Changes weights, states and errors.");
+  bind_rounding(m);
   m.attr("PAGE") = kPage;
   m.attr("PANEL") = kPanel;
 

@@ -63,7 +63,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="names; default: all")
     parser.add_argument("--again", nargs="*", default=[], help="names to measure again")
     parser.add_argument("--note", default="", help="of the model, for the table")
-    parser.add_argument("--busy", action="store_true", help="other work ran beside the quantizers: the table leaves wall times out")
     options = parser.parse_args()
     known: dict[str, dict[str, Any]] = {}
     if options.out.exists():
@@ -80,7 +79,7 @@ def main() -> None:
             print(f"{row['name']}: KL {kl['mean']:.4f} [{kl['low']:.4f}, {kl['high']:.4f}], perplexity {row['perplexity']['value']:.3f} "
                   f"({ratio['value'] - 1:+.2%}), {row['bits']:.3f} bits, {row['wall_s']:.0f} s, {row['peak_rss_mb']} MB", flush=True)
         result = {"model": options.note or options.original.name, "text": options.text.name, "context": options.context, "windows": options.windows,
-                  "busy": options.busy, "rows": sorted(known.values(), key=lambda row: str(row["name"]))}
+                  "rows": sorted(known.values(), key=lambda row: str(row["name"]))}
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n")
     options.out.with_suffix(".md").write_text(markdown(json.loads(options.out.read_text())))

@@ -41,6 +41,11 @@ def ratio(a: float, b: float) -> str:
     return f"{a / b:.2f}" if b else "-"
 
 
+def timed(row: Row) -> bool:
+    """Whether nothing else ran when it was made: what was made before that was noted down counts as disturbed."""
+    return not row.get("busy", True)
+
+
 def lines(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1), *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
 
@@ -49,26 +54,27 @@ def markdown(result: dict[str, Any]) -> str:
     rows: list[Row] = result["rows"]
     if not rows:
         return ""
-    first, timed = rows[0], not result.get("busy", False)
+    first = rows[0]
     text = [f"### {result['model']}\n\n{result['windows']} windows of {result['context']} tokens of {result['text']}, {first['tokens']} tokens scored; "
             f"the original's perplexity is {first['original_perplexity']['value']:.3f}."
-            + ("" if timed else " Other work ran on the machine meanwhile, so no wall times are given.") + "\n"]
+            + ("" if all(map(timed, rows)) else " No wall time stands where other work ran on the machine meanwhile.") + "\n"]
     against = []
     for ours, theirs in pairs(rows):
         against.append([f"{ours['method']} {ours['scheme']}", rival(theirs), str(theirs["rows"]), f"{ours['kl']['mean']:.4f}", f"{theirs['kl']['mean']:.4f}",
                         ratio(ours["kl"]["mean"], theirs["kl"]["mean"]), f"{ours['perplexity']['value']:.3f}", f"{theirs['perplexity']['value']:.3f}",
-                        ratio(ours["peak_rss_mb"], theirs["peak_rss_mb"]), *([ratio(ours["wall_s"], theirs["wall_s"])] if timed else [])])
+                        ratio(ours["peak_rss_mb"], theirs["peak_rss_mb"]), ratio(ours["wall_s"], theirs["wall_s"]) if timed(ours) and timed(theirs) else "-",
+                        ratio(ours["cpu_s"], theirs["cpu_s"]) if "cpu_s" in ours and "cpu_s" in theirs else "-"])
     if against:
         text.append(lines(["ours", "against", "sequences", "KL, ours", "theirs", "ratio", "perplexity, ours", "theirs", "peak memory, ratio",
-                           *(["wall time, ratio"] if timed else [])], against))
+                           "wall time, ratio", "CPU time, ratio"], against))
     everything = []
     for row in sorted(rows, key=lambda row: (row["bits"], row["kl"]["mean"])):
         kl, change = row["kl"], row["perplexity_ratio"]["value"] - 1
         everything.append([row["name"], f"{row['bits']:.2f}", f"{kl['mean']:.4f} [{kl['low']:.4f}, {kl['high']:.4f}]",
                            f"{row['perplexity']['value']:.3f}", f"{change:+.1%}", f"{row['top1_agreement']['value']:.1%}", str(row["rows"]),
-                           f"{row['peak_rss_mb']:,} MB", *([f"{row['wall_s']:.0f} s"] if timed else [])])
+                           f"{row['peak_rss_mb']:,} MB", f"{row['wall_s']:.0f} s" if timed(row) else "-"])
     text.append(lines(["checkpoint", "bits per weight", "KL", "perplexity", "against original", "same top", "sequences", "peak memory",
-                       *(["wall time"] if timed else [])], everything))
+                       "wall time"], everything))
     return "\n".join(text)
 
 

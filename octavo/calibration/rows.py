@@ -24,7 +24,7 @@ from .group import Group, Source
 from .statistics import Statistics, combine, means, of_rows
 
 CHUNK = 2048           # rows worked on at a time, about: Gram matrices of fewer rows are slower
-TILE = 256             # query rows of attention at a time
+TILE = 128             # query rows of attention at a time
 KEPT_BYTES = 1 << 29   # inputs of a linear that are wider than this in all are computed again rather than kept
 
 Visitor = Callable[[Group], Sequence[np.ndarray] | None]
@@ -207,7 +207,9 @@ class RowsOps:
             rows = x.chunk(c)
             parts = rows.reshape(len(rows), groups, -1)
             size = np.einsum("rgk,rgk->rg", parts, parts)[..., None] / np.float32(parts.shape[-1])
-            return (parts * (1 / np.sqrt(size + np.float32(eps))) * factor).reshape(rows.shape)
+            y = parts * (1 / np.sqrt(size + np.float32(eps)))
+            y *= factor
+            return y.reshape(rows.shape)
 
         return Node(x.width, compute, Source("norm", gain.name, offset) if groups == 1 else None)
 
@@ -235,7 +237,12 @@ class RowsOps:
     def gate(self, kind: Literal["silu", "gelu_tanh", "gelu"], gate: Node, up: Node) -> Node:
         activation = ACTIVATIONS[kind]
         source = Source("gate", up.made_by) if up.made_by else None
-        return Node(up.width, lambda c: activation(gate.chunk(c)) * up.chunk(c), source)
+        def compute(c: int) -> np.ndarray:
+            y = activation(gate.chunk(c))
+            y *= up.chunk(c)
+            return y
+
+        return Node(up.width, compute, source)
 
     def add(self, x: Node, y: Node) -> Node:
         node = Node(x.width, lambda c: x.chunk(c) + y.chunk(c))
@@ -268,18 +275,23 @@ def _attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int, softcap: f
         scores = q[first:last].reshape(-1, dim) @ k[begin:last].T
         if softcap:
             scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
-        scores = scores.reshape(last - first, share, last - begin)
-        behind = np.arange(first, last)[:, None] - np.arange(begin, last)[None, :]
+        seen_by_all = first - begin if window == 0 else 0  # keys from here on may be hidden from some
+        behind = np.arange(first, last)[:, None] - np.arange(begin + seen_by_all, last)[None, :]
         hidden = (behind < 0) | (behind >= window) if window else behind < 0
-        np.copyto(scores, np.float32(-np.inf), where=hidden[:, None, :])
+        np.copyto(scores.reshape(last - first, share, last - begin)[:, :, seen_by_all:], np.float32(-np.inf), where=hidden[:, None, :])
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
-        scores /= scores.sum(axis=-1, keepdims=True)
-        out[first:last] = (scores.reshape(-1, last - begin) @ v[begin:last]).reshape(last - first, share, dim)
+        weighed = scores @ v[begin:last]
+        weighed /= scores.sum(axis=-1, keepdims=True)
+        out[first:last] = weighed.reshape(last - first, share, dim)
 
 
 def _silu(x: np.ndarray) -> np.ndarray:
-    return x / (1 + np.exp(-np.clip(x, -80, None)))  # exp(80) is still finite in float32
+    y = np.maximum(x, np.float32(-80))  # exp(80) is still finite in float32
+    np.negative(y, out=y)
+    np.exp(y, out=y)
+    y += 1
+    return np.divide(x, y, out=y)
 
 
 def _gelu_tanh(x: np.ndarray) -> np.ndarray:

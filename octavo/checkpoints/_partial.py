@@ -14,7 +14,7 @@ import mmap
 import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from .base import Layout, Part
 
 SUFFIX = ".octavo-partial"
 COMMIT_SECONDS, COMMIT_BYTES = 1.0, 256 << 20  # so much work, at most, is lost with a process
+NEAR_BYTES = 1 << 20  # between tensors that are written out together
 
 
 class Partial:
@@ -113,18 +114,34 @@ class Partial:
         if not self._pending:
             return
         try:
-            for _, parts in self._pending:
-                for name in parts:
-                    mapped, start, part = self._places[name]
-                    first, size = _pages(start, nbytes(part))
-                    if size:
-                        mapped.flush(first, min(size, len(mapped) - first))
+            for mapped, first, last in self._filled():
+                mapped.flush(first, last - first)
             self._journal.write(json.dumps([tensor for tensor, _ in self._pending]) + "\n")
             self._journal.flush()
             os.fsync(self._journal.fileno())
         except OSError as error:
             raise self.refused(error) from None
         self._pending, self._pending_bytes, self._committed = [], 0, time.monotonic()
+
+    def _filled(self) -> Iterator[tuple[mmap.mmap, int, int]]:
+        """The runs of bytes that hold what is pending: one wait for the disk for many small tensors that lie near each other."""
+        ranges = []
+        for _, parts in self._pending:
+            for name in parts:
+                mapped, start, part = self._places[name]
+                first, size = _pages(start, nbytes(part))
+                if size:
+                    ranges.append((id(mapped), first, min(first + size, len(mapped)), mapped))
+        run: tuple[mmap.mmap, int, int] | None = None
+        for _, first, last, mapped in sorted(ranges, key=lambda found: found[:3]):
+            if run is not None and run[0] is mapped and first <= run[2] + NEAR_BYTES:
+                run = mapped, run[1], max(run[2], last)
+                continue
+            if run is not None:
+                yield run
+            run = mapped, first, last
+        if run is not None:
+            yield run
 
     def write(self, name: str, content: bytes) -> None:
         """A small file among the others."""

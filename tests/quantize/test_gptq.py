@@ -12,7 +12,7 @@ from octavo.errors import ModelError, UsageError
 from octavo.qtensor import NonFiniteError, QTensor
 from octavo.quantize.method import rounder
 from octavo.quantize.rounders._grid import grids, piece
-from octavo.quantize.rounders._lattice import factor, feedback
+from octavo.quantize.rounders._lattice import factor, feedback, shares_of
 from octavo.quantize.rounders.gptq import Gptq
 from octavo.schemes import Plan
 
@@ -65,7 +65,7 @@ def test_feedback_is_gptq() -> None:
     damped[np.diag_indices(K)] += np.float32(0.01 * np.trace(gram, dtype=np.float64) / K)
     order = np.argsort(-np.diagonal(gram), kind="stable")
     m, added = factor(damped, order, 0.0)
-    values = feedback(w.T[order], m, grid, order, order // 32)
+    values = feedback(w.T[order], shares_of(m), grid, order, order // 32)
     mine = (values.reshape(3, 32, N) * grid.scales[:, None]).reshape(K, N).T
     assert added == 0 and tensor.scales is not None
     exact = plain_gptq(w, gram, 0.01, tensor.scales, -8, 7, 32)

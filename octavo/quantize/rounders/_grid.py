@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
-from ... import formats
+from ... import _native, formats
 from ...qtensor import QTensor, round_scales
 from ...qtensor import quantize as to_nearest
 from ...schemes import TensorSpec
@@ -21,6 +22,7 @@ RATIOS = {2: (1.0, 0.9, 0.8, 0.7, 0.6, 0.5), 3: (1.05, 0.95, 0.87, 0.8, 0.72, 0.
 RATIOS_WIDE = (1.0, 0.9, 0.8, 0.7, 0.6)  # from 5 bits on, and for tables
 RATIOS_EXACT = (2.0, 1.0, 0.5)  # powers of two
 RATIOS_COARSE = (1.12, 1.0, 0.93, 0.86, 0.8)
+STORES = {"fp32": 0, "bf16": 1, "fp16": 2}  # ScaleStore of csrc/lattice.h; other scale formats are tables
 
 
 @dataclass
@@ -90,53 +92,35 @@ class Grid:
 
     def search(self, weight: np.ndarray, importance: np.ndarray) -> None:
         """The scales (and zeros) with the least squared error of `weight` [k, rows], weighted by `importance`, [k, 1] or [k, rows]: of a few
-        clipped ranges, each with its least-squares scale, the best."""
+        clipped ranges, each with its least-squares scale, the best. The zero keeps the range centred; at 2 and 3 bits its neighbours are tried, too."""
         if not self.free:
             return
         coarse = self.spec.scale_format in COARSE
         ratios = RATIOS_EXACT if self.spec.scale_format == "e8m0" else RATIOS_COARSE if coarse else (
             RATIOS.get(self.spec.bits, RATIOS_WIDE) if self.integer else RATIOS_WIDE)
-        for index, columns in enumerate(self.groups):
-            w, h = weight[columns], importance[columns]
-            first_scale = self.scales[index].copy()
-            first_zero = None if self.zeros is None else self.zeros[index].copy()
-            best: np.ndarray | None = None
-            chosen, zero_chosen = first_scale, first_zero
-            for ratio in ratios:
-                tried = self.stored(first_scale * np.float32(ratio))
-                for zero in self._zeros_to_try(w, tried, first_zero):
-                    self.scales[index] = tried
-                    if self.zeros is not None:
-                        assert zero is not None
-                        self.zeros[index] = zero
-                    v = self.nearest(w / self.size(index), self.bounds(index))
-                    weighted = v * h
-                    vw, vv = np.einsum("kr,kr->r", weighted, w), np.einsum("kr,kr->r", weighted, v)
-                    fitted = tried if coarse else self.stored(np.where(vv > 0, vw / np.where(vv > 0, vv, 1), tried / self.outer) / self.outer)
-                    size = fitted * self.outer
-                    gain = size * (2 * vw - size * vv)
-                    if best is None:
-                        best, chosen, zero_chosen = gain, fitted, zero
-                    else:
-                        better = gain > best
-                        best, chosen = np.where(better, gain, best), np.where(better, fitted, chosen)
-                        zero_chosen = None if zero is None or zero_chosen is None else np.where(better, zero, zero_chosen)
-            self.scales[index] = np.where(first_scale == 0, first_scale, chosen)
-            if self.zeros is not None:
-                assert zero_chosen is not None
-                self.zeros[index] = zero_chosen
+        starts = np.array([columns.start for columns in self.groups] + [self.groups[-1].stop], np.int32)
+        steps = float(2**self.number.bits - 1)
+        _native.search_scales(weight, importance, starts, np.array(ratios, np.float32), not coarse, self.zeros, steps, 1 if self.number.bits > 3 else 3,
+                              *self.native())
 
-    def _zeros_to_try(self, w: np.ndarray, scale: np.ndarray, first: np.ndarray | None) -> list[np.ndarray | None]:
-        """The zero that keeps the range centred where it was; at 2 and 3 bits its neighbours, too."""
-        if first is None:
-            return [None]
-        steps = np.float32(2**self.number.bits - 1)
-        low, high = np.minimum(w.min(axis=0), 0), np.maximum(w.max(axis=0), 0)
-        middle = (low + high) / 2 / np.where(scale == 0, 1, scale)
-        centred = np.clip(np.rint(steps / 2 - middle), 0, steps)
-        if self.number.bits > 3:
-            return [centred]
-        return [centred, np.clip(centred + 1, 0, steps), np.clip(centred - 1, 0, steps)]
+    def native(self) -> tuple[np.ndarray, float, np.ndarray, np.ndarray, np.ndarray | None, int, np.ndarray | None]:
+        """The grid as csrc/lattice.h wants it: scales, outer, low, high, table, what scales are stored as, and their table."""
+        low, high, table = np.zeros_like(self.scales), np.zeros_like(self.scales), None
+        if self.integer:
+            for g in range(len(self.scales)):
+                low[g], high[g] = self.bounds(g)
+        else:
+            table = _numbers(self.spec.format)
+        store = STORES.get(self.spec.scale_format, 3)
+        return self.scales, float(self.outer), low, high, table, store, _numbers(self.spec.scale_format) if store == 3 else None
+
+
+@cache
+def _numbers(token: str) -> np.ndarray:
+    """float32, ascending: all finite values of a small format."""
+    number = formats.get(token)
+    found = number.decode(np.arange(1 << number.bits, dtype=np.uint8)).astype(np.float32)
+    return np.unique(found[np.isfinite(found)])
 
 
 def grids(weight: np.ndarray, spec: TensorSpec) -> tuple[QTensor, list[slice], bool]:
@@ -147,24 +131,34 @@ def grids(weight: np.ndarray, spec: TensorSpec) -> tuple[QTensor, list[slice], b
     return tensor, [slice(a, min(a + step, k)) for a in range(0, k, step)], spec.granularity in ("group", "channel")
 
 
-def by_rows(weight: np.ndarray, tensor: QTensor, groups: list[slice], free: bool, rows: int, work: Callable[[np.ndarray, Grid], np.ndarray],
-            pool: ThreadPoolExecutor | None = None) -> QTensor:
+def by_rows(weight: np.ndarray, tensor: QTensor, groups: list[slice], free: bool, rows: int, work: Callable[[np.ndarray, Grid], np.ndarray]) -> QTensor:
     """`weight` [n, k] with the grids of `tensor`, `rows` rows at a time: `work(their weights [k, rows], their Grid)` returns their values [k, rows] in
     units of the scales, and may change the grid."""
+    return begin_rows(weight, tensor, groups, free, rows, work, None)()
+
+
+def begin_rows(weight: np.ndarray, tensor: QTensor, groups: list[slice], free: bool, rows: int, work: Callable[[np.ndarray, Grid], np.ndarray],
+               pool: ThreadPoolExecutor | None) -> Callable[[], QTensor]:
+    """As by_rows, by the threads of `pool`; what it returns waits for them."""
     def one(part: slice) -> tuple[Grid, np.ndarray]:
         grid = piece(tensor, groups, free, part)
         return grid, work(np.ascontiguousarray(weight[part].T, np.float32), grid)
 
-    assert tensor.scales is not None
-    codes, scales, zeros = np.empty_like(tensor.codes), tensor.scales.copy(), None if tensor.zeros is None else tensor.zeros.copy()
     parts = [slice(a, min(a + rows, len(weight))) for a in range(0, len(weight), rows)]
-    for part, (grid, values) in zip(parts, map(one, parts) if pool is None else pool.map(one, parts), strict=True):
-        codes[part] = grid.codes(values).T
-        if free:
-            scales[part] = grid.scales.T
-            if zeros is not None and grid.zeros is not None:
-                zeros[part] = grid.zeros.T
-    return replace(tensor, codes=codes, scales=scales, zeros=zeros)
+    pieces = map(one, parts) if pool is None else pool.map(one, parts)
+
+    def wait() -> QTensor:
+        assert tensor.scales is not None
+        codes, scales, zeros = np.empty_like(tensor.codes), tensor.scales.copy(), None if tensor.zeros is None else tensor.zeros.copy()
+        for part, (grid, values) in zip(parts, pieces, strict=True):
+            codes[part] = grid.codes(values).T
+            if free:
+                scales[part] = grid.scales.T
+                if zeros is not None and grid.zeros is not None:
+                    zeros[part] = grid.zeros.T
+        return replace(tensor, codes=codes, scales=scales, zeros=zeros)
+
+    return wait
 
 
 def piece(tensor: QTensor, groups: list[slice], free: bool, rows: slice) -> Grid:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from ... import _native
 from ...calibration.extra import check_extra
 from ._grid import Grid
 
-STEP = 64  # inputs rounded before what they lost is passed on by a matrix product
+REFITS = 2  # passes that also improve scales: later ones move few values
 
 
 def factor(gram: np.ndarray, order: np.ndarray, damping: float) -> tuple[np.ndarray, float]:
@@ -35,84 +36,34 @@ def factor(gram: np.ndarray, order: np.ndarray, damping: float) -> tuple[np.ndar
         damping = max(10 * damping, 1e-4)
 
 
-def feedback(weight: np.ndarray, m: np.ndarray, grid: Grid, order: np.ndarray, group_of: np.ndarray) -> np.ndarray:
+def shares_of(m: np.ndarray) -> np.ndarray:
+    """float32 [k, k], lower triangular: what each input makes good of the loss of each before it, from `factor`."""
+    return np.ascontiguousarray((m / np.diagonal(m)).T)
+
+
+def feedback(weight: np.ndarray, shares: np.ndarray, grid: Grid, order: np.ndarray, group_of: np.ndarray) -> np.ndarray:
     """The values (in units of their scales) of `weight` [k, rows], rounded in the order of its inputs (arXiv 2210.17323; the form without an inverse is
-    Babai's nearest plane, arXiv 2507.18553). Row i of `weight`, and of `m`, is input order[i] of the tensor, in group group_of[i]."""
-    k, rows = weight.shape
-    diagonal = np.diagonal(m).copy()
-    values = np.empty((k, rows), np.float32)
-    lost = np.empty((k, rows), np.float32)
-    sizes = [grid.size(g) for g in range(len(grid.groups))]
-    inverses = [1 / s for s in sizes]
-    bounds = [grid.bounds(g) for g in range(len(grid.groups))]
-    for a in range(0, k, STEP):
-        b = min(a + STEP, k)
-        share = m[:b, a:b] / diagonal[a:b]
-        targets = weight[a:b].copy()
-        if a:
-            targets += share[:a].T @ lost[:a]
-        inner = np.ascontiguousarray(share[a:b].T)
-        for i in range(b - a):
-            target, g = targets[i], group_of[a + i]
-            if i:
-                target += inner[i, :i] @ lost[a : a + i]
-            value = grid.nearest(target * inverses[g], bounds[g])
-            values[order[a + i]] = value
-            np.subtract(weight[a + i], value * sizes[g], out=lost[a + i])
+    Babai's nearest plane, arXiv 2507.18553). Row i of `weight`, and of `shares`, is input order[i] of the tensor, in group group_of[i]."""
+    values = np.empty_like(weight)
+    _round(shares, np.ones(len(weight), np.float32), np.zeros_like(weight), weight.copy(), values, grid, group_of, order, triangular=True)
     return values
 
 
 def descend(weight: np.ndarray, values: np.ndarray, gram: np.ndarray, grid: Grid, passes: int) -> None:
     """Improves `values` and the grid's scales in place: group after group the scale with the least error for its values, then each value the best one
     for all others as they are. The error never grows."""
-    rows = weight.shape[1]
-    inverse_diagonal = 1 / np.diagonal(gram)
-    now = np.empty_like(weight)
+    places = np.arange(len(weight))
+    inverse_diagonal, group_of, now = 1 / np.diagonal(gram), np.zeros(len(weight), np.int32), np.empty_like(weight)
     for g, columns in enumerate(grid.groups):
         np.multiply(values[columns], grid.size(g), out=now[columns])
+        group_of[columns] = g
     gradient = gram @ (weight - now)
-    for _ in range(passes):
-        moved = 0
-        for g, columns in enumerate(grid.groups):
-            if grid.free:
-                _refit(values, now, gradient, gram, grid, g, columns)
-            size = grid.size(g)
-            inverse, bounds = 1 / size, grid.bounds(g)
-            for a in range(columns.start, columns.stop, STEP):
-                b = min(a + STEP, columns.stop)
-                near = gram[a:b, a:b]
-                change = np.empty((b - a, rows), np.float32)
-                targets = gradient[a:b].copy()
-                for i in range(b - a):
-                    target = targets[i]
-                    if i:
-                        target -= near[i, :i] @ change[:i]
-                    target *= inverse_diagonal[a + i]
-                    target += now[a + i]
-                    target *= inverse
-                    value = grid.nearest(target, bounds)
-                    new = value * size
-                    np.subtract(new, now[a + i], out=change[i])
-                    values[a + i], now[a + i] = value, new
-                moved += int(np.count_nonzero(change))
-                gradient -= gram[:, a:b] @ change
-        if moved == 0:
+    for done in range(passes):
+        if _round(gram, inverse_diagonal, gradient, now, values, grid, group_of, places, refit=grid.free and done < REFITS) == 0:
             break
 
 
-def _refit(values: np.ndarray, now: np.ndarray, gradient: np.ndarray, gram: np.ndarray, grid: Grid, g: int, columns: slice) -> None:
-    """The scale of one group that fits its values best, where the stored one is further from it."""
-    v = values[columns]
-    wanted = np.einsum("kr,kr->r", v, gradient[columns])
-    curvature = np.einsum("kr,kr->r", v, gram[columns, columns] @ v)
-    step = np.where(curvature > 0, wanted / np.where(curvature > 0, curvature, 1), 0)
-    old = grid.scales[g]
-    tried = grid.stored(old + step / grid.outer)
-    better = np.abs((tried - old) * grid.outer - step) < np.abs(step)
-    better &= tried != 0
-    grid.scales[g] = np.where(better, tried, old)
-    new = v * grid.size(g)
-    change = new - now[columns]
-    if change.any():
-        now[columns] = new
-        gradient -= gram[:, columns] @ change
+def _round(matrix: np.ndarray, alpha: np.ndarray, pull: np.ndarray, start: np.ndarray, values: np.ndarray, grid: Grid, group_of: np.ndarray, places: np.ndarray,
+           *, triangular: bool = False, refit: bool = False) -> int:
+    """See Lattice in csrc/lattice.h, which has the arguments; `start` is its `from`."""
+    return _native.round_lattice(matrix, alpha, triangular, group_of.astype(np.int32), places.astype(np.int32), refit, pull, start, values, *grid.native())

@@ -9,7 +9,7 @@ Source: GPTQ, arXiv 2210.17323; coordinate descent on codes, arXiv 2309.01885 (Q
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -22,11 +22,11 @@ from ...errors import ModelError, UsageError
 from ...qtensor import QTensor
 from ...schemes import TensorSpec
 from ..method import Needs
-from ._grid import Grid, by_rows, grids
-from ._lattice import descend, factor, feedback
+from ._grid import Grid, begin_rows, grids
+from ._lattice import descend, factor, feedback, shares_of
 
 GROUPS = ("static", "dynamic")
-ROWS = 1024  # worked on at a time, by one thread
+ROWS = 288  # worked on at a time, by one thread
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,12 @@ class Gptq:
         m, more = factor(gram, order, 0.0)
         if more:
             gram[np.diag_indices(len(gram))] += np.float32(more * float(np.trace(gram, dtype=np.float64)) / len(gram))
+        importance = np.empty((len(m), 1), np.float32)
+        importance[order, 0] = np.diagonal(m) ** 2  # what is left of each input's size when those rounded later have made good what they can
+        shares = shares_of(m)
         with ThreadPoolExecutor(threads) as pool, one_blas_thread():
-            return [replace(self._weight(weight, spec, gram, m, order, pool), order=stored) for weight, spec in zip(weights, specs, strict=True)]
+            under_way = [self._weight(weight, spec, gram, shares, importance, order, pool) for weight, spec in zip(weights, specs, strict=True)]
+            return [replace(wait(), order=stored) for wait in under_way]
 
     def _hessian(self, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(damped gram, the order in which inputs are rounded: the largest first)."""
@@ -77,22 +81,21 @@ class Gptq:
         damped[np.diag_indices(k)] += np.float32(self.damping * mean)
         return damped, np.argsort(-np.diagonal(gram), kind="stable")
 
-    def _weight(self, weight: np.ndarray, spec: TensorSpec, gram: np.ndarray, m: np.ndarray, order: np.ndarray, pool: ThreadPoolExecutor) -> QTensor:
+    def _weight(self, weight: np.ndarray, spec: TensorSpec, gram: np.ndarray, shares: np.ndarray, importance: np.ndarray, order: np.ndarray,
+                pool: ThreadPoolExecutor) -> Callable[[], QTensor]:
         tensor, groups, free = grids(weight, spec)
         group_of = np.zeros(len(order), np.int64)
         for index, columns in enumerate(groups):
             group_of[columns] = index
-        importance = np.empty((len(m), 1), np.float32)
-        importance[order, 0] = np.diagonal(m) ** 2  # what is left of each input's size when those rounded later have made good what they can
 
         def work(mine: np.ndarray, grid: Grid) -> np.ndarray:
             grid.search(mine, importance)
-            values = feedback(mine[order], m, grid, order, group_of[order])
+            values = feedback(mine[order], shares, grid, order, group_of[order])
             if self.passes:
                 descend(mine, values, gram, grid, self.passes)
             return values
 
-        return by_rows(weight, tensor, groups, free, ROWS, work, pool)
+        return begin_rows(weight, tensor, groups, free, ROWS, work, pool)
 
 
 ROUNDER = Gptq

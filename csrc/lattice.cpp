@@ -1,0 +1,19 @@
+#include "lattice.h"
+
+#include "table.h"
+
+namespace octavo {
+
+static const LatticeKernels& lattice_for(const std::string& isa) {
+  const std::string name = kernels_for(isa).isa;  // refuses what cannot run here
+#if defined(__x86_64__)
+  if (name == "avx512vnni" || name == "amx") return *avx512vnni_lattice();
+  if (name == "avx2" || name == "amx_emulated") return *avx2_lattice();
+#endif
+  return *portable_lattice();
+}
+
+int64_t round_lattice(const std::string& isa, const Lattice& lattice, const LatticeGrid& grid) { return lattice_for(isa).round(lattice, grid); }
+void search_scales(const std::string& isa, const ScaleSearch& search, const LatticeGrid& grid) { lattice_for(isa).search(search, grid); }
+
+}  // namespace octavo

@@ -1,0 +1,4 @@
+#include "vec.h"
+
+#define OCTAVO_ISA portable
+#include "../lanes/lattice.inl.h"
