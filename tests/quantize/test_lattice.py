@@ -92,4 +92,4 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     given: list[Any] = [gram, alpha, False, group, places, False, weight.copy(), weight.copy(), values, *grid.native()]
     for wrong, value in ((0, gram[:4]), (3, group + 1), (4, places - 1), (6, weight[:4].copy()), (9, grid.scales[:, :2].copy())):
         with pytest.raises((ValueError, TypeError)):
-            _native.round_lattice(*given[:wrong], value, *given[wrong + 1 :])
+            _native.round_lattice(*(given[:wrong] + [value] + given[wrong + 1 :]))
