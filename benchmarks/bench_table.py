@@ -3,10 +3,12 @@
     python benchmarks/bench_table.py --prompts QUESTIONS.jsonl --users 100 --duration 300
                                      --guidellm VENV/bin/guidellm --tokenizer FOLDER_OF_A_TOKENIZER
 
-For each precision: a server just started, loaded by octavo.traffic; the same again, loaded by guidellm (any version that has `guidellm run`; one worker
-process, HTTP/1.1). Both send the same questions, ask for answers of exactly --tokens tokens, and keep the load up after the measured time until what was
+For each precision: a server just started, loaded by octavo.traffic; then the same again, loaded by guidellm (any version that has `guidellm run`; one worker
+process, HTTP/1.1), or with --together another server that both load at the same time, half of the users each, so that a machine whose speed wanders
+wanders for both. Both send the same questions, ask for answers of exactly --tokens tokens, and keep the load up after the measured time until what was
 begun in it has ended. Compared are requests that began within the measured time, by each client's own stamps; guidellm's are taken from the records that
-it writes, so that both are percentiles of the same kind. Without --guidellm only the first half is done.
+it writes, so that both are percentiles of the same kind. guidellm takes several times the processor time of octavo.traffic; where that is time the server
+would have had, latencies differ by it, which --server-cores prevents. Without --guidellm only the first half is done.
 
 To make a place for guidellm: `python -m venv V && V/bin/pip install guidellm`. --tokenizer is what it counts tokens with: a Hugging Face folder.
 """
@@ -14,12 +16,15 @@ To make a place for guidellm: `python -m venv V && V/bin/pip install guidellm`. 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,15 +34,34 @@ import report
 
 from octavo.bench import html, rows
 from octavo.bench.table import markdown
-from octavo.traffic import Closed, LaunchedServer, Load, Prompts, Recording, Result, Target, first_model, measure, random_tokens, read_prompts, spread
+from octavo.traffic import Closed, LaunchedServer, Load, Prompts, Recording, Result, Target, after, first_model, measure, random_tokens, read_prompts, spread
 
 DOCS = report.ROOT / "docs" / "bench-results.md"
 FIGURES = ("p50", "p95", "p98", "p99")
 AGREE = 0.05
+COMING = 20.0  # seconds that guidellm gets to come up
 
 
-def served(args: argparse.Namespace, precision: str) -> LaunchedServer:
-    return LaunchedServer(str(args.model), ["--quantization", precision, "--receipt", "before" if args.quality else "off", *args.serve_option])
+@contextlib.contextmanager
+def served(args: argparse.Namespace, precision: str) -> Iterator[LaunchedServer]:
+    """A server, on cores of its own where --server-cores says so; then whatever is started inside the block has the other cores."""
+    cores = os.sched_getaffinity(0)
+    if args.server_cores:
+        os.sched_setaffinity(0, set(args.server_cores))
+    try:
+        with LaunchedServer(str(args.model), ["--quantization", precision, "--receipt", "before" if args.quality else "off", *args.serve_option]) as server:
+            if args.server_cores:
+                os.sched_setaffinity(0, cores - set(args.server_cores))
+            yield server
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def varied(prompts: Prompts, tokens: int) -> Prompts:
+    """Answers of half to one and a half times `tokens`, each prompt its own length: users whose answers are all of one length fall into step and stay in it,
+    and then a wave's phase decides about percentiles, not the server."""
+    dice = random.Random(0)
+    return replace(prompts, items=tuple(replace(p, max_tokens=dice.randint(max(tokens // 2, 1), tokens * 3 // 2)) for p in prompts.items))
 
 
 def target_of(args: argparse.Namespace, server: LaunchedServer) -> Target:
@@ -57,37 +81,72 @@ def ours(args: argparse.Namespace, precision: str, prompts: Prompts) -> Result:
 
 
 def theirs(args: argparse.Namespace, precision: str, prompts: Prompts, tail: float) -> dict[str, Any]:
-    """What guidellm saw of the same load: spreads in seconds of the requests that began in the measured time, and what it reports itself."""
-    with served(args, precision) as server, tempfile.TemporaryDirectory() as folder:
-        target, data, out = target_of(args, server), Path(folder) / "prompts.jsonl", Path(folder) / "out.json"
+    """What guidellm saw of the same load on a server of its own."""
+    with served(args, precision) as server, guidellm(args, target_of(args, server), prompts, args.users, args.warmup + args.duration + tail) as ended:
+        bench = ended()
+    return seen(bench, bench["start_time"] + args.warmup, args.duration)
+
+
+def together(args: argparse.Namespace, precision: str, prompts: Prompts) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Half of the users from each client, on one server at the same time: what the machine does meanwhile, it does to both."""
+    half, longest = args.users // 2, args.tail
+    load = Load(Closed(half), duration=args.duration, warmup=args.warmup + COMING)
+    window: list[float] = []
+
+    def note(recording: Recording) -> None:
+        window[:] = [recording.began + time.time() - time.monotonic()]
+        say(recording)
+
+    with served(args, precision) as server:
+        target = target_of(args, server)
+        with guidellm(args, target, after(prompts, len(prompts) // 2), half, COMING + args.warmup + args.duration + longest) as ended:
+            result = measure(target, prompts, load, label=precision, server=server, on_progress=note)
+            bench = ended()
+    if bench["start_time"] + args.warmup / 2 > window[0]:
+        raise SystemExit("guidellm began too late to be compared: give a longer --warmup")
+    return plain(result), seen(bench, window[0], args.duration)
+
+
+@contextlib.contextmanager
+def guidellm(args: argparse.Namespace, target: Target, prompts: Prompts, users: int, seconds: float) -> Iterator[Callable[[], dict[str, Any]]]:
+    """guidellm at work; the function waits for its end and gives its benchmark."""
+    with tempfile.TemporaryDirectory() as folder:
+        data, out, told = Path(folder) / "prompts.jsonl", Path(folder) / "out.json", Path(folder) / "told"
         with data.open("w") as file:
             for number in range(max(len(prompts), args.lines)):  # it stops at the end of its file
                 file.write(json.dumps({"prompt": prompts[number].text, "output_tokens_count": prompts[number].max_tokens}) + "\n")
         path = "/v1/chat/completions" if args.endpoint == "chat" else "/v1/completions"
-        command = [str(args.guidellm), "run", "--backend", f"kind=openai_http,target={server.url},model={target.model},request_format={path},http2=false",
-                   "--profile", f"kind=concurrent,streams={args.users}",
-                   "--constraint", f"kind=max_duration,seconds={args.warmup + args.duration + tail:.0f}",
-                   "--data", f"kind=json_file,path={data}", "--tokenizer", f"kind=hf_auto,model={args.tokenizer}", "--output", f"kind=json,path={out}",
-                   "--disable-console"]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "GUIDELLM__MAX_WORKER_PROCESSES": "1", "HF_HUB_OFFLINE": "1"})
-        if done.returncode or not out.exists():
-            raise SystemExit(f"guidellm failed:\n{(done.stdout + done.stderr)[-2000:]}")
-        content = json.loads(out.read_text())
-    bench = content["benchmarks"][0]
-    return {"version": content.get("metadata", {}).get("guidellm_version", ""), **seen(bench, args.warmup, args.duration)}
+        command = [str(args.guidellm), "run", "--backend", f"kind=openai_http,target={target.url},model={target.model},request_format={path},http2=false",
+                   "--profile", f"kind=concurrent,streams={users},rampup_duration={args.warmup / 2}",
+                   "--constraint", f"kind=max_duration,seconds={seconds:.0f}", "--data", f"kind=json_file,path={data}",
+                   "--tokenizer", f"kind=hf_auto,model={args.tokenizer}", "--output", f"kind=json,path={out}", "--disable-console"]
+        with told.open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "GUIDELLM__MAX_WORKER_PROCESSES": "1", "HF_HUB_OFFLINE": "1"})
+
+        def ended() -> dict[str, Any]:
+            if process.wait() or not out.exists():
+                raise SystemExit(f"guidellm failed:\n{told.read_text(errors='replace')[-2000:]}")
+            content = json.loads(out.read_text())
+            return {**content["benchmarks"][0], "version": content.get("metadata", {}).get("guidellm_version", "")}
+
+        try:
+            yield ended
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
 
-def seen(bench: dict[str, Any], warmup: float, duration: float) -> dict[str, Any]:
-    """The spreads of one benchmark of guidellm's JSON."""
-    done, begun = bench["requests"]["successful"] or [], bench["start_time"] + warmup
+def seen(bench: dict[str, Any], begun: float, duration: float) -> dict[str, Any]:
+    """The spreads of one benchmark of guidellm's JSON, in seconds, of the requests that began from `begun` on (seconds since 1970) for `duration`."""
+    done = bench["requests"]["successful"] or []
     chosen = [r for r in done if begun <= r["request_start_time"] < begun + duration]
     ended = [r for r in done if begun <= r["request_end_time"] <= begun + duration]
     lost = [r for kind in ("errored", "incomplete") for r in bench["requests"][kind] or [] if begun <= (r["request_start_time"] or 0) < begun + duration]
     return {
-        "requests": len(chosen), "not_ended": len(lost), "tokens_per_s": sum(r["output_tokens"] for r in ended) / duration,
+        "version": bench["version"], "requests": len(chosen), "not_ended": len(lost), "tokens_per_s": sum(r["output_tokens"] for r in ended) / duration,
         "latency": spread(np.array([r["request_latency"] for r in chosen])).to_json(),
         "ttft": spread(np.array([r["time_to_first_token_ms"] for r in chosen], float) / 1e3).to_json(),
-        "reported_median": bench["metrics"]["request_latency"]["successful"]["median"],
     }
 
 
@@ -106,13 +165,15 @@ def document(stored: dict[str, Any]) -> str:
     lines = [
         "# Precisions under load", "",
         f"{stored['model']}: {about['users']} users, {about['duration']:g} s measured after {about['warmup']:g} s of warm-up, prompts {about['prompts']}, "
-        f"answers of {about['tokens']} tokens. {about['machine']}, commit {about['commit']}, {about['date']}. Client and server share the machine. What the "
-        "columns mean: [bench.md](bench.md). Again: `python benchmarks/bench_table.py` with the options its docstring names.", "", stored["table"],
+        f"answers of {about['tokens'] // 2} to {about['tokens'] * 3 // 2} tokens. {about['machine']}, commit {about['commit']}, {about['date']}. "
+        f"{about['cores']} What the columns mean: [bench.md](bench.md). Again: `python benchmarks/bench_table.py` with the options its docstring names.",
+        "", stored["table"],
     ]
     if stored["agreement"]:
         version = next(iter(stored["guidellm"].values()))["version"]
         lines += ["", f"## The same load from guidellm {version}".rstrip(), "",
-                  "Each on a server just started. Requests that began within the measured time; (!): more than 5% apart.", ""]
+                  ("Half of the users from each client, on one server at the same time. " if stored["together"] else "Each on a server just started. ")
+                  + "Requests that began within the measured time; (!): more than 5% apart.", ""]
         for precision, found in stored["agreement"].items():
             lines += [f"### {precision}", "", "| | octavo bench | guidellm | ratio |", "|---|---:|---:|---:|",
                       *("| " + " | ".join(row) + " |" for row in found), ""]
@@ -125,14 +186,17 @@ def main() -> int:
     parser.add_argument("--quantizations", nargs="+", default=["16bit", "8bit", "4bit", "nf4"])
     parser.add_argument("--prompts", type=Path, help="a .jsonl file of questions; default: random words, --prompt-tokens of them")
     parser.add_argument("--prompt-tokens", type=int, default=256)
-    parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--tokens", type=int, default=64, help="of an answer on average; from half to one and a half times so many")
     parser.add_argument("--users", type=int, default=100)
     parser.add_argument("--duration", type=float, default=300.0)
     parser.add_argument("--warmup", type=float, default=30.0)
     parser.add_argument("--endpoint", choices=("chat", "completions"), default="chat")
     parser.add_argument("--serve-option", action="append", default=[])
+    parser.add_argument("--server-cores", type=int, nargs="*", default=[], help="the server's alone; clients get the others, so that none takes from it")
     parser.add_argument("--guidellm", type=Path)
     parser.add_argument("--tokenizer", type=Path)
+    parser.add_argument("--together", action="store_true", help="compare the clients on one server at the same time, half of the users from each")
+    parser.add_argument("--tail", type=float, default=60.0, help="seconds that guidellm goes on after the measured time: more than the longest latency")
     parser.add_argument("--lines", type=int, default=20_000, help="prompts that guidellm is given")
     parser.add_argument("--no-quality", dest="quality", action="store_false", help="do not find out what quantizing lost")
     parser.add_argument("--html", type=Path, help="write the page of the first half too")
@@ -144,25 +208,33 @@ def main() -> int:
     if args.guidellm is not None and args.tokenizer is None:
         parser.error("--guidellm needs --tokenizer")
     prompts = read_prompts(args.prompts, args.tokens, seed=0, ignore_end=True) if args.prompts is not None else None
-    results, others = [], {}
+    results: list[Result] = []
+    others, agreed = {}, {}
     for precision in args.quantizations:
         if prompts is None:
             with served(args, precision) as server:
                 prompts = random_tokens(target_of(args, server), args.prompt_tokens, args.tokens, 5000)
+        if not results:
+            prompts = varied(prompts, args.tokens)
         began = time.monotonic()
         results.append(result := ours(args, precision, prompts))
         s = result.summary
         print(f"{precision:6} octavo    p50 {s.latency.p50:.3f} s  p95 {s.latency.p95:.3f} s  p99 {s.latency.p99:.3f} s  {s.tokens_per_s:.1f} tokens/s  "
               f"{s.failed} of {s.requests} failed  client {s.client_share:.1%} of a core  ({time.monotonic() - began:.0f} s)", flush=True)
         if args.guidellm is not None:
-            others[precision] = other = theirs(args, precision, prompts, tail=max(2 * s.latency.max, 5.0))
+            if args.together:
+                mine, other = together(args, precision, prompts)
+            else:
+                mine, other = plain(result), theirs(args, precision, prompts, args.tail)
+            others[precision], agreed[precision] = other, agreement(mine, other)
             print(f"{precision:6} guidellm  p50 {other['latency']['p50']:.3f} s  p95 {other['latency']['p95']:.3f} s  p99 {other['latency']['p99']:.3f} s  "
                   f"{other['requests']} requests, {other['not_ended']} not ended", flush=True)
-    plain = {r.label: {**{k: v for k, v in r.to_json().items() if k != "requests"}, "tokens_per_s_ended": ended_rate(r)} for r in results}
     table = markdown(rows(results))
-    agreed = {name: agreement(plain[name], other) for name, other in others.items()}
-    about = report.circumstances(users=args.users, duration=args.duration, warmup=args.warmup, prompts=results[0].prompts["name"], tokens=args.tokens)
-    stored = {"about": about, "model": results[0].target["model"], "table": table, "results": plain, "guidellm": others, "agreement": agreed}
+    cores = f"The server has {len(args.server_cores)} of the cores, the client the others." if args.server_cores else "Client and server share the cores."
+    about = report.circumstances(cores=cores, users=args.users,
+                                  duration=args.duration, warmup=args.warmup, prompts=results[0].prompts["name"], tokens=args.tokens)
+    stored = {"about": about, "model": results[0].target["model"], "table": table, "results": {r.label: plain(r) for r in results}, "together": args.together,
+              "guidellm": others, "agreement": agreed}
     text = document(stored)
     print("\n" + text)
     if not args.print_only:
@@ -171,6 +243,11 @@ def main() -> int:
     if args.html is not None:
         args.html.write_text(html(results))
     return 0
+
+
+def plain(result: Result) -> dict[str, Any]:
+    """What is stored of a result: all but its single requests."""
+    return {**{k: v for k, v in result.to_json().items() if k != "requests"}, "tokens_per_s_ended": ended_rate(result)}
 
 
 def ended_rate(result: Result) -> float:

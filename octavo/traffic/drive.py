@@ -105,9 +105,10 @@ class _Driver:
                 sample.error, sample.end = sample.error or "unfinished", self.loop.time()
         return sample
 
-    async def user(self, think: float) -> None:
-        """One of a closed loop."""
-        due = self.loop.time()
+    async def user(self, think: float, start: float) -> None:
+        """One of a closed loop, who comes `start` seconds after the others."""
+        await asyncio.sleep(start)
+        due = self.start + start
         while (sample := await self.one(due)) is not None:
             wait = max(think, PAUSE if sample.error else 0.0)
             if wait:
@@ -154,7 +155,9 @@ async def drive(ask: Ask, prompts: Prompts, load: Load, *, most: int = 10_000, p
     group: set[asyncio.Task[Any]] = set()
     arrivals = load.arrivals
     if isinstance(arrivals, Closed):
-        senders = [driver.loop.create_task(driver.user(arrivals.think)) for _ in range(arrivals.users)]
+        # They come one by one in the first half of the warm-up: a hundred who ask at the same moment make a wave that goes on for long.
+        each = load.warmup / 2 / arrivals.users
+        senders = [driver.loop.create_task(driver.user(arrivals.think, number * each)) for number in range(arrivals.users)]
     else:
         senders = [driver.loop.create_task(driver.schedule(arrivals, group))]
     async with _beside(driver.ticks(), _tell(driver.recording, on_progress)):
