@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from ..errors import OctavoError
 
@@ -34,6 +36,7 @@ class LaunchedServer:
         self.ready_seconds = 0.0
         """From its start until it took requests."""
         self._log: Path | None = None
+        self._handler: Any = None
 
     @property
     def url(self) -> str:
@@ -44,6 +47,9 @@ class LaunchedServer:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         command = [sys.executable, "-m", "octavo", "serve", self.model, *self.options, "--host", "127.0.0.1", "--port", str(self.port)]
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            # Who ends this process means the server too, which would otherwise go on by itself.
+            self._handler = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         with tempfile.NamedTemporaryFile(prefix="octavo-serve-", suffix=".log", delete=False) as log:
             self._log = Path(log.name)
             began = time.monotonic()
@@ -66,6 +72,9 @@ class LaunchedServer:
 
     def stop(self) -> None:
         """Ask it to stop, and make it."""
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
+            self._handler = None
         if self.process is not None:
             if self.process.poll() is None:
                 self.process.send_signal(signal.SIGTERM)

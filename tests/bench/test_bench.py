@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import psutil
 import pytest
 
 from octavo.bench import compare, html, rows, saturation, sweep
@@ -75,6 +81,21 @@ class _Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+
+
+def test_who_ends_the_bench_ends_its_server(tiny_model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "octavo", "bench", str(tiny_model), "--quantizations", "16bit", *QUICK, "--duration", "60s", "--no-quality"]
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path, "OCTAVO_CACHE": str(tmp_path)}) as bench:
+        end = time.monotonic() + 60
+        while not (children := psutil.Process(bench.pid).children()):
+            assert time.monotonic() < end and bench.poll() is None
+            time.sleep(0.05)
+        bench.send_signal(signal.SIGTERM)
+        assert bench.wait(60) == 128 + signal.SIGTERM
+    psutil.wait_procs(children, timeout=20)
+    assert not [c for c in children if c.is_running()]
 
 
 def test_compare(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
