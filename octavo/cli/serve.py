@@ -193,7 +193,8 @@ def _compare(options: Options, precision: str, first: Engine, server: Server) ->
 
     name = f"{server.service.options.names[0]}:{precision}"
     try:
-        loaded = load_model(replace(options, quantization=precision, kv_cache=None, max_kl=None), server.check)
+        threads = max(1, getattr(first.loaded.backend, "threads", 1) // 2)  # two teams that each want all cores would wait for each other
+        loaded = load_model(replace(options, quantization=precision, kv_cache=None, max_kl=None, threads=threads), server.check)
         few = replace(first.options, max_batch=4, max_queue=16, kv_pages=None, kv_memory=COMPARE_CACHE, max_model_len=min(first.max_model_len, 2048))
         server.service.open_second(name, loaded, Engine(loaded, few).start())
         log.info("%s is there to compare: %.0f MB of weights", name, loaded.report.weight_bytes / 1e6)

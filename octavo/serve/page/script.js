@@ -289,16 +289,19 @@ $("ask").addEventListener("submit", async (event) => {
   $("stop").disabled = false;
   const left = new Answer("left"), right = new Answer("right");
   try {
-    const work = [ask(left, "", names[0], chats(names[0]), mine.signal)];
+    let there = null;            // the other server's model, asked for before any answer begins
     if (second === OTHER) {
       const base = $("url").value.replace(/\/+(v1\/?)?$/, "");
-      const there = await fetch(`${base}/v1/models`, { signal: mine.signal }).catch(() => {
+      const listed = await fetch(`${base}/v1/models`, { signal: mine.signal }).catch(() => {
         throw new Error(`${base} does not answer this page; start that server with --cors-origin ${location.origin}`);
       });
-      const [other] = (await there.json()).data;
-      names[1] = `${other.id} (${other.quantization ?? base})`;
-      work.push(ask(right, base, other.id, other.chat ?? true, mine.signal));
-    } else if (second !== "nobody") work.push(ask(right, "", second, chats(second), mine.signal));
+      if (!listed.ok) throw new Error(`${base}: ${await problem(listed)}`);
+      there = { base, ...(await listed.json()).data[0] };
+      names[1] = `${there.id} (${there.quantization ?? base})`;
+    }
+    const work = [ask(left, "", names[0], chats(names[0]), mine.signal)];
+    if (there) work.push(ask(right, there.base, there.id, there.chat ?? true, mine.signal));
+    else if (second !== "nobody") work.push(ask(right, "", second, chats(second), mine.signal));
     $("right-name").textContent = names[1];
     await Promise.all(work);
     $("verdict").textContent = second === "nobody" ? `Done: ${left.tokens.length} tokens.` : compare(left, right, names);
