@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+import pytest
+
+from octavo.cli import main
 from octavo.engine import Engine, EngineOptions
 from octavo.serve.site import FILES, FOLDER
 
@@ -41,3 +45,8 @@ async def test_a_second_precision_answers_to_its_own_name(serving: Serving) -> N
             assert (await server.client.post("/v1/completions", json=body)).json()["choices"][0]["text"] == "two"
             assert (second.telemetry.requests.total, server.engine.telemetry.requests.total) == (1, 0)
             assert (await server.client.post("/v1/completions", json={**body, "model": "parrot:8bit"})).status_code == 404
+
+
+def test_a_second_precision_that_is_none(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(tiny_model), "--compare", "W99"]) == 2
+    assert "W99" in (told := capsys.readouterr().err) and told.count("\n") == 1
