@@ -6,8 +6,8 @@ spread times Student's t with as many degrees of freedom as there are blocks to 
 than one), the interval is widened by what their correlation says: as if there were fewer blocks. Several figures are judged at once, so each is held to a
 stricter level (Bonferroni), and all together to 99%: of a hundred comparisons of a server with itself about one may call anything different.
 
-One run of each side cannot tell a server from the machine's mood on that day: what differs from run to run is not in it. With two runs of each side or more
-the interval is never smaller than what the runs themselves differ by (Student's t on their logarithms, pooled).
+One run of each side cannot tell a server from the machine's mood on that day: what differs from run to run is not in it. With three runs of each side or
+more the interval is that of Student's t on the logarithms of the runs' own figures, pooled; with two, the wider of both.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ BLOCKS = 20
 DRAWS = 1000
 PLACES, AROUND = 1000, 0.2  # where the percentile of a draw is looked for: so many places, from so much below its share on
 FEWEST_BEYOND = 10  # requests beyond a percentile that it takes to say anything about it
+ENOUGH_RUNS = 3  # of each side: from here on the runs alone, which are independent, say how sure a difference is
 Verdict = Literal["lower", "higher", "no difference", "cannot say"]
 
 
@@ -74,7 +75,8 @@ def differences(a: Sequence[Series], b: Sequence[Series], *, confidence: float =
     """B against A, figure by figure; `a` and `b` are the runs of each side. All verdicts together are right with `confidence`."""
     each = 1 - (1 - confidence) / len(figures)
     dice = np.random.default_rng(seed)
-    return [_difference(figure, _blocks(figure, a), _blocks(figure, b), each, dice, _between(figure, a, b, each)) for figure in figures]
+    enough = min(len(a), len(b)) >= ENOUGH_RUNS
+    return [_difference(figure, _blocks(figure, a), _blocks(figure, b), each, dice, _between(figure, a, b, each), enough) for figure in figures]
 
 
 def _between(figure: Figure, a: Sequence[Series], b: Sequence[Series], level: float) -> float:
@@ -142,7 +144,7 @@ def _alike(figure: Figure, sides: Sequence[list[np.ndarray]]) -> float:
 
 
 def _difference(figure: Figure, a: list[np.ndarray], b: list[np.ndarray], level: float, dice: np.random.Generator,
-                between: float) -> Difference:
+                between: float, enough: bool) -> Difference:
     nan = float("nan")
     if not a or not b:
         return Difference(figure.name, nan, nan, nan, nan, nan, "cannot say")
@@ -156,7 +158,7 @@ def _difference(figure: Figure, a: list[np.ndarray], b: list[np.ndarray], level:
     alike = _alike(figure, (a, b))
     inflation = (1 + alike) / (1 - alike)                # of the variance of a mean, by neighbours that are alike
     reach = student(level, max((min(len(a), len(b)) - 1) / inflation, 3.0)) * float(drawn.std()) * math.sqrt(inflation)
-    reach = max(reach, between)
+    reach = between if enough else max(reach, between)
     low, high = math.exp(middle - reach), math.exp(middle + reach)
     verdict: Verdict = "higher" if low > 1 else "lower" if high < 1 else "no difference"
     return Difference(figure.name, left, right, math.exp(middle), low, high, verdict)
