@@ -43,9 +43,8 @@ static inline float bf16_of(float x, uint32_t& word) {  // rounded to a bfloat16
   return x;
 }
 
-// Codes 0..15 of x[lead..dim), 0..255 of x[0..lead), with a scale and an offset; returns the squared error of the former. Both are rounded as they are
-// stored, in `word`.
-static float code_u4(const float* x, int lead, int dim, float scale, float offset, bool even, uint8_t* codes, uint32_t& word) {
+// Codes 0..15 of x with a scale and an offset; returns the squared error. Both are rounded as they are stored, in `word`.
+static float code_u4(const float* x, int dim, float scale, float offset, bool even, uint8_t* codes, uint32_t& word) {
   uint32_t upper, lower;
   scale = bf16_of(scale, upper);
   offset = bf16_of(even ? -8.f * scale : offset, lower);
@@ -53,11 +52,7 @@ static float code_u4(const float* x, int lead, int dim, float scale, float offse
   const float inverse = scale != 0.f ? 1.f / scale : 0.f;
   f32x16 error = zero();
   const f32x16 s = set1(scale), o = set1(offset), i = set1(inverse), none = set1(0.f), most = set1(15.f);
-  for (int d = 0; d < lead; d++) {
-    const float code = std::nearbyint((x[d] - offset) * (16.f * inverse));
-    codes[d] = uint8_t(code < 0.f ? 0.f : code > 255.f ? 255.f : code);
-  }
-  for (int d = lead; d < dim; d += 16) {
+  for (int d = 0; d < dim; d += 16) {
     const int n = dim - d < 16 ? dim - d : 16;
     const f32x16 value = load_n(x + d, n), code = min(max(round(mul(sub(value, o), i)), none), most), miss = sub(fmadd(code, s, o), value);
     int8_t lanes[16];
@@ -70,8 +65,32 @@ static float code_u4(const float* x, int lead, int dim, float scale, float offse
   return reduce_add(error);
 }
 
+static inline float upper_half(uint32_t word) {
+  word &= 0xffff0000u;
+  float x;
+  std::memcpy(&x, &word, 4);
+  return x;
+}
+
+// The word of these codes with which they err no more along x than across it. The scale of least error makes them too small (what is cut off, for one), and that
+// tells in sums over many tokens where errors that differ in sign do not.
+static uint32_t unbiased_u4(const float* x, int dim, bool even, const uint8_t* codes, uint32_t word) {
+  const float scale = upper_half(word), offset = upper_half(word << 16);
+  float whole = 0.f, stored = 0.f;
+  for (int d = 0; d < dim; d++) {
+    whole += x[d] * x[d];
+    stored += x[d] * (float(codes[d]) * scale + offset);
+  }
+  const float factor = whole / stored;
+  if (!(factor > 0.8f && factor < 1.25f)) return word;
+  uint32_t upper, lower;
+  const float larger = bf16_of(scale * factor, upper);
+  bf16_of(even ? -8.f * larger : offset * factor, lower);
+  return upper << 16 | lower;
+}
+
 // 4-bit codes of a head whose dimensions are alike: of some ranges, from all that it covers to narrower ones, the one with the least squared error. `even`: as
-// many codes above zero as below it. The leading components, of 8 bits, are never cut off.
+// many codes above zero as below it. The leading components, of 8 bits, are not cut off.
 constexpr float kRanges[] = {1.f, 0.92f, 0.84f, 0.76f};
 static void fit_u4(const float* x, int lead, int dim, bool even, uint8_t* codes, uint32_t& word) {
   float low = x[lead], high = x[lead], least = INFINITY, most = -INFINITY;  // of the others; of the leading ones
@@ -93,13 +112,19 @@ static void fit_u4(const float* x, int lead, int dim, bool even, uint8_t* codes,
   for (float range : kRanges) {
     uint32_t now;
     const float from = std::min(even ? low * range : middle - half * range, least), to = std::max(even ? high * range : middle + half * range, most);
-    const float error = even ? code_u4(x, lead, dim, (to > -from ? to : from) / -8.f, 0.f, true, tried, now)
-                             : code_u4(x, lead, dim, 0.5f * to / 7.5f - 0.5f * from / 7.5f, from, false, tried, now);
+    const float error = even ? code_u4(x + lead, dim - lead, (to > -from ? to : from) / -8.f, 0.f, true, tried, now)
+                             : code_u4(x + lead, dim - lead, 0.5f * to / 7.5f - 0.5f * from / 7.5f, from, false, tried, now);
     if (error < best || range == 1.f) {
       best = error;
       word = now;
-      std::memcpy(codes, tried, size_t(dim));
+      std::memcpy(codes + lead, tried, size_t(dim - lead));
     }
+  }
+  word = unbiased_u4(x + lead, dim - lead, even, codes + lead, word);
+  const float scale = upper_half(word), offset = upper_half(word << 16), inverse = scale != 0.f ? 16.f / scale : 0.f;
+  for (int d = 0; d < lead; d++) {
+    const float code = std::nearbyint((x[d] - offset) * inverse);
+    codes[d] = uint8_t(code > 0.f ? (code < 255.f ? code : 255.f) : 0.f);
   }
 }
 

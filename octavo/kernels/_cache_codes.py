@@ -119,14 +119,14 @@ def _bf16(x: np.ndarray) -> np.ndarray:
 
 
 def _fit(x: np.ndarray, symmetric: bool, leading: int) -> tuple[np.ndarray, np.ndarray]:
-    """(codes uint8 [rows, dim], words uint32 [rows]) of finite x [rows, dim] float32. The first `leading` have 8 bits and are never cut off."""
+    """(codes uint8 [rows, dim], words uint32 [rows]) of finite x [rows, dim] float32. The first `leading` have 8 bits and are not cut off."""
     half = np.float32(0.5)
     first, rest = x[:, :leading], x[:, leading:]
     low, high = rest.min(axis=-1, keepdims=True), rest.max(axis=-1, keepdims=True)
     least, most = first.min(axis=-1, keepdims=True, initial=np.inf), first.max(axis=-1, keepdims=True, initial=-np.inf)
     middle, reach = half * low + half * high, half * high - half * low
     best = np.full((len(x), 1), np.inf)
-    codes, words = np.zeros(x.shape, np.uint8), np.zeros((len(x), 1), np.uint32)
+    codes, words = np.zeros(rest.shape, np.uint8), np.zeros((len(x), 1), np.uint32)
     for part in RANGES:
         ratio = np.float32(part)
         start = np.minimum(low * ratio if symmetric else middle - reach * ratio, least)
@@ -136,8 +136,16 @@ def _fit(x: np.ndarray, symmetric: bool, leading: int) -> tuple[np.ndarray, np.n
         inverse = np.where(scale != 0, np.float32(1) / np.where(scale != 0, scale, np.float32(1)), np.float32(0))
         now = np.clip(np.rint((rest - offset) * inverse), 0, 15).astype(np.uint8)
         error = ((now * scale + offset - rest).astype(np.float64) ** 2).sum(axis=-1, keepdims=True)
-        now = np.concatenate([np.clip(np.rint((first - offset) * (np.float32(16) * inverse)), 0, 255).astype(np.uint8), now], axis=1)
         word = (scale.view(np.uint32) & np.uint32(0xFFFF0000)) | (offset.view(np.uint32) >> 16)
         better = (error < best) | (part == RANGES[0])
         best, codes, words = np.where(better, error, best), np.where(better, now, codes), np.where(better, word, words)
-    return codes, words[:, 0]
+    scale, offset = (words & np.uint32(0xFFFF0000)).view(np.float32), (words << np.uint32(16)).view(np.float32)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        # so that codes are no smaller than x, see csrc/lanes/cache_write.inl.h
+        factor = (rest * rest).sum(axis=-1, keepdims=True) / (rest * (codes * scale + offset)).sum(axis=-1, keepdims=True)
+    factor = np.where((factor > 0.8) & (factor < 1.25), factor, np.float32(1))
+    scale = _bf16(scale * factor)
+    offset = _bf16(np.float32(-8) * scale if symmetric else offset * factor)
+    inverse = np.where(scale != 0, np.float32(16) / np.where(scale != 0, scale, np.float32(1)), np.float32(0))
+    leads = np.clip(np.rint((first - offset) * inverse), 0, 255).astype(np.uint8)
+    return np.concatenate([leads, codes], axis=1), ((scale.view(np.uint32) & np.uint32(0xFFFF0000)) | (offset.view(np.uint32) >> 16))[:, 0]
