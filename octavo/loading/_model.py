@@ -18,7 +18,7 @@ from ..schemes import CacheSpec, Plan, TensorSpec, cache_pairs
 from ..text import Text
 from ._choices import make_backend
 from ._report import LoadReport
-from ._tuning import keep, kept, measure, tuning
+from ._tuning import keep, kept, measure, reach_of, tuning
 
 
 class Bound:
@@ -106,11 +106,11 @@ class LoadedModel:
         """What a cache of this format is told (cache.Tuning). The balance of keys is measured when it is first needed, and kept beside the copy."""
         layers = len(self.kv_heads)
         if self._balances is None and any(keys.quantized and keys.dynamic for keys, _ in cache_pairs(spec, layers)):
-            found = kept(self.report.copy)
+            found = kept(self.report.copy, reach_of(self))
             if found is None or [one.shape for one in found] != [(5, h, d) for h, d in zip(self.kv_heads, self.head_dims, strict=True)]:
                 found = measure(self)
                 if self.report.copy:
-                    keep(self.report.copy, found)
+                    keep(self.report.copy, reach_of(self), found)
             self._balances = found
         return tuning(self._balances, self.statics, layers)
 

@@ -22,8 +22,8 @@ from ..text.beginning import beginning
 if TYPE_CHECKING:
     from ._model import LoadedModel
 
-FILE = "octavo-keys.npz"      # beside the copy of the model
-PLACES, TOKENS = 4, 96        # of the context where the text is read; tokens at each
+FILE = "octavo-key-channels-{}.npz"  # beside the copy of the model; of which context
+PLACES, TOKENS = 8, 96        # of the context where the text is read, from its beginning to its end; tokens at each
 SINKS = 4                     # first tokens, whose keys are like no others
 FIRST = 8                     # tokens that are tried as the first of a text, where the tokenizer does not begin each with the same
 FAR = 8192                    # tokens: beyond, offsets are measured for shorter contexts
@@ -87,15 +87,21 @@ def measure(loaded: LoadedModel) -> list[np.ndarray]:
     return [_balance(_stored(pool, layer, pieces), _stored(pool, layers + layer, pieces), _stored(pool, layer, firsts)) for layer in range(layers)]
 
 
+def reach_of(loaded: LoadedModel) -> int:
+    """Tokens of context that the text is spread over."""
+    return min(loaded.max_model_len, FAR)
+
+
 def _step(loaded: LoadedModel) -> Step:
-    """The text in as many pieces as there are places of the context, each a sequence of its own; then first tokens, alone."""
-    reach = min(loaded.max_model_len, FAR)
+    """As many pieces of the text as there are places of the context, each a sequence of its own; then first tokens, alone. Pieces overlap where it is short."""
+    reach = reach_of(loaded)
     ids = [token for token in loaded.text.encode(TEXT) if 0 <= token < loaded.vocab_size] or [0]
-    count = max(1, min(TOKENS, reach // 2, len(ids) // PLACES or 1))
-    places = [place * (reach - count) // PLACES for place in range(PLACES)]
+    count = max(1, min(TOKENS, reach // 2, len(ids) // 4))
+    stride = max(len(ids) - count, 0) // (PLACES - 1)
+    places = [place * (reach - count) // (PLACES - 1) for place in range(PLACES)]
     pages = -(-count // PAGE)
     rows = np.arange(count)
-    tokens = np.concatenate([np.resize(np.array([ids[0], *ids[1 + place * (count - 1) :]]), count) for place in range(PLACES)])
+    tokens = np.concatenate([np.resize(np.array([ids[0], *ids[1 + place * stride :]]), count) for place in range(PLACES)])
     firsts = beginning(loaded.text)[:1] or ids[:: -(-len(ids) // FIRST)]
     alone = len(firsts)
     tables = np.arange((PLACES + alone) * pages, dtype=np.int32).reshape(PLACES + alone, pages)
@@ -149,9 +155,9 @@ def static_scales(stored: Mapping[str, np.ndarray], layers: int) -> list[tuple[f
     return None if any(key not in found for key in wanted) else [(found[layer, "k"], found[layer, "v"]) for layer in range(layers)]
 
 
-def kept(folder: str) -> list[np.ndarray] | None:
-    """The balance that an earlier start left beside the model's copy, if it did."""
-    path = Path(folder) / FILE
+def kept(folder: str, reach: int) -> list[np.ndarray] | None:
+    """The balance for this context that an earlier start left beside the model's copy, if it did."""
+    path = Path(folder) / FILE.format(reach)
     try:
         with np.load(path, allow_pickle=False) as file:
             return [file[f"arr_{i}"] for i in range(len(file.files))]
@@ -159,9 +165,9 @@ def kept(folder: str) -> list[np.ndarray] | None:
         return None
 
 
-def keep(folder: str, balances: Sequence[np.ndarray]) -> None:
+def keep(folder: str, reach: int, balances: Sequence[np.ndarray]) -> None:
     """Leave it there; where that cannot be, the next start measures again."""
-    path = Path(folder) / FILE
+    path = Path(folder) / FILE.format(reach)
     try:
         with path.with_suffix(".part").open("wb") as file:
             np.savez(file, *balances)
