@@ -306,7 +306,7 @@ def test_the_dispatch_shows_every_refusal() -> None:
     problem = Problem("linear", 32, 64, weight=TensorSpec("int8", "channel"), activation=TensorSpec("int8", "token", dynamic=True))
     dispatch = Dispatch({"never": Never(), "reference": reference})
     assert dispatch.choose(problem) == "reference" == dispatch.chosen[problem]
-    static = Problem("linear", 32, 64, weight=TensorSpec("int8", "channel"), activation=TensorSpec("int8", "tensor"))
+    static = Problem("linear", 32, 64, weight=TensorSpec("int8", "channel"), activation=TensorSpec("fp8e4m3", "tensor"))
     with pytest.raises(KernelError, match=r"never: it is never in the mood; reference: .*static"):
         dispatch.choose(static)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from .observers import Observer
 from .statistics import Statistics
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ class Group:
     def statistics(self, *, gram: bool = True) -> Statistics:
         """Of the inputs, over all rows. The inputs are then computed, and stay until the outputs are."""
         return self._ops.statistics(self.x, gram=gram)
+
+    def observed(self, method: str) -> Observer:
+        """An observer of that method (observers.METHODS) that has counted all inputs."""
+        return self._ops.observed(self.x, method)
 
     def inputs(self, most: int) -> np.ndarray:
         """float32 [at most `most`, k]: rows spread evenly over all, the same ones every time."""

@@ -21,6 +21,7 @@ import numpy as np
 
 from ..errors import KernelError
 from .group import Group, Source
+from .observers import Observer
 from .statistics import Statistics, combine, means, of_rows
 
 CHUNK = 2048           # rows worked on at a time, about: Gram matrices of fewer rows are slower
@@ -150,6 +151,15 @@ class RowsOps:
             total = combine(total, part)
         assert total is not None
         return means(total)
+
+    def observed(self, x: Node, method: str) -> Observer:
+        """See Group.observed."""
+        if self.rows * x.width * 4 <= KEPT_BYTES:
+            x.keep(len(self.parts))
+        observer = Observer(method)
+        for chunk in self.each(x, lambda chunk: chunk):
+            observer.update(chunk)
+        return observer
 
     def sampled(self, x: Node, most: int) -> np.ndarray:
         """See Group.inputs."""

@@ -1,4 +1,4 @@
-"""Writes weights as bitsandbytes keeps them: NF4 and FP4 without double quantization (whose scales are rounded), INT8 per row."""
+"""Writes weights as bitsandbytes keeps them: NF4 and FP4, with double quantization where it is asked for, INT8 per row."""
 
 from __future__ import annotations
 
@@ -12,26 +12,35 @@ from .. import formats
 from ..errors import UsageError
 from ..qtensor import QTensor, quantize
 from ..schemes import TensorSpec
+from ._bitsandbytes_scales import RUN, double_quantized, dynamic_table
 from .base import InexactError, Part, Writer, WriterOptions
 
 METHOD = "bitsandbytes"
 STATE = "quant_state.bitsandbytes__"
 FORMATS = ("nf4", "fp4")
-VARIANTS = (*FORMATS, "int8")
+DOUBLE = "-double"
+VARIANTS = (*FORMATS, "int8", *(f"{kind}{DOUBLE}" for kind in FORMATS))
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # block sizes that the library takes
 USUAL = 64
+LONGEST_NUMBER = 24  # of a float in JSON
 DTYPES = ("bfloat16", "float16", "float32")
 
 
 class BitsandbytesWriter(Writer):
-    """The variant is nf4, fp4 or int8; "" means the one that most weights come in, else nf4. A model has 4-bit weights or INT8 ones, not both."""
+    """The variant is nf4, fp4 or int8; "" means the one that most weights come in, else nf4. A model has 4-bit weights or INT8 ones, not both.
+
+    nf4-double, fp4-double: scales are rounded to a byte each, after the codes were found. So what comes quantized already does not fit, unless it was
+    quantized for this target (`options.fresh`).
+    """
 
     def __init__(self, options: WriterOptions) -> None:
         if options.variant not in ("", *VARIANTS):
             raise UsageError(f"unknown type {options.variant!r} of bitsandbytes", remedy=f"known: {', '.join(VARIANTS)}")
         self.options = options
         coming = [spec.format for spec in options.specs.values() if spec.format in VARIANTS and spec.symmetric]
-        self.variant = options.variant or (max(VARIANTS, key=coming.count) if coming else "nf4")
+        self.double = options.variant.endswith(DOUBLE)
+        self.variant = options.variant.removesuffix(DOUBLE) or (max(VARIANTS, key=coming.count) if coming else "nf4")
+        self._scales: dict[str, np.ndarray] = {}  # of the weights that are being filled, to be rounded when all are there
         dtype = str(options.config.get("dtype") or options.config.get("torch_dtype") or "")
         self.dtype = dtype if dtype in DTYPES else "bfloat16"
         self._shapes: dict[str, tuple[int, ...]] = {}  # of the weights that `parts` was asked for
@@ -44,12 +53,14 @@ class BitsandbytesWriter(Writer):
             return f"bitsandbytes' 4-bit weights are {' or '.join(FORMATS)}"
         if spec.granularity not in ("group", "channel") or _block(spec, shape) is None:
             return f"bitsandbytes' blocks have {BLOCKS[0]} to {BLOCKS[-1]} values, powers of two, and the scales of this weight do not follow such blocks"
-        return None
+        return "double quantization rounds its scales" if self.double and not self.options.fresh else None
 
     def nearest(self, name: str, spec: TensorSpec, shape: tuple[int, ...]) -> TensorSpec:
         if self.variant == "int8":
             return TensorSpec("int8", "channel")
         wanted = TensorSpec(self.variant, "group", USUAL)
+        if self.double and spec.format in FORMATS and spec.granularity == "group" and _block(spec, shape) is not None:
+            return spec
         # Numbers that do not divide into blocks are rounded by `fill`, in one run.
         return wanted if _block(wanted, shape) is not None else TensorSpec("fp32")
 
@@ -59,8 +70,10 @@ class BitsandbytesWriter(Writer):
             return {name: Part("I8", shape), f"{stem}SCB": Part("F32", shape[:1]), f"{stem}weight_format": Part("U8", ())}
         kind, block, count = self._form(spec, shape)
         self._shapes[name] = shape
-        return {name: Part("U8", (-(-count // 2), 1)), f"{name}.absmax": Part("F32", (-(-count // block),)), f"{name}.quant_map": Part("F32", (16,)),
-                f"{name}.{STATE}{kind}": Part("U8", (len(self._state(spec, shape)),))}
+        blocks = -(-count // block)
+        nested = {f"{name}.nested_absmax": Part("F32", (-(-blocks // RUN),)), f"{name}.nested_quant_map": Part("F32", (256,))} if self.double else {}
+        return {name: Part("U8", (-(-count // 2), 1)), f"{name}.absmax": Part("U8" if self.double else "F32", (blocks,)),
+                f"{name}.quant_map": Part("F32", (16,)), **nested, f"{name}.{STATE}{kind}": Part("U8", (len(self._state(spec, shape)),))}
 
     def fill(self, name: str, tensor: QTensor, first: int, out: Mapping[str, np.ndarray]) -> None:
         if tensor.order is not None or tensor.factors is not None:
@@ -79,9 +92,15 @@ class BitsandbytesWriter(Writer):
         zero = formats.get(kind).encode(np.zeros(codes.size % 2, np.float32))  # what the library fills the last byte up with
         pairs = np.append(codes, zero).reshape(-1, 2)
         out[name].reshape(-1)[begin // 2 : begin // 2 + len(pairs)] = pairs[:, 0] << 4 | pairs[:, 1]
-        out[f"{name}.absmax"][begin // block : begin // block + scales.size] = scales
+        held = out[f"{name}.absmax"] if not self.double else self._scales.setdefault(name, np.empty(out[f"{name}.absmax"].shape, np.float32))
+        held[begin // block : begin // block + scales.size] = scales
         out[f"{name}.quant_map"][...] = np.array(formats.get(kind).table, np.float32)
-        out[f"{name}.{STATE}{kind}"][...] = np.frombuffer(self._state(tensor.spec, shape), np.uint8)
+        mean = 0.0
+        if self.double and first + tensor.shape[0] == shape[0]:  # the last piece: pieces come in order
+            out[f"{name}.absmax"][...], out[f"{name}.nested_absmax"][...], offset = double_quantized(self._scales.pop(name))
+            mean = float(offset)
+            out[f"{name}.nested_quant_map"][...] = dynamic_table()
+        out[f"{name}.{STATE}{kind}"][...] = np.frombuffer(self._state(tensor.spec, shape, mean), np.uint8)
 
     def _fill_rows(self, name: str, tensor: QTensor, first: int, out: Mapping[str, np.ndarray]) -> None:
         assert tensor.scales is not None
@@ -95,9 +114,14 @@ class BitsandbytesWriter(Writer):
         assert block is not None
         return (spec.format if spec.quantized else self.variant), block, shape[0] * shape[1]
 
-    def _state(self, spec: TensorSpec, shape: tuple[int, ...]) -> bytes:
+    def _state(self, spec: TensorSpec, shape: tuple[int, ...], mean: float = 0.0) -> bytes:
+        """As JSON. With a mean of scales it has one length whatever that is: blanks at the end mean nothing."""
         kind, block, _ = self._form(spec, shape)
-        return json.dumps({"quant_type": kind, "blocksize": block, "dtype": self.dtype, "shape": list(shape)}).encode()
+        state: dict[str, Any] = {"quant_type": kind, "blocksize": block, "dtype": self.dtype, "shape": list(shape)}
+        if not self.double:
+            return json.dumps(state).encode()
+        nested = {"nested_blocksize": RUN, "nested_dtype": "float32", "nested_offset": float(mean)}
+        return json.dumps({**state, **nested}).ljust(len(json.dumps({**state, **nested, "nested_offset": 0})) + LONGEST_NUMBER).encode()
 
     def config(self, weights: Mapping[str, TensorSpec], kept: Sequence[str]) -> dict[str, Any]:
         # A head that shares the embedding's weight is no tensor of its own, and is not quantized.
@@ -110,7 +134,7 @@ class BitsandbytesWriter(Writer):
         if small:
             kinds = [spec.format for spec in weights.values() if spec.format in FORMATS] or [self.variant]
             quantization |= {"bnb_4bit_quant_type": max(FORMATS, key=kinds.count), "bnb_4bit_compute_dtype": self.dtype,
-                             "bnb_4bit_use_double_quant": False, "bnb_4bit_quant_storage": "uint8"}
+                             "bnb_4bit_use_double_quant": self.double, "bnb_4bit_quant_storage": "uint8"}
         return {"quantization_config": quantization}
 
 

@@ -27,6 +27,7 @@ from ._json import read_object
 from ._synced import sync_folder, write_synced
 
 METHOD, VERSION = "octavo", 1
+INPUT_SCALE = "input_scale"  # among what is said of a weight's columns
 MANIFEST = "manifest.json"
 MARK = ".octavo-tmp-"
 HEADER = 1 << 18        # bytes kept free for a file's header, its length included; a multiple of 64
@@ -67,8 +68,9 @@ class OctavoWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.abort()
 
-    def add_packed(self, name: str, packed: Packed) -> None:
-        """A weight as the kernels read it; written at once, the blob may be dropped afterwards. Order and factors are kept until `finish`, as arrays are."""
+    def add_packed(self, name: str, packed: Packed, input_scale: float = 0.0) -> None:
+        """A weight as the kernels read it; written at once, the blob may be dropped afterwards. Order and factors are kept until `finish`, as arrays are.
+        input_scale: the stored one of static inputs, 0 for none."""
         self._metas[name] = packed.meta.to_json()
         for part, array, dtype in (("order", packed.order, "<i4"), ("factors", packed.factors, "<f4")):
             if array is not None:
@@ -76,6 +78,8 @@ class OctavoWriter:
                 self._arrays[f"{name}.{part}"] = np.ascontiguousarray(array, dtype)
         if packed.rotation:
             self._columns.setdefault(name, {})["rotation"] = packed.rotation
+        if input_scale:
+            self._columns.setdefault(name, {})[INPUT_SCALE] = input_scale
         try:
             self._shard(name).append(name, packed.blob)
         except OSError as error:

@@ -87,6 +87,7 @@ class WriterOptions:
     config         config.json of the model, without a quantization_config
     specs          weight -> its precision as it comes: what is stored, or what `--quantization` asked for; unquantized where nothing says more
     activations    weight -> what its inputs are quantized to; a weight that is missing has 16-bit inputs
+    fresh          the numbers were made for this target: what it rounds of their scales was asked for
     input_scales   weight -> the stored scale of its inputs (static activations), float32 [1] or []; only where the source has one
     cache          what the KV cache is quantized to
     cache_scales   "model.layers.0.self_attn.k" (and ".v") -> its scale, float32
@@ -99,6 +100,7 @@ class WriterOptions:
     input_scales: Mapping[str, np.ndarray] = field(default_factory=dict)
     cache: TensorSpec | None = None
     cache_scales: Mapping[str, np.ndarray] = field(default_factory=dict)
+    fresh: bool = False
 
 
 class Writer(Protocol):
@@ -106,7 +108,8 @@ class Writer(Protocol):
     `writer(options: WriterOptions) -> Writer`, which raises UsageError for a variant that it does not know.
 
     All shapes are known before the first number is (`parts`), so a file is laid out first and filled afterwards, a few rows at a time; filling
-    the same rows twice gives the same bytes. Several threads call one Writer at once, each with another weight: it keeps no state.
+    the same rows twice gives the same bytes. Several threads call one Writer at once, each with another weight; the
+    pieces of a weight come in order, from one of them.
 
     Unquantized tensors, and weights that stay unquantized (lm_head, embeddings, norms), are the converter's business, except for a FileWriter's.
     """

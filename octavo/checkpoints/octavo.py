@@ -24,7 +24,7 @@ from ..qtensor import QTensor
 from ._folder import load_tokenizer, quant_method, read_tokenizer_settings
 from ._json import read_object, shown
 from ._mapped import MappedFile, row_range
-from ._octavo_writer import MANIFEST, METHOD, VERSION, OctavoWriter
+from ._octavo_writer import INPUT_SCALE, MANIFEST, METHOD, VERSION, OctavoWriter
 from ._safetensors_header import Entry
 from .base import TensorInfo
 from .safetensors import SPECS, SafetensorsCheckpoint, map_tensors
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 COLUMNS = {"order": "I32", "factors": "F32"}  # of a weight's inputs: the arrays there may be, and their types
+LARGEST_INPUT_SCALE = float(np.finfo(np.float32).max)
 AGAIN = "remove the folder; it will be made again from the source"
 
 __all__ = ["CODEC", "OctavoCheckpoint", "OctavoWriter"]
@@ -69,7 +70,11 @@ class OctavoCheckpoint(SafetensorsCheckpoint):
         if meta is None:
             return None
         file, start = self._places[name]
-        return Packed(file.array("u1", info.nbytes, start), meta, **self._columns.get(name, {}))
+        return Packed(file.array("u1", info.nbytes, start), meta, **{part: of for part, of in self._columns.get(name, {}).items() if part != INPUT_SCALE})
+
+    def input_scales(self) -> dict[str, np.ndarray]:
+        """Weight -> the stored scale of its inputs, float32 [], of those that have static ones."""
+        return {name: np.array(parts[INPUT_SCALE], np.float32) for name, parts in self._columns.items() if INPUT_SCALE in parts}
 
     def read(self, name: str, rows: slice | None = None) -> QTensor:
         """See Checkpoint.read. Packed weights are unpacked."""
@@ -116,13 +121,16 @@ def _read_meta(name: str, claim: Any, entry: Entry, file: Path) -> PackedMeta:
 
 def _read_columns(claims: Any, metas: dict[str, PackedMeta], entries: Mapping[str, Entry],
                   homes: Mapping[str, MappedFile]) -> tuple[dict[str, dict[str, Any]], set[str]]:
-    """({weight: its order, factors and rotation}, names of the tensors that hold them), checked: kernels trust them as they trust a blob's meaning."""
+    """({weight: its order, factors, rotation, scale of inputs}, names of the tensors that hold them), checked, since kernels trust them."""
     found: dict[str, dict[str, Any]] = {}
     used: set[str] = set()
     for name, parts in (claims if isinstance(claims, dict) else {}).items():
         for part, tensor in (parts if isinstance(parts, dict) else {"?": "?"}).items():
             if part == "rotation" and name in metas and type(tensor) is int and tensor > 1 and not tensor & (tensor - 1) and metas[name].k % tensor == 0:
                 found.setdefault(name, {})[part] = tensor
+                continue
+            if part == INPUT_SCALE and name in metas and isinstance(tensor, (int, float)) and 0 < tensor <= LARGEST_INPUT_SCALE:
+                found.setdefault(name, {})[part] = float(tensor)
                 continue
             known = COLUMNS.get(part) if name in metas else None
             entry = entries.get(tensor) if isinstance(tensor, str) else None

@@ -72,7 +72,7 @@ def _linear(scheme: Scheme, backend: Candidate) -> dict[str, Any]:
     from ..loading import ways
 
     refusals = []
-    for kept, activation, note in ways(scheme.weight, scheme.activation):
+    for kept, activation, note in ways(scheme.weight, scheme.activation, known=True):
         refusal = backend.supports(Problem("linear", LAYER, LAYER, weight=kept, activation=activation))
         if refusal is not None:
             refusals.append(refusal)

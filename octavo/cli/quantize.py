@@ -66,6 +66,9 @@ class Options:
     seed: int = 0
     """Of the choice of texts."""
 
+    observer: str = ""
+    """What finds the range of static inputs (schemes such as W8A8ts): min-max, percentile, mse or entropy; default mse, for FP8 min-max."""
+
     to: str = "compressed-tensors"
     """The format that is written; see `octavo convert --help`. octavo: Octavo's own, the only one for --method trellis."""
 
@@ -112,7 +115,7 @@ def run(options: Options) -> None:
     from ..quantize import Wish, plan_text, quantize
 
     wish = Wish(plan_text(options.scheme), options.method, tuple(options.transform), settings, options.data, options.sequences, options.tokens, options.seed,
-                tuple(options.keep), tuple(options.include))
+                tuple(options.keep), tuple(options.include), options.observer)
     rest: dict[str, Any] = {"to": options.to, "threads": options.threads, "overwrite": options.overwrite, "revision": options.revision,
                             "allow_pickle": options.allow_pickle, "on_progress": _progress("layer")}
     found: dict[str, Any] = {}

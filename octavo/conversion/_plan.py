@@ -91,7 +91,7 @@ def make_plan(checkpoint: Checkpoint, wish: Wish, inexact: Mapping[str, str], *,
     if wish.target == "safetensors":  # nothing but unquantized numbers
         variant = variant or wish.dtype
     options = WriterOptions(variant, config, specs, activations, _input_scales(checkpoint, wish), checkpoint.cache,
-                            getattr(checkpoint, "cache_scales", dict)())
+                            getattr(checkpoint, "cache_scales", dict)(), getattr(checkpoint, "fresh", False))
     kind = lookup("target", wish.target.replace("-", "_"), writers())
     writer: Writer = kind(options)
     usual = DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), "bf16")

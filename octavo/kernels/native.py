@@ -1,6 +1,6 @@
 """The native backend: ops are recorded once into a flat native program and replayed by a team of threads. Imports NumPy only.
 
-What it runs: weights of the panel16 layout (octavo/layouts.py); float activations in float32, or int8 ones with a dynamic scale per row or group; a
+What it runs: weights of the panel16 layout (octavo/layouts.py); float activations in float32, or int8 ones with a static scale or one per row or group; a
 paged cache in the formats of op.CACHE_FORMATS. `supports` says what it does not. Inputs of a weight that has its columns in another order, or factors for them,
 are brought into that form by an op of its own, once for all weights of a linear that want the same.
 """
@@ -19,7 +19,7 @@ from ..errors import KernelError, UsageError
 from ..machine import detect
 from ..qtensor import QTensor
 from ..schemes import TensorSpec
-from .op import Ops, Problem, cache_refusal
+from .op import Ops, Problem, cache_refusal, scale_refusal
 
 GATES = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 WHOLE_ROW = 1 << 24
@@ -232,24 +232,25 @@ class NativeOps:
         if problem.weight is not None and (reason := layouts.why_not(problem.weight)) is not None:
             return reason
         if (spec := problem.activation) is not None and spec.quantized:
-            if (spec.format, spec.symmetric, spec.dynamic) != ("int8", True, True) or spec.granularity not in ("token", "group") or spec.size % 32:
-                return (f"the CPU kernels take float activations, or int8 ones with dynamic scales per token or per group of a multiple of 32, "
-                        f"not {spec.format} per {spec.granularity}")
+            granular = spec.granularity in ("token", "group") if spec.dynamic else spec.granularity == "tensor"
+            if (spec.format, spec.symmetric) != ("int8", True) or not granular or spec.size % 32:
+                return (f"the CPU kernels take float activations, or int8 ones with a static scale or dynamic ones per token or per group of a multiple of "
+                        f"32, not {'dynamic' if spec.dynamic else 'static'} {spec.format} per {spec.granularity}")
             if problem.weight is not None and (not problem.weight.quantized or problem.weight.format in layouts.SMALL_FLOATS):
                 return f"int8 activations meet integer or 4-bit table weights, not {problem.weight.format}"
             if problem.weight is not None and (run := problem.weight.columns or problem.weight.size) % 32:
                 return f"int8 activations meet weights in groups of a multiple of 32, not of {run}"
         return cache_refusal(problem)
 
-    def prepare(self, tensor: QTensor, activation: TensorSpec) -> NativeWeight:
-        return self.adopt(layouts.pack(tensor), activation)
+    def prepare(self, tensor: QTensor, activation: TensorSpec, input_scale: float = 0.0) -> NativeWeight:
+        return self.adopt(layouts.pack(tensor), activation, input_scale)
 
-    def adopt(self, packed: layouts.Packed, activation: TensorSpec) -> NativeWeight:
-        """A weight packed by `layouts`, used in place: the array may be a mapped file."""
+    def adopt(self, packed: layouts.Packed, activation: TensorSpec, input_scale: float = 0.0) -> NativeWeight:
+        """A weight packed by `layouts`, used in place: the array may be a mapped file. input_scale: of a static `activation`."""
         reason = self.supports(Problem("linear", packed.meta.n, packed.meta.k, weight=packed.meta.spec, activation=activation))
-        if reason is not None:
+        if (reason := reason or scale_refusal(activation, input_scale)) is not None:
             raise KernelError(reason, where="native")
-        return NativeWeight(packed, activation)
+        return NativeWeight(packed, activation, fixed=(input_scale, 0))
 
     def constant(self, array: Any) -> Constant:
         return Constant(array)

@@ -8,6 +8,7 @@ their input as far as the caller can tell.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -39,6 +40,13 @@ class Problem:
 
 CACHE_FORMATS = ("fp32", "bf16", "int8", "fp8e4m3", "int4")
 WIDEST_TURNED = 1024  # of a head that is rotated: csrc/lanes/rotate.inl.h
+
+
+def scale_refusal(activation: TensorSpec, input_scale: float) -> str | None:
+    """Why a weight cannot be prepared for such inputs, or None."""
+    if not activation.quantized or activation.dynamic or 0 < input_scale < math.inf:
+        return None
+    return "the scale of static activations comes from calibration, and none is stored with this weight"
 
 
 def cache_refusal(problem: Problem) -> str | None:
@@ -80,8 +88,8 @@ class Ops(Protocol):
     def supports(self, problem: Problem) -> str | None:
         """None when this backend runs the problem in its own precision, else the reason why not."""
 
-    def prepare(self, tensor: QTensor, activation: TensorSpec) -> Weight:
-        """A QTensor [n, k] in the form the backend computes with. The QTensor may be dropped afterwards."""
+    def prepare(self, tensor: QTensor, activation: TensorSpec, input_scale: float = 0.0) -> Weight:
+        """A QTensor [n, k] in the form the backend computes with. The QTensor may be dropped afterwards. input_scale: of a static `activation`."""
 
     def constant(self, array: Array) -> Value:
         """A float32 vector or matrix that ops below take as weight (norm gains, biases, rope tables)."""
@@ -130,8 +138,8 @@ class Program(Protocol):
 class Backend(Ops, Protocol):
     """Ops that can be captured: what loading needs of a backend."""
 
-    def adopt(self, packed: Packed, activation: TensorSpec) -> Weight:
-        """A weight packed by `layouts`, used in place: the array may be a mapped file."""
+    def adopt(self, packed: Packed, activation: TensorSpec, input_scale: float = 0.0) -> Weight:
+        """A weight packed by `layouts`, used in place: the array may be a mapped file. input_scale: see `prepare`."""
 
     def capture(self, describe: Callable[[Ops], Value]) -> Program:
         """The description as a program. Weights and constants are made before, outside of it."""

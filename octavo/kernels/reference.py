@@ -18,7 +18,7 @@ from ..errors import KernelError
 from ..qtensor import QTensor, quantize, rotate
 from ..schemes import TensorSpec
 from . import _cache_codes as codes
-from .op import Ops, Problem, Value, cache_refusal
+from .op import Ops, Problem, Value, cache_refusal, scale_refusal
 
 if TYPE_CHECKING:
     from ..layouts import Packed
@@ -31,8 +31,8 @@ class ReferenceWeight:
     """
 
     def __init__(self, values: np.ndarray, activation: TensorSpec, order: np.ndarray | None = None, factors: np.ndarray | None = None,
-                 rotation: int = 0) -> None:
-        self.values, self.activation = values, activation
+                 rotation: int = 0, input_scale: float = 0.0) -> None:
+        self.values, self.activation, self.input_scale = values, activation, input_scale
         self.n, self.k = (int(size) for size in values.shape)
         self.nbytes = values.nbytes
         self.order = np.arange(self.k) if order is None else np.asarray(order)
@@ -42,7 +42,7 @@ class ReferenceWeight:
     def inputs(self, x: np.ndarray) -> np.ndarray:
         """x [rows, k] as the columns of `values` meet it."""
         ordered = (x * self.factors)[:, self.order]
-        return round_activations(rotate(ordered, self.rotation) if self.rotation else ordered, self.activation)
+        return round_activations(rotate(ordered, self.rotation) if self.rotation else ordered, self.activation, self.input_scale)
 
     def rows(self, tokens: np.ndarray) -> np.ndarray:
         """float64 [tokens, k]: these rows of the weight, input by input."""
@@ -108,26 +108,28 @@ class ReferenceOps:
         return self._pool
 
     def supports(self, problem: Problem) -> str | None:
-        """None for every weight and cache; the two kinds of activation scales that no backend can serve are refused."""
+        """None for every weight and cache; activation scales that no backend can serve are refused."""
         spec = problem.activation
         if spec is not None and spec.quantized and not spec.dynamic:
-            return "static activation scales come from calibration and are not stored with this weight"
+            fits = (spec.format, spec.symmetric, spec.granularity) == ("int8", True, "tensor")
+            return None if fits else "static scales of activations are one number for int8 codes without zero point"
         if spec is not None and spec.granularity == "tensor":
             return "one dynamic scale for all rows would let the texts of other users change a result"
         return cache_refusal(problem)
 
-    def prepare(self, tensor: QTensor, activation: TensorSpec) -> ReferenceWeight:
+    def prepare(self, tensor: QTensor, activation: TensorSpec, input_scale: float = 0.0) -> ReferenceWeight:
         refusal = self.supports(Problem("linear", tensor.shape[0], tensor.shape[-1], weight=tensor.spec, activation=activation))
+        refusal = refusal or scale_refusal(activation, input_scale)
         if refusal is not None:
             raise KernelError(refusal, where="reference")
         plain = replace(tensor, order=None, factors=None, rotation=0)
-        return ReferenceWeight(np.asarray(plain.dequantize(), np.float32), activation, tensor.order, tensor.factors, tensor.rotation)
+        return ReferenceWeight(np.asarray(plain.dequantize(), np.float32), activation, tensor.order, tensor.factors, tensor.rotation, input_scale)
 
-    def adopt(self, packed: Packed, activation: TensorSpec) -> ReferenceWeight:
+    def adopt(self, packed: Packed, activation: TensorSpec, input_scale: float = 0.0) -> ReferenceWeight:
         """A weight that was packed for the native kernels, as the numbers it stands for."""
         from ..layouts import unpack
 
-        return self.prepare(unpack(packed), activation)
+        return self.prepare(unpack(packed), activation, input_scale)
 
     def constant(self, array: np.ndarray) -> np.ndarray:
         return np.asarray(array, np.float64)
@@ -206,14 +208,19 @@ class ReferenceOps:
         return x[self.step.select]
 
 
-def round_activations(x: np.ndarray, spec: TensorSpec) -> np.ndarray:
+def round_activations(x: np.ndarray, spec: TensorSpec, input_scale: float = 0.0) -> np.ndarray:
     """x [rows, k] as a linear sees it: unchanged for an unquantized spec, else rounded row by row.
 
-    INT8 per token: scale = max|x| / 127 in float32, code = x / scale rounded half to even. A row with NaN or infinity becomes NaN.
+    INT8 per token: scale = max|x| / 127 in float32, code = x / scale rounded half to even; static: `input_scale` for all, codes end at -127 and 127.
+    A row with NaN or infinity becomes NaN.
     """
     if not spec.quantized:
         return x
     finite = np.isfinite(x).all(axis=1)
+    if not spec.dynamic:
+        fixed = np.float32(input_scale)
+        codes = np.clip(np.rint(np.where(finite[:, None], x, 0).astype(np.float32) * (np.float32(1) / fixed)), -127, 127)
+        return np.where(finite[:, None], codes.astype(np.float64) * np.float64(fixed), np.nan)
     rounded = quantize(np.where(finite[:, None], x, 0).astype(np.float32), spec).dequantize().astype(np.float64)
     rounded[~finite] = np.nan
     return rounded

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 
+import numpy as np
+
 from .. import layouts
 from ..checkpoints import Checkpoint, TensorInfo
 from ..errors import CheckpointError, KernelError
@@ -26,7 +28,7 @@ SHOWN = 3  # names in an error
 @dataclass(frozen=True)
 class Job:
     """One weight. `asked` is what the plan says; `kept` is how it lies in memory: the same, or bf16 where no kernel reads `asked`, and then the
-    numbers are those of `asked`, rounded to bf16."""
+    numbers are those of `asked`, rounded to bf16. `input_scale`: of a static `activation`, else 0."""
 
     name: str
     stored: str              # the tensor's name in the checkpoint
@@ -35,6 +37,7 @@ class Job:
     kept: TensorSpec
     activation: TensorSpec
     kernel: str
+    input_scale: float = 0.0
 
     @cached_property
     def nbytes(self) -> int:
@@ -72,22 +75,23 @@ def find(checkpoint: Checkpoint, model: Decoder, wanted: Mapping[str, Wanted]) -
 
 
 def assign(found: Mapping[str, str], wanted: Mapping[str, Wanted], tensors: Mapping[str, TensorInfo], plan: Plan,
-           dispatch: Dispatch) -> tuple[list[Job], list[str]]:
-    """A job for each weight, and a sentence for each thing that does not run as the plan says."""
+           dispatch: Dispatch, scales: Mapping[str, np.ndarray]) -> tuple[list[Job], list[str]]:
+    """A job for each weight, and a sentence for each thing that does not run as the plan says. `scales`: stored ones of static inputs, by the tensor's name
+    in the checkpoint."""
     jobs: list[Job] = []
     changed: dict[str, list[str]] = {}
     for want in wanted.values():
         if not want.uses:
             continue
         info = tensors[found[want.name]]
-        job, note = _job(want, info, plan, dispatch)
+        job, note = _job(want, info, plan, dispatch, scales.get(info.name))
         jobs.append(job)
         if note:
             changed.setdefault(note, []).append(want.name)
     return jobs, [f"{note} ({names[0]}{_more(names)})" for note, names in changed.items()]
 
 
-def _job(want: Wanted, info: TensorInfo, plan: Plan, dispatch: Dispatch) -> tuple[Job, str]:
+def _job(want: Wanted, info: TensorInfo, plan: Plan, dispatch: Dispatch, stored: np.ndarray | None) -> tuple[Job, str]:
     scheme = plan.scheme_for(want.name)
     asked, activation = (scheme.weight, scheme.activation) if scheme else (_as_stored(info), BF16)
     rows, columns = want.shape
@@ -95,14 +99,15 @@ def _job(want: Wanted, info: TensorInfo, plan: Plan, dispatch: Dispatch) -> tupl
     def problems(kept: TensorSpec, activation: TensorSpec) -> list[Problem]:
         return [Problem(use, rows, columns, weight=kept, activation=activation) for use in sorted(want.uses)]
 
+    scale = float(stored.reshape(-1)[0]) if stored is not None and stored.size == 1 else 0.0
     first: KernelError | None = None
-    for kept, act, note in ways(asked, activation):
+    for kept, act, note in ways(asked, activation, known=0 < scale < math.inf):
         try:
             kernels = [dispatch.choose(problem) for problem in problems(kept, act)]
         except KernelError as error:
             first = first or error
             continue
-        return Job(want.name, info.name, (rows, columns), asked, kept, act, kernels[0]), note
+        return Job(want.name, info.name, (rows, columns), asked, kept, act, kernels[0], scale if act.quantized and not act.dynamic else 0.0), note
     assert first is not None
     raise first
 
@@ -117,17 +122,19 @@ def what_runs(jobs: Sequence[Job]) -> list[Runs]:
     return sorted(found, key=lambda one: -one.bytes)
 
 
-def ways(asked: TensorSpec, activation: TensorSpec) -> list[tuple[TensorSpec, TensorSpec, str]]:
+def ways(asked: TensorSpec, activation: TensorSpec, *, known: bool = False) -> list[tuple[TensorSpec, TensorSpec, str]]:
     """(weight as kept in memory, activation, what is not as asked), best first: as asked; int8 activations with scales computed as they come;
-    activations in 16 bits; the weight's numbers in bf16."""
-    options = [(asked, activation, "")]
+    activations in 16 bits; the weight's numbers in bf16. `known`: the scale of static activations is."""
+    static = activation.quantized and not activation.dynamic
+    options = [] if static and not known else [(asked, activation, "")]
     if activation.quantized:
-        if activation.format == "int8" and activation.symmetric and (not activation.dynamic or activation.granularity == "tensor"):
-            how = "one scale for all rows" if activation.dynamic else "static scales"
+        if activation.format == "int8" and activation.symmetric and (static or activation.granularity == "tensor"):
+            how = "static scales" if static else "one scale for all rows"
             options.append((asked, INT8_TOKEN, f"int8 activations with {how} run with scales computed per token"))
         options.append((asked, BF16, f"activations stay in 16 bits: no kernel here multiplies {_brief(asked)} by {_brief(activation)}"))
     if asked.quantized:
-        options.append((BF16, activation, f"{asked.format} is emulated: its numbers lie in memory as bf16, no kernel here reads them"))
+        if not static:
+            options.append((BF16, activation, f"{asked.format} is emulated: its numbers lie in memory as bf16, no kernel here reads them"))
         if activation.quantized:
             options.append((BF16, BF16, f"{asked.format} x {activation.format} is emulated: the weight's numbers lie in memory as bf16, "
                                         "activations stay in 16 bits"))

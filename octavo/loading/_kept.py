@@ -100,10 +100,10 @@ class KeptWriter:
         if self._writer is not None:
             self._writer.abort()
 
-    def weight(self, name: str, packed: Packed) -> None:
+    def weight(self, name: str, packed: Packed, input_scale: float) -> None:
         if self._writer is not None:
             try:
-                self._writer.add_packed(name, packed)
+                self._writer.add_packed(name, packed, input_scale)
             except CheckpointError as error:
                 self._give_up(error)
 

@@ -117,14 +117,14 @@ def _take(checkpoint: Checkpoint, jobs: list[Job], vectors: Mapping[str, str], b
         step(job)
         mapped = checkpoint.packed(job.name) if isinstance(checkpoint, OctavoCheckpoint) and job.name in checkpoint.tensors else None
         if mapped is not None and fits(mapped, job):
-            bound.weights[job.name] = ops.adopt(mapped, job.activation)
+            bound.weights[job.name] = ops.adopt(mapped, job.activation, job.input_scale)
         elif layouts.why_not(job.kept) is None:
             packed = make_packed(checkpoint, job)
-            bound.weights[job.name] = ops.adopt(packed, job.activation)
+            bound.weights[job.name] = ops.adopt(packed, job.activation, job.input_scale)
             if writer is not None:
-                writer.weight(job.name, packed)
+                writer.weight(job.name, packed, job.input_scale)
         else:
-            bound.weights[job.name] = ops.prepare(make_tensor(checkpoint, job), job.activation)
+            bound.weights[job.name] = ops.prepare(make_tensor(checkpoint, job), job.activation, job.input_scale)
     for name, stored in vectors.items():
         values = make_vector(checkpoint, stored)
         bound.vectors[name] = ops.constant(values)

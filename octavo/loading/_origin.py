@@ -95,7 +95,7 @@ class Search:
         if copy.manifest != start.manifest:
             raise CheckpointError("is not the copy that its record names", where=str(folder))
         model, declared, found = self._fit(copy, choice.plan)
-        jobs, _ = assign(found, declared.wanted, copy.tensors, choice.plan, self.dispatch)
+        jobs, _ = assign(found, declared.wanted, copy.tensors, choice.plan, self.dispatch, copy.input_scales())
         check_copy(copy, jobs, declared.wanted)
         return Origin(copy, copy.source_config, start.codec, start.stored_bytes, choice, model, declared, found, jobs, start.notes, copied=True,
                       statics=start.statics)
@@ -107,7 +107,7 @@ class Search:
         if self.quantization is None and not isinstance(checkpoint, OctavoCheckpoint):
             plan = plan_as_stored(checkpoint, found, [want.name for want in declared.wanted.values() if want.uses])
             choice = choice if plan is None else replace(choice, plan=plan)
-        jobs, notes = assign(found, declared.wanted, checkpoint.tensors, choice.plan, self.dispatch)
+        jobs, notes = assign(found, declared.wanted, checkpoint.tensors, choice.plan, self.dispatch, getattr(checkpoint, "input_scales", dict)())
         notes = [*checkpoint.notes, *notes]
         stored = sum(info.nbytes for info in checkpoint.tensors.values())
         origin = Origin(checkpoint, checkpoint.config, checkpoint.codec, stored, choice, model, declared, found, jobs, notes,

@@ -19,6 +19,8 @@ class Nearest:
     """`source` with the tensors that `specs` names (as the files do) in these precisions; `activations`: what their inputs are quantized to. Scales that
     rows share are those of the rows that are read: enough to learn whether a format holds them, not to be written."""
 
+    fresh = True  # see WriterOptions
+
     def __init__(self, source: Checkpoint, specs: Mapping[str, TensorSpec], activations: Mapping[str, TensorSpec]) -> None:
         self._source, self._specs = source, specs
         self.path, self.codec, self.config, self.cache = source.path, source.codec, source.config, source.cache
@@ -30,6 +32,10 @@ class Nearest:
         if name not in self._specs:
             return self._source.read(name, rows)
         return quantize(np.asarray(self._source.read(name, rows).dequantize(), np.float32), self._specs[name])
+
+    def input_scales(self) -> dict[str, np.ndarray]:
+        """1 for the inputs of each weight that will have a static scale."""
+        return {name: np.ones((), np.float32) for name in self._specs if (spec := self.tensors[name].activation) is not None and not spec.dynamic}
 
     def tokenizer_files(self) -> dict[str, Any]:
         return self._source.tokenizer_files()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from .. import layouts
 from ..checkpoints import Checkpoint
 from ..checkpoints.octavo import OctavoWriter
@@ -25,6 +27,7 @@ def write_own(checkpoint: Checkpoint, found: Mapping[str, str], out: Path) -> Re
     plan = plan_as_stored(checkpoint, found, weights)
     if plan is None:
         raise UsageError("nothing is quantized", where=str(out))
+    scales: dict[str, np.ndarray] = getattr(checkpoint, "input_scales", dict)()
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
     rows: dict[str, list[tuple[int, int, int]]] = {}
     with OctavoWriter(out, config, plan.to_json(), {"content": checkpoint.content_key(), "layout": layouts.LAYOUT}) as writer:
@@ -32,7 +35,7 @@ def write_own(checkpoint: Checkpoint, found: Mapping[str, str], out: Path) -> Re
             info = checkpoint.tensors[stored]
             if name in weights:
                 packed = layouts.pack(checkpoint.read(stored))
-                writer.add_packed(name, packed)
+                writer.add_packed(name, packed, float(scales.get(stored, 0)))
                 rows.setdefault("W" + write_tensor(packed.meta.spec, "weight"), []).append((packed.meta.n * packed.meta.k, info.nbytes, packed.nbytes))
             else:
                 values = make_vector(checkpoint, stored)

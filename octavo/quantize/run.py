@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
@@ -32,12 +32,14 @@ from ..qtensor import quantize as nearest
 from ..schemes import Plan, Scheme, TensorSpec
 from ..text import Text
 from . import own
+from .inputs import check_observer, is_static, scale_of, with_static_inputs
 from .method import BlockRounder, Rounder, Transform, needs_of, options_of, round_group, rounder, transform
 from .nearest import Nearest
 from .store import QuantizedCheckpoint, Store
 
 ERROR_ROWS = 256  # of a weight: of so many outputs, at least, the error is reported
 RECIPE = 2  # changes when the same wish gives other bytes
+BF16 = TensorSpec("bf16")
 LEAST_GROUP = 16  # smaller ones cost more in scales than they save
 OnProgress = Callable[[int, int, float], None]
 
@@ -52,6 +54,7 @@ class Wish:
     data        calibration text, see read_samples; None for methods that need none
     keep        globs on names: weights to leave unquantized
     include     globs on names: embedding and output layer, which otherwise stay as they are; they are always rounded to nearest
+    observer    what finds the range of static inputs (calibration.observers); "" is the usual one
     """
 
     scheme: str
@@ -64,6 +67,7 @@ class Wish:
     seed: int = 0
     keep: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
+    observer: str = ""
 
 
 @dataclass
@@ -108,20 +112,21 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
     target = target_of(out, overwrite)
     method, transforms = methods_of(wish)
     plan = Plan.parse(wish.scheme)
-    if plan.default.activation.quantized and not plan.default.activation.dynamic:
-        raise UsageError("static scales of activations are not offered here yet", where="--scheme", remedy="name a scheme with dynamic ones")
     checkpoint, model, found = open_model(open_checkpoint(source, revision=revision, allow_pickle=allow_pickle), wish.tokens)
     schemes = _schemes(checkpoint, found, plan, wish)
     if to != own.TARGET:
         _check_target(checkpoint, found, schemes, target, to, wish, overwrite)
-    samples = samples_of(checkpoint, model, wish) if transforms or isinstance(method, BlockRounder) or needs_of(method) != "nothing" else None
+    static = [scheme.activation for scheme in schemes.values() if is_static(scheme.activation)]
+    observer = check_observer(wish.observer, static)
+    looks = bool(transforms or static) or isinstance(method, BlockRounder) or needs_of(method) != "nothing"
+    samples = samples_of(checkpoint, model, wish) if looks else None
     settings = {"octavo": __version__, "recipe": RECIPE, "plan": plan.to_json(), "keep": list(wish.keep), "include": list(wish.include),
                 "method": options_of(method), "transforms": [options_of(one) for one in transforms], "samples": samples.digest if samples else "",
-                "source": checkpoint.content_key(cache_dir)}
+                "source": checkpoint.content_key(cache_dir), **({"observer": observer} if static else {})}
     signature = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     store = Store(target, settings)
     weights = Weights(checkpoint, found)
-    work = _Work(model, weights, method, transforms, schemes, store, threads or detect(None).cores, on_progress)
+    work = _Work(model, weights, method, transforms, schemes, store, threads or detect(None).cores, on_progress, observer)
     resumed = sum(store.has(layer) for layer in range(model.layers))
     errors = work.run(samples)
     outer = work.run_outer()
@@ -173,7 +178,9 @@ def _schemes(checkpoint: Checkpoint, found: Mapping[str, str], plan: Plan, wish:
         if info.spec is not None and info.spec.quantized:
             raise UsageError(f"{stored} is quantized already ({info.stored})", where=str(checkpoint.path),
                              remedy="quantize the original model; `octavo convert --requantize` rounds a quantized one")
-        chosen[name] = scheme
+        scheme = with_static_inputs(scheme, f"--scheme {wish.scheme}")
+        outside = not name.startswith("model.layers.") and is_static(scheme.activation)  # their inputs are not looked at
+        chosen[name] = replace(scheme, activation=BF16) if outside else scheme
     if not chosen:
         raise UsageError("nothing would be quantized", where=f"--scheme {wish.scheme}", remedy="name a precision of weights below 16 bits")
     return chosen
@@ -208,8 +215,8 @@ def _check_target(checkpoint: Checkpoint, found: Mapping[str, str], schemes: Map
 def samples_of(checkpoint: Checkpoint, model: Decoder, wish: Wish, more: int = 0) -> Samples:
     """The calibration text, in `more` sequences than are wished for. Raises UsageError."""
     if wish.data is None:
-        raise UsageError(f"{wish.method} needs calibration text", where="--data",
-                         remedy="name a .txt or .jsonl file of text like what the model will meet, or choose --method rtn, which needs none")
+        raise UsageError(f"{wish.scheme} by {' after '.join((wish.method, *wish.transforms[::-1]))} needs calibration text", where="--data",
+                         remedy="name a .txt or .jsonl file of text like what the model will meet, or choose --method rtn and dynamic scales, which need none")
     files = checkpoint.tokenizer_files()
     text = Text(files["tokenizer"], files["config"], files["generation"])
     samples = read_samples(wish.data, text, model.vocab_size, sequences=wish.sequences + more, tokens=wish.tokens, seed=wish.seed)
@@ -223,11 +230,11 @@ class _Work:
     """Layer after layer: transform, round, keep."""
 
     def __init__(self, model: Decoder, weights: Weights, method: Rounder, transforms: Sequence[Transform], schemes: Mapping[str, Scheme], store: Store,
-                 threads: int, on_progress: OnProgress | None) -> None:
+                 threads: int, on_progress: OnProgress | None, observer: str) -> None:
         self.model, self.weights, self.method, self.transforms, self.store, self.threads = model, weights, method, transforms, store, threads
         self.schemes, self.needs = schemes, needs_of(method)
         self.specs = {name: scheme.weight for name, scheme in schemes.items()}
-        self.on_progress = on_progress
+        self.on_progress, self.observer = on_progress, observer
         self.errors: dict[str, float] = {}
 
     def run(self, samples: Samples | None) -> dict[str, float]:
@@ -269,6 +276,7 @@ class _Work:
 
     def _layer(self, block: Block, specs: Mapping[str, TensorSpec]) -> None:
         results: dict[str, QTensor] = {}
+        inputs: dict[str, np.float32] = {}
         for one in self.transforms:
             one.apply(block, {name: self.schemes[name] for name in specs}, self.needs)
         if isinstance(self.method, BlockRounder):
@@ -279,6 +287,7 @@ class _Work:
             if not mine:
                 return None
             statistics = None if self.needs == "nothing" else group.statistics(gram=self.needs == "gram")
+            inputs.update(self._inputs(group, mine))
             ours = {matrix.name: matrix.values for matrix in group.weights if matrix.name in specs and matrix.name not in results}
             results.update(self._round(ours, specs, statistics))
             return [results[matrix.name].dequantize() if matrix.name in results else matrix.values for matrix in group.weights]
@@ -286,7 +295,13 @@ class _Work:
         block.run(visit)
         block.finish()
         changed = {name: values for name, values in block.tensors.items() if name not in specs and not np.array_equal(values, self.weights.stored(name))}
-        self.store.put(block.layer, results, changed)
+        self.store.put(block.layer, results, changed, inputs)
+
+    def _inputs(self, group: Group, names: Sequence[str]) -> dict[str, np.float32]:
+        """The static scales that these weights want for their inputs."""
+        specs = {name: self.schemes[name].activation for name in names if is_static(self.schemes[name].activation)}
+        known = {spec: scale_of(group, spec, self.observer) for spec in dict.fromkeys(specs.values())}
+        return {name: known[spec] for name, spec in specs.items()}
 
     def _round(self, weights: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec], statistics: Statistics | None) -> dict[str, QTensor]:
         """Weights that read the same inputs."""

@@ -22,6 +22,7 @@ from ..schemes import TensorSpec
 
 SUFFIX = ".octavo-quantizing"
 ARRAYS = ("codes", "scales", "zeros", "offsets", "outer", "order", "factors")
+INPUTS = "|input"
 FP32, BF16 = TensorSpec("fp32"), TensorSpec("bf16")
 
 
@@ -48,8 +49,8 @@ class Store:
     def has(self, layer: int) -> bool:
         return self._path(layer).is_file()
 
-    def put(self, layer: int, tensors: Mapping[str, QTensor], vectors: Mapping[str, np.ndarray]) -> None:
-        """A finished layer: its weights, and what else of it changed."""
+    def put(self, layer: int, tensors: Mapping[str, QTensor], vectors: Mapping[str, np.ndarray], inputs: Mapping[str, np.float32] | None = None) -> None:
+        """A finished layer: its weights, what else of it changed, and the static scales of its weights' inputs."""
         arrays: dict[str, np.ndarray] = {}
         specs: dict[str, Any] = {}
         for name, tensor in tensors.items():
@@ -58,6 +59,7 @@ class Store:
                 if (array := getattr(tensor, part)) is not None:
                     arrays[f"{name}|{part}"] = np.asarray(array)
         arrays |= {f"{name}|": values for name, values in vectors.items()}
+        arrays |= {f"{name}{INPUTS}": np.asarray(scale, np.float32) for name, scale in (inputs or {}).items()}
         arrays["specs"] = np.frombuffer(json.dumps(specs).encode(), np.uint8)
         try:
             self._write(self._path(layer), lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
@@ -69,6 +71,11 @@ class Store:
         with np.load(self._path(layer), allow_pickle=False) as held:
             specs = json.loads(held["specs"].tobytes())
             return {name: _tensor(held, name, about) for name, about in specs.items()}, {name[:-1]: held[name] for name in held.files if name.endswith("|")}
+
+    def inputs(self, layer: int) -> dict[str, np.ndarray]:
+        """Weight -> the static scale of its inputs, float32 []."""
+        with np.load(self._path(layer), allow_pickle=False) as held:
+            return {name.removesuffix(INPUTS): held[name] for name in held.files if name.endswith(INPUTS)}
 
     def one(self, layer: int, name: str) -> QTensor:
         """One of its tensors alone; vectors in float32."""
@@ -112,6 +119,8 @@ class QuantizedCheckpoint:
     signature    names everything that decided about the result
     """
 
+    fresh = True  # see WriterOptions
+
     def __init__(self, source: Checkpoint, store: Store, weights: Weights, activations: Mapping[str, TensorSpec], layers: int, signature: str) -> None:
         self._source, self._store, self._signature = source, store, signature
         found = weights.found
@@ -120,9 +129,11 @@ class QuantizedCheckpoint:
         self.cache: TensorSpec | None = None
         self._where: dict[str, tuple[str, int]] = {}
         self._held: tuple[str, QTensor] | None = None
+        self._inputs: dict[str, np.ndarray] = {}
         tensors = dict(source.tensors)
         for layer in range(layers):
             quantized, vectors = store.get(layer)
+            self._inputs |= {found[name]: scale for name, scale in store.inputs(layer).items()}
             for name, tensor in quantized.items():
                 info = tensors[found[name]]
                 self._where[info.name] = name, layer
@@ -166,6 +177,10 @@ class QuantizedCheckpoint:
 
         return replace(tensor, codes=tensor.codes[first:last], shape=(last - first, *tensor.shape[1:]), scales=cut(tensor.scales), zeros=cut(tensor.zeros),
                        offsets=cut(tensor.offsets))
+
+    def input_scales(self) -> dict[str, np.ndarray]:
+        """Weight, by its name in the source -> the static scale of its inputs, float32 []."""
+        return self._inputs
 
     def digests(self, cache_dir: Path | None = None) -> dict[str, str]:
         """Of the source's files; and of everything that decided about the result, so that an interrupted writing goes on only with the same."""

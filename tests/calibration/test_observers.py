@@ -62,6 +62,14 @@ def test_entropy_clips_a_long_tail_and_keeps_a_short_one() -> None:
     assert seen(random.uniform(-1, 1, 100_000).astype(np.float32), "entropy").range()[1] > 0.9
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_exact_zeros_do_not_decide_what_entropy_clips(symmetric: bool) -> None:
+    values = np.random.default_rng(4).normal(size=100_000).astype(np.float32)
+    fixed = seen(np.maximum(values, 0), "entropy").fixed(symmetric)  # half of a ReLU's outputs
+    best = seen(np.maximum(values, 0), "mse").fixed(symmetric)
+    assert error(np.maximum(values, 0), fixed) < 2 * error(np.maximum(values, 0), best)
+
+
 def test_zeros_extremes_and_what_is_not_finite() -> None:
     assert seen(np.zeros(5, np.float32)).fixed() == Fixed(1.0)
     odd = seen(np.array([np.nan, np.inf, -np.inf, 2.0], np.float32), "min-max")
