@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +12,7 @@ from .observers import Observer
 from .statistics import Statistics
 
 if TYPE_CHECKING:
-    from .rows import Matrix, Node, RowsOps
+    from .rows import Matrix, Node, RowsOps, Vector
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ class Source:
 class Group:
     """One call of `linear` while a block runs: `weights` [n, k] read the same x [rows, k].
 
+    biases   of each, or None; values put there hold from now on
     source   see Source; None where nothing can be folded
     """
 
-    def __init__(self, ops: RowsOps, x: Node, weights: Sequence[Matrix], source: Source | None) -> None:
-        self._ops, self.x, self.weights, self.source = ops, x, list(weights), source
+    def __init__(self, ops: RowsOps, x: Node, weights: Sequence[Matrix], biases: Sequence[Vector | None], source: Source | None) -> None:
+        self._ops, self.x, self.weights, self.biases, self.source = ops, x, list(weights), list(biases), source
 
     @property
     def names(self) -> list[str]:
@@ -49,6 +50,10 @@ class Group:
     def statistics(self, *, gram: bool = True) -> Statistics:
         """Of the inputs, over all rows. The inputs are then computed, and stay until the outputs are."""
         return self._ops.statistics(self.x, gram=gram)
+
+    def mean(self, work: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
+        """float64 [k]: the mean over all rows of the inputs, or of work(some of them [rows, k])."""
+        return self._ops.mean(self.x, work)
 
     def observed(self, method: str) -> Observer:
         """An observer of that method (observers.METHODS) that has counted all inputs."""

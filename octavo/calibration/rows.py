@@ -152,6 +152,13 @@ class RowsOps:
         assert total is not None
         return means(total)
 
+    def mean(self, x: Node, work: Callable[[np.ndarray], np.ndarray] | None) -> np.ndarray:
+        """See Group.mean."""
+        total = np.zeros(x.width)
+        for part in self.each(x, lambda chunk: (chunk if work is None else work(chunk)).sum(axis=0, dtype=np.float64)):
+            total += part
+        return total / self.rows
+
     def observed(self, x: Node, method: str) -> Observer:
         """See Group.observed."""
         if self.rows * x.width * 4 <= KEPT_BYTES:
@@ -187,10 +194,10 @@ class RowsOps:
 
     def linear(self, x: Node, weights: Sequence[Matrix], biases: Sequence[Vector | None] | None = None, residual: Node | None = None) -> tuple[Node, ...]:
         values = [weight.values for weight in weights]
-        if self.visit is not None:
-            changed = self.visit(Group(self, x, weights, x.source))
-            values = values if changed is None else [np.ascontiguousarray(v, np.float32) for v in changed]
         given = [None] * len(values) if biases is None else list(biases)
+        if self.visit is not None:
+            changed = self.visit(Group(self, x, weights, given, x.source))
+            values = values if changed is None else [np.ascontiguousarray(v, np.float32) for v in changed]
         outs = []
         for value, bias, weight in zip(values, given, weights, strict=True):
             outs.append(self._product(x, value, None if bias is None else bias.values, residual, weight.name))

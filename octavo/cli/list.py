@@ -69,7 +69,7 @@ def methods() -> list[Row]:
         for name, method in discover(package, constant).items():
             module = f"{package}.{name}"
             rows.append({"name": name.replace("_", "-"), "kind": kind, "what it is": _first_line(sys.modules[module]).partition(": ")[2],
-                         "options": " ".join(field.name for field in dataclasses.fields(method)), "when": _heading(module, "When to choose it"),
+                         "options": " ".join(field.name for field in dataclasses.fields(method) if field.init), "when": _heading(module, "When to choose it"),
                          "limits": _heading(module, "Limits"), "source": _heading(module, "Source")})
     return sorted(rows, key=lambda row: (row["name"] != "rtn", row["kind"], row["name"]))
 

@@ -131,7 +131,7 @@ def run(options: Options) -> None:
         report = quantize(options.model, options.out, wish, **rest)
     receipt = _receipt(options, report) if options.receipt else None
     if options.json:
-        print(json.dumps({"scheme": report.scheme, "method": report.method, "samples": report.samples, "errors": report.errors,
+        print(json.dumps({"scheme": report.scheme, "method": report.method, "samples": report.samples, "errors": report.errors, "notes": report.notes,
                           "seconds": report.seconds, "resumed": report.resumed, "settings": report.settings, "written": report.written.to_json(),
                           "receipt": None if receipt is None else receipt.to_json(), **({"search": found} if found else {})}, indent=2))
     else:
@@ -169,6 +169,8 @@ def _show(options: Options, report: Report) -> None:
     print(f"{report.scheme} by {report.method}" + (f", calibrated on {report.samples}" if report.samples else ", without calibration"))
     if worst:
         print(f"largest errors of {'outputs' if report.of_outputs else 'weights'}: " + ", ".join(f"{name} {100 * error:.2f}%" for name, error in worst))
+    for note in report.notes:
+        print(f"note: {note}")
     if report.resumed:
         print(f"{report.resumed} layers were there from an interrupted run")
     written = report.written

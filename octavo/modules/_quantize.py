@@ -100,7 +100,8 @@ def quantize(module: nn.Module, scheme: str | Scheme | Plan, data: Iterable[Any]
     made: dict[str, Quantized] = {}
     for f in found:
         try:
-            made[f.name] = f.kind.build(f.module, Wanted(f.name, f.scheme, _inputs(f, seen), rounder.round, known.get(f.name), factors.get(f.name)))
+            mine = known.get(f.name) if rounder.needs != "nothing" else None
+            made[f.name] = f.kind.build(f.module, Wanted(f.name, f.scheme, _inputs(f, seen), rounder.round, mine, factors.get(f.name)))
         except OctavoError as problem:
             problem.args = (f"{f.name}: {problem}",)
             raise

@@ -9,8 +9,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..calibration import Block, Statistics
+from ..calibration import Block, Group, Statistics
 from ..calibration.blocks import Weights
+from ..checkpoints import Checkpoint
 from ..errors import UsageError
 from ..models import Decoder
 from ..qtensor import QTensor
@@ -39,6 +40,13 @@ class GroupRounder(Rounder, Protocol):
 
 
 @runtime_checkable
+class RemarkingRounder(Rounder, Protocol):
+    """remarks   what it had to do otherwise than asked, a sentence each; whoever reads them clears the list"""
+
+    remarks: list[str]
+
+
+@runtime_checkable
 class DraftingRounder(Rounder, Protocol):
     """A rounder that has a quicker one, whose errors are much like its own: for a search, which rounds every weight to every candidate."""
 
@@ -53,9 +61,20 @@ class BlockRounder(Protocol):
         """The weights `specs` names, quantized. Transforms may have changed the block; afterwards the runner runs it with what is returned."""
 
 
-def needs_of(method: Rounder | BlockRounder) -> Needs:
-    """What must be known of a group of inputs before its weights are rounded: of a BlockRounder nothing, it looks for itself."""
-    return "nothing" if isinstance(method, BlockRounder) else method.needs
+@runtime_checkable
+class WillingRounder(Rounder, Protocol):
+    """A rounder that makes use of calibration text where something else asked for it. with_text: what it then needs."""
+
+    @property
+    def with_text(self) -> Needs: ...
+
+
+def needs_of(method: Rounder | BlockRounder, text: bool = False) -> Needs:
+    """What must be known of a group of inputs before its weights are rounded; `text`: calibration text is at hand in any case. Of a BlockRounder
+    nothing, it looks for itself."""
+    if isinstance(method, BlockRounder):
+        return "nothing"
+    return method.with_text if text and isinstance(method, WillingRounder) else method.needs
 
 
 def round_group(method: Rounder, weights: Sequence[np.ndarray], specs: Sequence[TensorSpec], statistics: Statistics | None, threads: int) -> list[QTensor]:
@@ -75,6 +94,18 @@ class Transform(Protocol):
         later inputs correct the errors of earlier ones."""
 
 
+@runtime_checkable
+class Correction(Transform, Protocol):
+    """A transform that also acts when the weights of a group have been rounded."""
+
+    def opened(self, checkpoint: Checkpoint) -> Checkpoint:
+        """What is quantized in the place of `checkpoint`: the same model, with room for what the correction adds."""
+
+    def correct(self, block: Block, group: Group, rounded: Mapping[str, np.ndarray], scales: Mapping[str, np.float32]) -> None:
+        """`rounded`: the numbers that the group's weights have become, by name; `scales`: those of their static int8 inputs. Changes `group.biases` and
+        `block.tensors`."""
+
+
 def rounder(name: str, options: Mapping[str, str] | None = None) -> Rounder:
     """The rounder of this name, with its options as text ({"damping": "0.02"}). Raises UnknownNameError, UsageError."""
     made: Rounder = _made("method", name, "octavo.quantize.rounders", "ROUNDER", options or {})
@@ -89,12 +120,12 @@ def transform(name: str, options: Mapping[str, str] | None = None) -> Transform:
 
 def options_of(method: Any) -> dict[str, Any]:
     """The options of a method with their values, for the record."""
-    return {"name": type(method).__name__.lower(), **dataclasses.asdict(method)}
+    return {"name": type(method).__name__.lower(), **{field.name: getattr(method, field.name) for field in dataclasses.fields(method) if field.init}}
 
 
 def _made(kind: str, name: str, package: str, constant: str, options: Mapping[str, str]) -> Any:
     cls = find(kind, name.lower().replace("-", "_"), package, constant)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     values: dict[str, Any] = {}
     for key, text in options.items():
         if key not in fields:

@@ -33,7 +33,7 @@ from ..schemes import Plan, Scheme, TensorSpec
 from ..text import Text
 from . import own
 from .inputs import check_observer, is_static, scale_of, with_static_inputs
-from .method import BlockRounder, Rounder, Transform, needs_of, options_of, round_group, rounder, transform
+from .method import BlockRounder, Correction, RemarkingRounder, Rounder, Transform, needs_of, options_of, round_group, rounder, transform
 from .nearest import Nearest
 from .store import QuantizedCheckpoint, Store
 
@@ -73,7 +73,8 @@ class Wish:
 @dataclass
 class Report:
     """errors   weight -> squared error, as a part of the square, of its outputs where the method looked at its inputs (`of_outputs`), else of the weight
-                itself; without those of layers that an earlier run finished or that the method rounds as a whole
+                itself; without those of layers that an earlier run finished
+    notes     what a method had to do otherwise than asked
     written     what was written, see conversion.Report
     """
 
@@ -86,6 +87,7 @@ class Report:
     resumed: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     of_outputs: bool = False
+    notes: list[str] = field(default_factory=list)
 
 
 def plan_text(scheme: str) -> str:
@@ -112,7 +114,10 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
     target = target_of(out, overwrite)
     method, transforms = methods_of(wish)
     plan = Plan.parse(wish.scheme)
-    checkpoint, model, found = open_model(open_checkpoint(source, revision=revision, allow_pickle=allow_pickle), wish.tokens)
+    opened = open_checkpoint(source, revision=revision, allow_pickle=allow_pickle)
+    for one in transforms:
+        opened = one.opened(opened) if isinstance(one, Correction) else opened
+    checkpoint, model, found = open_model(opened, wish.tokens)
     schemes = _schemes(checkpoint, found, plan, wish)
     if to != own.TARGET:
         _check_target(checkpoint, found, schemes, target, to, wish, overwrite)
@@ -126,7 +131,7 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
     signature = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     store = Store(target, settings)
     weights = Weights(checkpoint, found)
-    work = _Work(model, weights, method, transforms, schemes, store, threads or detect(None).cores, on_progress, observer)
+    work = _Work(model, weights, method, transforms, schemes, store, threads or detect(None).cores, on_progress, observer, samples is not None)
     resumed = sum(store.has(layer) for layer in range(model.layers))
     errors = work.run(samples)
     outer = work.run_outer()
@@ -142,7 +147,7 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
             raise UsageError(error.what, where=f"--to {to}", remedy="run again with another --to, such as octavo: the layers are kept") from None
     store.remove()
     return Report(plan.short, wish.method, samples.name if samples else "", errors, written, time.perf_counter() - began, resumed, settings,
-                  needs_of(method) == "gram")
+                  needs_of(method) == "gram" or isinstance(method, BlockRounder), work.notes)
 
 
 def target_of(out: str | Path, overwrite: bool) -> Path:
@@ -230,9 +235,10 @@ class _Work:
     """Layer after layer: transform, round, keep."""
 
     def __init__(self, model: Decoder, weights: Weights, method: Rounder, transforms: Sequence[Transform], schemes: Mapping[str, Scheme], store: Store,
-                 threads: int, on_progress: OnProgress | None, observer: str) -> None:
+                 threads: int, on_progress: OnProgress | None, observer: str, text: bool) -> None:
         self.model, self.weights, self.method, self.transforms, self.store, self.threads = model, weights, method, transforms, store, threads
-        self.schemes, self.needs = schemes, needs_of(method)
+        self.schemes, self.needs = schemes, needs_of(method, text)
+        self.notes: list[str] = []
         self.specs = {name: scheme.weight for name, scheme in schemes.items()}
         self.on_progress, self.observer = on_progress, observer
         self.errors: dict[str, float] = {}
@@ -288,9 +294,17 @@ class _Work:
                 return None
             statistics = None if self.needs == "nothing" else group.statistics(gram=self.needs == "gram")
             inputs.update(self._inputs(group, mine))
+            if results.keys() & set(mine):  # of a BlockRounder
+                learned = {matrix.name: matrix.values for matrix in group.weights if matrix.name in results}
+                self._measure(learned, [results[name] for name in learned], group.statistics())
             ours = {matrix.name: matrix.values for matrix in group.weights if matrix.name in specs and matrix.name not in results}
             results.update(self._round(ours, specs, statistics))
-            return [results[matrix.name].dequantize() if matrix.name in results else matrix.values for matrix in group.weights]
+            values = {name: results[name].dequantize() for name in mine}
+            for one in self.transforms:
+                if isinstance(one, Correction):
+                    integers = {name: scale for name, scale in inputs.items() if self.schemes[name].activation.format == "int8"}
+                    one.correct(block, group, values, integers)
+            return [values.get(matrix.name, matrix.values) for matrix in group.weights]
 
         block.run(visit)
         block.finish()
@@ -309,6 +323,14 @@ class _Work:
             tensors = round_group(self.method, list(weights.values()), [specs[name] for name in weights], statistics, self.threads)
         except NonFiniteError as error:
             raise CheckpointError(f"a tensor of {', '.join(weights)} {error.what}", where=str(self.weights.checkpoint.path), remedy=error.remedy) from None
+        self._measure(weights, tensors, statistics)
+        if isinstance(self.method, RemarkingRounder):
+            self.notes += [f"{', '.join(weights)}: {remark}" for remark in self.method.remarks]
+            self.method.remarks.clear()
+        return dict(zip(weights, tensors, strict=True))
+
+    def _measure(self, weights: Mapping[str, np.ndarray], tensors: Sequence[QTensor], statistics: Statistics | None) -> None:
+        """Into `errors`, from some of the outputs."""
         def lost(values: np.ndarray, tensor: QTensor) -> float:
             step = max(1, len(values) // ERROR_ROWS)
             difference, values = (values - tensor.dequantize())[::step], values[::step]
@@ -318,7 +340,6 @@ class _Work:
 
         with ThreadPoolExecutor(self.threads) as pool:
             self.errors.update(zip(weights, pool.map(lost, weights.values(), tensors), strict=True))
-        return dict(zip(weights, tensors, strict=True))
 
     def _again(self, block: Block) -> None:
         """A layer that an earlier run finished: only its outputs are needed."""

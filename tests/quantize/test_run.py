@@ -174,3 +174,21 @@ def test_what_an_option_brings_is_refused_with_a_target_that_holds_it(model: Pat
     with pytest.raises(UsageError, match="another --to"):
         quantize(model, tmp_path / "out", dynamic)
     assert quantize(model, tmp_path / "out", dynamic, to="gptq:act-order").resumed == LAYERS
+
+
+def test_rtn_uses_text_that_a_transform_reads_anyway(model: Path, wish: Callable[..., Wish], tmp_path: Path) -> None:
+    made = {}
+    for name, options in (("known", {}), ("asked", {"rtn.importance": "mean_square"}), ("none", {"rtn.importance": "none"})):
+        quantize(model, tmp_path / name, wish("W3g32zA16", "rtn", transforms=("awq",), options=options), threads=1)
+        made[name] = digest(tmp_path / name)
+    assert made["known"] == made["asked"] != made["none"]
+    quantize(model, tmp_path / "alone", wish("W3g32zA16", "rtn"), threads=1)
+    quantize(model, tmp_path / "without", wish("W3g32zA16", "rtn", data=None), threads=1)
+    assert digest(tmp_path / "alone") == digest(tmp_path / "without")
+
+
+def test_gptq_says_when_the_damping_had_to_grow(model: Path, wish: Callable[..., Wish], tmp_path: Path) -> None:
+    few = wish("W4g32A16", options={"gptq.damping": "0"}, sequences=1)  # fewer rows than inputs
+    report = quantize(model, tmp_path / "out", few, threads=1)
+    assert any("model.layers.0.self_attn.q_proj" in note and "damping had to grow from 0 to" in note for note in report.notes)
+    assert not quantize(model, tmp_path / "usual", wish(), threads=1).notes

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -39,6 +39,7 @@ class Gptq:
     damping: float = 0.05
     groups: str = "static"
     passes: int = 4
+    remarks: list[str] = field(default_factory=list, init=False, compare=False, repr=False)
 
     needs: ClassVar[Needs] = "gram"
 
@@ -61,6 +62,7 @@ class Gptq:
             weights, order = [np.ascontiguousarray(weight[:, stored]) for weight in weights], np.arange(len(order))
         m, more = factor(gram, order, 0.0)
         if more:
+            self.remarks.append(f"the inputs are so alike that the damping had to grow from {self.damping:g} to {self.damping + more:g} of the mean diagonal")
             gram[np.diag_indices(len(gram))] += np.float32(more * float(np.trace(gram, dtype=np.float64)) / len(gram))
         importance = np.empty((len(m), 1), np.float32)
         importance[order, 0] = np.diagonal(m) ** 2  # what is left of each input's size when those rounded later have made good what they can

@@ -1,7 +1,8 @@
 """rtn: round to nearest.
 
 What it is: each value goes to the nearest code of its group's scale; scales (and zero points) are searched so that the squared error is least, weighted
-by what is known: by |w| without data, by the mean square of each input with it (option importance=mean_square), as llama.cpp's importance matrix does.
+by what is known: by |w| without data, by the mean square of each input, too, where a transform such as awq reads text anyway (option importance:
+mean_square reads it in any case, none never), as llama.cpp's importance matrix does.
 When to choose it: no calibration data, or no time; 8 bits, where the rest hardly gains.
 Limits: at 4 bits and below the calibrated methods lose clearly less.
 Source: the search without data is described in octavo/qtensor/_quantize.py; weighting by inputs: llama.cpp's imatrix.
@@ -21,14 +22,14 @@ from ..method import Needs
 from ._grid import Grid, by_rows, grids
 
 ROWS = 256  # worked on at a time
-IMPORTANCE = ("none", "mean_square")
+IMPORTANCE = ("known", "none", "mean_square")
 
 
 @dataclass(frozen=True)
 class Rtn:
-    """importance   "none", or "mean_square": of the inputs, from calibration"""
+    """importance   "mean_square": of the inputs, from calibration text; "known": the same where a transform reads text anyway; "none" """
 
-    importance: str = "none"
+    importance: str = "known"
 
     def __post_init__(self) -> None:
         if self.importance not in IMPORTANCE:
@@ -36,6 +37,10 @@ class Rtn:
 
     @property
     def needs(self) -> Needs:
+        return "moments" if self.importance == "mean_square" else "nothing"
+
+    @property
+    def with_text(self) -> Needs:
         return "nothing" if self.importance == "none" else "moments"
 
     def round(self, weight: np.ndarray, spec: TensorSpec, statistics: Statistics | None) -> QTensor:

@@ -4,8 +4,8 @@ What it is: channels that matter (large inputs) are multiplied by a factor, so t
 it; then each group's range is clipped where that makes its outputs better. Where the paper searches one exponent of the mean |x|, the factors are
 found channel by channel (`_factors.py`), and judged by the error of the outputs over all calibration text, which the Gram matrix of the inputs gives.
 When to choose it: 4 bits and below with scales per group; before rtn. Before gptq it gained nothing on the one model measured.
-Limits: moves only what a norm, the value projection or the up projection can take; other inputs stay. Rounders that look at inputs search ranges
-themselves, and what was clipped before costs them accuracy: nothing is clipped for those.
+Limits: moves only what a norm, the value projection or the up projection can take; other inputs stay. Rounders that look at inputs (rtn too, unless it is
+told not to) search ranges themselves, and what was clipped before costs them accuracy: nothing is clipped for those.
 Options: clip (yes) searches ranges.
 Source: arXiv 2306.00978.
 """
