@@ -1,21 +1,24 @@
 """A sentence encoder (all-MiniLM-L6-v2) as any torch module: similarity before and after, and speed against onnxruntime's int8 of the same model.
 
-    python benchmarks/modules.py MODEL --calibration FILE.jsonl --text FILE.txt [--sentences 500] [--scheme W8A8 ...] [--onnx FOLDER] [--pairs 20] [--json]
+    python benchmarks/modules.py MODEL --calibration FILE.jsonl --text FILE.txt [--sentences 500] [--scheme W8A8 ...] [--onnx FOLDER] [--batch 1 8 32] [--json]
 
 Quality: mean cosine of the pooled embeddings to those of the float model, and Spearman's correlation of all pairwise similarities. Calibration comes from
 --calibration (JSON lines with a "text"), evaluation from --text. Speed (with --onnx, where onnxruntime is installed; the export is kept in that folder):
-quantize_dynamic with signed and unsigned weights, each the whole model from ids to hidden states, in pairs in turn with ours, batch 1 and 32 of natural
-lengths, --threads threads. Printed is the median of the paired ratios, their time over ours, for the faster of theirs.
+dynamic int8 of signed and of unsigned weights and of the graph fused by its own optimizer, each with --threads threads and with one, in a process of its own;
+the whole model from ids to hidden states, on --batches batches spread over the sentences, ours and theirs in turn. Of each the median of three runs after
+one that warms up; printed is the median of the paired ratios (their time over ours) and where 80% of them lie, for the fastest of theirs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import re
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,11 @@ def batches(tokenizer: Any, lines: list[str], size: int) -> list[dict[str, torch
     return [dict(tokenizer(lines[i : i + size], padding=True, return_tensors="pt")) for i in range(0, len(lines), size)]
 
 
+def spread(data: list[Any], count: int) -> list[Any]:
+    """`count` of them, evenly."""
+    return data[:: max(1, len(data) // count)][:count]
+
+
 def embeddings(model: Any, data: list[dict[str, torch.Tensor]]) -> torch.Tensor:
     """Mean-pooled and normalized, [sentences, width]."""
     found = []
@@ -53,10 +61,11 @@ def agreement(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
     return {"cosine": float((one * other).sum(1).mean()), "lowest_cosine": float((one * other).sum(1).min()), "spearman": float(np.corrcoef(*ranks)[0, 1])}
 
 
-def peers(model: Any, sample: dict[str, torch.Tensor], folder: Path, threads: int) -> dict[str, Callable[[dict[str, Any]], Any]]:
-    """onnxruntime's forms of the model, exported where they are not yet."""
-    import onnxruntime
+def exported(model: Any, sample: dict[str, torch.Tensor], folder: Path) -> dict[str, Path]:
+    """onnxruntime's forms of the model, made where they are not yet: dynamic quantization with signed and unsigned weights, and of the graph that its own
+    optimizer for BERT models has fused."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.transformers import optimizer
 
     class Hidden(torch.nn.Module):
         def __init__(self) -> None:
@@ -66,46 +75,81 @@ def peers(model: Any, sample: dict[str, torch.Tensor], folder: Path, threads: in
         def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
             return self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids).last_hidden_state
 
-    plain = folder / "model.onnx"
+    plain, fused = folder / "model.onnx", folder / "model-fused.onnx"
     if not plain.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         axes = {name: {0: "batch", 1: "length"} for name in (*INPUTS, "hidden")}
         torch.onnx.export(Hidden(), tuple(sample[n] for n in INPUTS), str(plain), input_names=list(INPUTS), output_names=["hidden"], dynamic_axes=axes,
                           opset_version=17, dynamo=False)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    found = {}
+    found = {"int8": folder / "model-int8.onnx", "uint8": folder / "model-uint8.onnx", "fused int8": folder / "model-fused-int8.onnx"}
+    if not found["fused int8"].is_file():
+        config = model.config
+        optimizer.optimize_model(str(plain), "bert", num_heads=config.num_attention_heads, hidden_size=config.hidden_size).save_model_to_file(str(fused))
+        quantize_dynamic(str(fused), str(found["fused int8"]), weight_type=QuantType.QInt8, extra_options={"DefaultTensorType": 1})
     for name, kind in (("int8", QuantType.QInt8), ("uint8", QuantType.QUInt8)):
-        file = folder / f"model-{name}.onnx"
-        if not file.is_file():
-            quantize_dynamic(str(plain), str(file), weight_type=kind)
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        found[f"onnxruntime {onnxruntime.__version__} {name}"] = lambda batch, s=session: s.run(None, {n: batch[n].numpy() for n in INPUTS})
+        if not found[name].is_file():
+            quantize_dynamic(str(plain), str(found[name]), weight_type=kind)
     return found
 
 
-def timed(run: Callable[[dict[str, Any]], Any], batch: dict[str, Any]) -> float:
-    began = time.perf_counter()
+def peer(files: dict[str, Path], threads: list[int], sizes: dict[int, list[dict[str, np.ndarray]]], pipe: Any) -> None:
+    """The other process: says which sessions it has, then answers (name, batch size, index) with the seconds of a run of that session."""
+    import onnxruntime
+
+    sessions = {}
+    for name, file in files.items():
+        for count in threads:
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads, options.inter_op_num_threads = count, 1
+            sessions[f"onnxruntime {onnxruntime.__version__} {name}, {count} threads"] = onnxruntime.InferenceSession(
+                str(file), options, providers=["CPUExecutionProvider"])
+    pipe.send(list(sessions))
+    while (asked := pipe.recv()) is not None:
+        session, batch = sessions[asked[0]], sizes[asked[1]][asked[2]]
+        pipe.send(seconds(partial(session.run, None), {i.name: batch[i.name] for i in session.get_inputs()}))
+
+
+def seconds(run: Callable[[Any], Any], batch: Any) -> float:
+    """Of one of three runs, the middle one, after one that wakes threads and fills caches."""
     run(batch)
-    return time.perf_counter() - began
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        run(batch)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
 
 
-def speed(ours: Any, theirs: dict[str, Callable[[dict[str, Any]], Any]], data: list[dict[str, Any]], pairs: int) -> dict[str, Any]:
-    """Median of the paired ratios with each of theirs, and the least time of each."""
-    def mine(batch: dict[str, Any]) -> Any:
-        with torch.inference_mode():
-            return ours(**batch)
-
-    runs = {"octavo": mine, **theirs}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        timed(run, data[0])
-    for i in range(pairs):
-        order = list(runs) if i % 2 else list(runs)[::-1]
-        for name in order:
-            times[name].append(timed(runs[name], data[i % len(data)]))
-    ratios = {name: statistics.median(b / a for a, b in zip(times["octavo"], times[name])) for name in theirs}
-    return {"ratio": min(ratios.values()), "ratios": ratios, "least_ms": {name: 1e3 * min(t) for name, t in times.items()}}
+def speed(models: dict[str, Any], files: dict[str, Path], sizes: dict[int, list[dict[str, torch.Tensor]]], threads: int) -> dict[str, Any]:
+    """{batch size: {"ms": median of each, "ratios": of each of theirs to each of ours: median, 10% and 90% of the paired ratios}}."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    arrays = {size: [{n: b[n].numpy() for n in INPUTS} for b in data] for size, data in sizes.items()}
+    other = context.Process(target=peer, args=(files, sorted({1, threads}), arrays, there))
+    other.start()
+    theirs: list[str] = here.recv()
+    report: dict[str, Any] = {}
+    for size, data in sizes.items():
+        times: dict[str, list[float]] = {name: [] for name in (*models, *theirs)}
+        for i, batch in enumerate(data):
+            for name in list(times) if i % 2 else list(times)[::-1]:
+                time.sleep(0.005)  # threads of the one before still spin for a moment
+                if name in models:
+                    with torch.inference_mode():
+                        times[name].append(seconds(lambda given, model=models[name]: model(**given), batch))
+                else:
+                    here.send((name, size, i))
+                    times[name].append(here.recv())
+        ratios = {}
+        for mine in models:
+            for name in theirs:
+                pairs = [b / a for a, b in zip(times[mine], times[name])]
+                ratios.setdefault(mine, {})[name] = [statistics.median(pairs), *np.percentile(pairs, [10, 90]).tolist()]
+        report[str(size)] = {"batches": len(data), "ms": {n: 1e3 * statistics.median(t) for n, t in times.items()},
+                             "least_ms": {n: 1e3 * min(t) for n, t in times.items()}, "ratios": ratios}
+    here.send(None)
+    other.join()
+    return report
 
 
 def main() -> None:
@@ -117,8 +161,10 @@ def main() -> None:
     parser.add_argument("--calibrate-on", type=int, default=128)
     parser.add_argument("--scheme", nargs="+", default=["W8A8", "W8A8tsz"])
     parser.add_argument("--onnx", type=Path)
-    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--batches", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=["quality", "speed"])
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -129,23 +175,26 @@ def main() -> None:
     calibration = [s for text in texts for s in sentences(text)][:: max(1, len(texts) // given.calibrate_on)][: given.calibrate_on]
     known = batches(tokenizer, sorted(calibration, key=len), 16)
     data = batches(tokenizer, sorted(lines, key=len), 32)
-    truth = embeddings(model, data)
-    report: dict[str, Any] = {"sentences": len(lines), "quality": {}, "speed": {}}
-    for scheme in given.scheme:
-        quantized = modules.quantize(model, scheme, data=known)
-        report["quality"][scheme] = agreement(truth, embeddings(quantized, data))
-        if given.onnx:
-            theirs = peers(AutoModel.from_pretrained(given.model, dtype=torch.float32, attn_implementation="eager").eval(), known[0], given.onnx, given.threads)
-            for size, pairs in ((1, given.pairs), (32, max(3, given.pairs // 4))):
-                report["speed"].setdefault(scheme, {})[str(size)] = speed(quantized, theirs, batches(tokenizer, lines, size)[:20], pairs)
+    report: dict[str, Any] = {"sentences": len(lines), "threads": given.threads, "quality": {}, "speed": {}}
+    models = {scheme: modules.quantize(model, scheme, data=known) for scheme in given.scheme}
+    if given.only != "speed":
+        truth = embeddings(model, data)
+        report["quality"] = {scheme: agreement(truth, embeddings(quantized, data)) for scheme, quantized in models.items()}
+    if given.onnx and given.only != "quality":
+        files = exported(AutoModel.from_pretrained(given.model, dtype=torch.float32, attn_implementation="eager").eval(), known[0], given.onnx)
+        sizes = {size: spread(batches(tokenizer, lines, size), given.batches if size < 32 else max(3, given.batches // 4)) for size in given.batch}
+        report["speed"] = speed(models, files, sizes, given.threads)
     if given.json:
         print(json.dumps(report))
         return
-    for scheme, found in report["quality"].items():
-        print(f"{scheme}: cosine {found['cosine']:.5f} (lowest {found['lowest_cosine']:.4f}), Spearman {found['spearman']:.5f}, {len(lines)} sentences")
-        for size, result in report["speed"].get(scheme, {}).items():
-            least = ", ".join(f"{name} {ms:.2f} ms" for name, ms in result["least_ms"].items())
-            print(f"  batch {size}: {result['ratio']:.2f} times the speed of the fastest peer; least times: {least}")
+    for scheme in models:
+        if found := report["quality"].get(scheme):
+            print(f"{scheme}: cosine {found['cosine']:.5f} (lowest {found['lowest_cosine']:.4f}), Spearman {found['spearman']:.5f}, {len(lines)} sentences")
+        for size, result in report["speed"].items():
+            fastest, (ratio, low, high) = min(result["ratios"][scheme].items(), key=lambda item: item[1][0])
+            print(f"  batch {size}: {scheme} has {ratio:.2f} times the speed of {fastest} [{low:.2f} to {high:.2f}]; {result['ms'][scheme]:.2f} ms")
+    for size, result in report["speed"].items():
+        print(f"batch {size}, {result['batches']} batches, median ms: " + ", ".join(f"{name} {ms:.2f}" for name, ms in result["ms"].items()))
 
 
 if __name__ == "__main__":

@@ -165,6 +165,8 @@ struct PyProgram {
   int constant(nb::ndarray<const float, nb::c_contig, nb::device::cpu> a) { return program.constant(std::vector<float>(a.data(), a.data() + a.size())); }
 
   void apply(Rows2In x, Vector<int32_t> starts, int input, int result, Rows2 y);
+  bool encode(Matrix<int64_t> ids, std::optional<nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>> mask, std::optional<Matrix<int64_t>> types, int padding, int result,
+              Rows2 y, int chosen, std::optional<Rows2> first);
 
   int places(Vector<int32_t> a) { return program.places(std::vector<int32_t>(a.data(), a.data() + a.size())); }
 
@@ -189,19 +191,6 @@ struct PyProgram {
     program.run(step, cache, result, out, places, values);
   }
 };
-
-void PyProgram::apply(Rows2In x, Vector<int32_t> starts, int input, int result, Rows2 y) {
-  const int sequences = int(starts.size()) - 1, rows = int(x.shape(0));
-  if (x.shape(1) != size_t(program.at(input).width) || y.shape(1) != size_t(program.at(result).width) || y.shape(0) != x.shape(0)) bad("apply: the arrays have the wrong shape");
-  bool ascending = sequences >= 1 && starts(0) == 0 && starts(size_t(sequences)) == rows;
-  for (int s = 0; s < sequences && ascending; s++) ascending = starts(size_t(s)) < starts(size_t(s) + 1);
-  if (!ascending) bad("apply: starts must ascend from 0 to the number of rows");
-  const float* from = x.data();
-  const int32_t* first = starts.data();
-  float* to = y.data();
-  nb::gil_scoped_release released;
-  program.apply(from, rows, first, sequences, input, result, to);
-}
 
 // Draws tokens; keeps the room that takes.
 struct Drawer {
@@ -232,6 +221,7 @@ struct Drawer {
 
 #include "bind_immediate.inl.h"
 #include "bind_rounding.inl.h"
+#include "bind_rows.inl.h"
 
 // ---- single kernels, for tests and benchmarks: one thread, chosen instruction set ----
 
@@ -310,7 +300,8 @@ NB_MODULE(_native, m) {
   m.attr("PAGE") = kPage;
   m.attr("PANEL") = kPanel;
 
-  nb::class_<Team>(m, "Team").def(nb::init<int>(), nb::arg("size")).def_prop_ro("size", &Team::size);
+  nb::class_<Team>(m, "Team").def("__init__", [](Team* t, int size, int patience) { new (t) Team(size, 1000L * std::clamp(patience, 2, 10'000)); },
+                                  nb::arg("size"), nb::arg("patience") = int(kPatience / 1000), "patience: microseconds that a barrier spins at most").def_prop_ro("size", &Team::size);
   nb::class_<Drawer>(m, "Drawer")
       .def(nb::init<std::shared_ptr<Team>, const std::string&>(), nb::arg("team"), nb::arg("isa") = "")
       .def("draw", &Drawer::draw, nb::arg("logits"), nb::arg("rows"), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"), nb::arg("u"),
@@ -331,6 +322,9 @@ NB_MODULE(_native, m) {
       .def("places", &PyProgram::places)
       .def("weight", &PyProgram::weight)
       .def("embed", [](PyProgram& p, int w, float factor, int out) { p.program.embed(w, factor, out); })
+      .def("embed_by", [](PyProgram& p, int w, int ids, int out) {
+        if (ids < 0 || ids > int(Ids::Types)) bad("embed_by: 0 tokens, 1 positions, 2 types");
+        p.program.embed(w, 1.f, out, Ids(ids)); })
       .def("linear", [](PyProgram& p, int x, std::vector<int> w, std::vector<int> b, std::vector<int> out, int residual, int group, float fixed, int zero_point) {
         p.program.linear(x, std::move(w), std::move(b), std::move(out), residual, group, fixed, zero_point); },
         nb::arg("x"), nb::arg("weights"), nb::arg("biases"), nb::arg("outs"), nb::arg("residual"), nb::arg("group"), nb::arg("fixed") = 0.f, nb::arg("zero_point") = 0)
@@ -339,6 +333,8 @@ NB_MODULE(_native, m) {
       .def("mutual_attention", [](PyProgram& p, int q, int k, int v, int out, int heads, int head_dim, float scale) {
         p.program.mutual_attention(q, k, v, out, heads, head_dim, scale); })
       .def("apply", &PyProgram::apply)
+      .def("encode", &PyProgram::encode, nb::arg("ids"), nb::arg("mask").none(), nb::arg("types").none(), nb::arg("padding"), nb::arg("result"), nb::arg("y"), nb::arg("chosen"),
+           nb::arg("first").none())
       .def("rms_norm", [](PyProgram& p, int x, int gain, float eps, float offset, int groups, int out) { p.program.rms_norm(x, gain, eps, offset, groups, out); })
       .def("rope", [](PyProgram& p, int x, int table, int heads, int head_dim, int rotary) { p.program.rope(x, table, heads, head_dim, rotary); })
       .def("gate", [](PyProgram& p, int kind, int g, int up, int out) { p.program.gate(kind, g, up, out); })

@@ -100,6 +100,7 @@ struct Linear : Op {
 struct Mutual : Op {
   int q, k, v, out, heads, head_dim;
   float scale;
+  std::atomic<int> ticket{0};
   Touched touched() const override { return {{q, k, v}, {out}}; }
   MutualCall call(const Program& p, const Step& step) const {
     const Buffer &qb = p.at(q), &kb = p.at(k), &vb = p.at(v), &y = p.at(out);
@@ -117,11 +118,11 @@ struct Mutual : Op {
     return c;
   }
   void run(Program& p, const Step& step, int member) override {
-    if (member == 0) p.ticket().store(0, std::memory_order_relaxed);
-    p.meet(member);
     const MutualCall c = call(p, step);
     const int items = c.sequences * heads;
-    for (int i = p.ticket().fetch_add(1); i < items; i = p.ticket().fetch_add(1)) p.kernels().mutual_attention(c, i, p.scratch(member).as<void>());
+    int i = ticket.fetch_add(1, std::memory_order_relaxed);
+    for (; i < items; i = ticket.fetch_add(1, std::memory_order_relaxed)) p.kernels().mutual_attention(c, i, p.scratch(member).as<void>());
+    if (i == items + p.members() - 1) ticket.store(0, std::memory_order_relaxed);  // the last to leave; all meet before anybody asks again
   }
   OpInfo info(const Program& p, int) const override { return info_of("attention", p, q, std::to_string(heads) + " heads, both ways", 4); }
 };
@@ -129,7 +130,7 @@ struct Mutual : Op {
 struct Attention : Op {
   int q, k, v, out, layer, heads, kv_heads, head_dim, window;
   float scale, cap;
-  bool needs_step() const override { return true; }
+  Need needs() const override { return Cache; }
   OwnRows own_rows(int) const override { return {true, false}; }  // keys and values are stored row by row
   Touched touched() const override { return {{q, k, v}, {out}}; }
   void run(Program& p, const Step& step, int member) override {

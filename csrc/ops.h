@@ -141,6 +141,7 @@ struct Step {
   int32_t rows = 0, sequences = 0, logit_rows = 0, table_stride = 0;
   const int32_t* tokens = nullptr;      // [rows]
   const int32_t* positions = nullptr;   // [rows]
+  const int32_t* types = nullptr;       // [rows] which segment a token belongs to, in models that know such
   const int32_t* slots = nullptr;       // [rows] page * kPage + offset where this row's key and value go
   const int32_t* starts = nullptr;      // [sequences + 1]
   const int32_t* lengths = nullptr;     // [sequences]

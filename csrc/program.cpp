@@ -56,13 +56,15 @@ void Program::same_rows(const char* op, std::initializer_list<int> buffers, cons
 
 constexpr Rows kStepRows = Rows::Step, kLogitRows = Rows::Logits;
 
-void Program::embed(int weight, float factor, int out) {
+void Program::embed(int weight, float factor, int out, Ids by) {
   same_rows("embed", {out}, &kStepRows);
   auto op = std::make_unique<Embed>();
   op->weight = weight;
   op->factor = factor;
   op->out = out;
-  vocabulary_ = std::min(vocabulary_, packed(weight).n);
+  op->by = by;
+  int& most = by == Ids::Tokens ? vocabulary_ : by == Ids::Positions ? positions_ : types_;
+  most = std::min(most, packed(weight).n);
   if (packed(weight).k != at(out).width) throw std::invalid_argument("embed: the buffer is not as wide as the weight");
   ops_.push_back(std::move(op));
 }
@@ -288,7 +290,7 @@ void Program::mutual_attention(int q, int k, int v, int out, int heads, int head
   ops_.push_back(std::move(op));
 }
 
-void Program::plan(int result) {
+void Program::plan(const std::vector<int>& kept) {
   const auto has = [](const std::vector<int>& list, int b) { return std::find(list.begin(), list.end(), b) != list.end(); };
   std::vector<Op::Touched> touched;
   for (const auto& op : ops_) touched.push_back(op->touched());
@@ -297,7 +299,7 @@ void Program::plan(int result) {
     if (i + 1 >= ops_.size()) continue;
     if (!dynamic_cast<Norm*>(ops_[i].get()) && !dynamic_cast<GateOp*>(ops_[i].get()) && !dynamic_cast<Columns*>(ops_[i].get())) continue;
     const int out = touched[i].writes[0];
-    bool fits = out != result && !has(touched[i].reads, out) && has(touched[i + 1].reads, out);
+    bool fits = !has(kept, out) && !has(touched[i].reads, out) && has(touched[i + 1].reads, out);
     std::vector<bool*> readers;
     for (size_t j = i + 1; j < ops_.size() && fits; j++) {
       if (has(touched[j].reads, out)) {
@@ -358,25 +360,10 @@ struct Lent {
 };
 }  // namespace
 
-void Program::apply(const float* x, int rows, const int32_t* starts, int sequences, int input, int result, float* y) {
-  std::lock_guard<std::mutex> one(running_);
-  same_rows("apply", {input, result}, &kStepRows);
-  Step step;
-  step.rows = rows;
-  step.sequences = sequences;
-  step.starts = starts;
-  Buffer &in = at(input), &out = at(result);
-  const Lent from(in, const_cast<float*>(x)), to(out, y);
-  size_t need = 0;
-  for (const auto& op : ops_) {
-    if (const auto* a = dynamic_cast<const Mutual*>(op.get())) need = std::max(need, kernels_.mutual_attention_scratch_bytes(a->call(*this, step)));
-    if (op->needs_step()) throw std::invalid_argument("apply: the list holds an op that needs tokens or a cache");
-  }
-  make_room(step, need);
-  if (!in.lent)
-    for (int r = 0; r < rows; r++) std::memcpy(in.data() + r * in.stride, x + int64_t(r) * in.width, sizeof(float) * size_t(in.width));
-  if (meets_[0][0].size() != ops_.size()) plan(result);
-  const char* meets = meets_[rows == 1][rows == 1].data();
+template <class Finish>
+void Program::replay(const Step& step, const std::vector<int>& kept, Finish finish) {
+  if (meets_[0][0].size() != ops_.size()) plan(kept);
+  const char* meets = meets_[step.rows == 1][step.logit_rows == 1].data();
   at_op_.resize(16 * size_t(members()));
   if (tracing_) trace_.start(members(), ops_.size());
   team_->run([&](int member) {
@@ -387,9 +374,52 @@ void Program::apply(const float* x, int rows, const int32_t* starts, int sequenc
       if (meets[op]) meet(member);
       else if (tracing_) trace_.mark(member, op, Mark::Work);
     }
+    finish(member);
+    if (tracing_) trace_.mark(member, op, Mark::Work);
   });
   if (tracing_) trace_.finish();
-  for (int r = 0; r < rows && !out.lent; r++) std::memcpy(y + int64_t(r) * out.width, out.data() + r * out.stride, sizeof(float) * size_t(out.width));
+}
+
+namespace {
+// Rows [first, last) of a buffer that does not lie with the caller
+void copy_rows(const Buffer& from, int first, int last, float* to) {
+  for (int r = first; r < last && !from.lent; r++) std::memcpy(to + int64_t(r) * from.width, from.data() + r * from.stride, sizeof(float) * size_t(from.width));
+}
+}  // namespace
+
+void Program::apply(const Step& step, const Apply& call) {
+  std::lock_guard<std::mutex> one(running_);
+  Buffer none, &in = call.input < 0 ? none : at(call.input), &out = at(call.result), &selected = call.chosen < 0 ? none : at(call.chosen);
+  same_rows("apply", {call.result}, &kStepRows);
+  if (call.input >= 0) same_rows("apply", {call.input}, &kStepRows);
+  if (call.chosen >= 0) same_rows("apply", {call.chosen}, &kLogitRows);
+  size_t need = 0;
+  for (const auto& op : ops_) {
+    if (const auto* a = dynamic_cast<const Mutual*>(op.get())) need = std::max(need, kernels_.mutual_attention_scratch_bytes(a->call(*this, step)));
+    const auto wants = op->needs();
+    if (wants == Op::Cache || (wants == Op::Numbers && !(step.tokens && step.positions && step.types)) || (wants == Op::Selection && call.chosen < 0))
+      throw std::invalid_argument("apply: the list holds an op that needs numbers, selected rows or a cache");
+  }
+  const Lent from(in, const_cast<float*>(call.x)), to(out, call.origin ? nullptr : call.y), there(selected, call.chosen_y);
+  make_room(step, need);
+  if (call.input >= 0 && !in.lent)
+    for (int r = 0; r < step.rows; r++) std::memcpy(in.data() + r * in.stride, call.x + int64_t(r) * in.width, sizeof(float) * size_t(in.width));
+  replay(step, {call.result, call.chosen}, [&](int member) {
+    if (call.origin) {
+      const auto [a, b] = share(call.y_rows, member);
+      const size_t bytes = sizeof(float) * size_t(out.width);
+      for (int r = a; r < b; r++) {
+        float* y = call.y + int64_t(r) * out.width;
+        if (call.origin[r] < 0) std::memset(y, 0, bytes);
+        else std::memcpy(y, out.data() + call.origin[r] * out.stride, bytes);
+      }
+    } else {
+      const auto [a, b] = share(step.rows, member);
+      copy_rows(out, a, b, call.y);
+    }
+    const auto [a, b] = share(step.logit_rows, member);
+    copy_rows(selected, a, b, call.chosen_y);
+  });
 }
 
 void Program::run(const Step& step, const std::vector<CacheLayer>& cache, int result, float* logits, int32_t* place, float* value) {
@@ -412,26 +442,14 @@ void Program::run(const Step& step, const std::vector<CacheLayer>& cache, int re
       call.heads = a->heads;
       need = std::max(need, kernels_.attention_scratch_bytes(call));
     }
+  if (types_ != INT32_MAX && !step.types) throw std::invalid_argument("run: a step with a cache knows no segments");
   make_room(step, need);
   cache_ = &cache;
-  if (meets_[0][0].size() != ops_.size()) plan(result);
-  const char* meets = meets_[step.rows == 1][step.logit_rows == 1].data();
-  if (tracing_) trace_.start(members(), ops_.size());
-  at_op_.resize(16 * size_t(members()));
-  team_->run([&](int member) {
-    int& op = at_op_[size_t(member) * 16];
-    if (tracing_) trace_.mark(member, 0, Mark::Begin);
-    for (op = 0; op < int(ops_.size()); op++) {
-      ops_[size_t(op)]->run(*this, step, member);
-      if (meets[op]) meet(member);
-      else if (tracing_) trace_.mark(member, op, Mark::Work);
-    }
+  replay(step, {result}, [&](int member) {
     const auto [a, b] = share(step.logit_rows, member);
-    for (int r = a; r < b && !out.lent; r++) std::memcpy(logits + int64_t(r) * out.width, out.data() + r * out.stride, sizeof(float) * size_t(out.width));
+    copy_rows(out, a, b, logits);
     kernels_.best(out.data(), out.stride, out.width, a, b, place, value);
-    if (tracing_) trace_.mark(member, op, Mark::Work);
   });
-  if (tracing_) trace_.finish();
 }
 
 std::vector<OpInfo> Program::describe(int rows, int logit_rows) const {

@@ -30,6 +30,7 @@ class Block {
 };
 
 enum class Rows { Step, Logits };
+enum class Ids { Tokens, Positions, Types };  // arrays of the step that choose rows of a table
 
 struct Buffer {
   int width = 0;
@@ -53,8 +54,9 @@ struct Op {
   // Buffers that it reads and writes; their rows are of one kind, that of writes[0]
   struct Touched { std::vector<int> reads, writes; };
   virtual Touched touched() const = 0;
-  // Whether it reads more of the step than its rows and where sequences begin
-  virtual bool needs_step() const { return false; }
+  // What it reads of the step, beside its rows and where sequences begin
+  enum Need { Nothing = 0, Numbers = 1, Selection = 2, Cache = 4 };
+  virtual Need needs() const { return Nothing; }
   // One row: an op that can give every member a result of its own, which then only linears read, saves them a meeting
   bool copies = false;
   // For a step with that many rows of the op's kind
@@ -70,7 +72,7 @@ class Program {
   int places(std::vector<int32_t> order);            // of columns
   int weight(const Packed& packed);                  // the data stays with the caller
 
-  void embed(int weight, float factor, int out);
+  void embed(int weight, float factor, int out, Ids by = Ids::Tokens);
   // fixed: the scale of the int8 activations where it is known beforehand (group then spans the row), with its zero point; 0: found for each row
   void linear(int x, std::vector<int> weights, std::vector<int> biases, std::vector<int> outs, int residual, int group, float fixed = 0.f, int zero_point = 0);
   // The weights of all linears in the order of recording, and the kernel that runs them in a bucket of rows (ops.h).
@@ -93,9 +95,17 @@ class Program {
   void activate(int kind, int x, int out);
   void mutual_attention(int q, int k, int v, int out, int heads, int head_dim, float scale);
 
-  // Runs a list without a cache: x [rows, width of `input`], sequences of rows as `starts` [sequences + 1] says, y [rows, width of `result`]. Both
-  // buffers hold step rows; nothing in the list writes `input`. A second caller waits.
-  void apply(const float* x, int rows, const int32_t* starts, int sequences, int input, int result, float* y);
+  // A run of a list without a cache. Rows come from `x` [rows, width of `input`], a buffer that nothing in the list writes, or (input -1) from the step's
+  // numbers. The rows of `result` go to y; `origin` [y_rows]: which of them each row of y is, -1 for zeros; null: they are y. Selected rows of
+  // `chosen`, where it is not -1, go to chosen_y.
+  struct Apply {
+    int input = -1, result = 0, chosen = -1, y_rows = 0;
+    const float* x = nullptr;
+    const int32_t* origin = nullptr;
+    float *y = nullptr, *chosen_y = nullptr;
+  };
+  // Of the step only what the list needs is looked at: std::invalid_argument where that is not there. A second caller waits.
+  void apply(const Step& step, const Apply& call);
   // Runs the list; the rows of `result` (a Logits buffer) go to `logits` [logit_rows, width], 64-byte aligned, the largest value of each and its place
   // to `value` and `place` [logit_rows]. The step has been checked; the cache is here: std::invalid_argument when its heads are not those of the
   // recording. A second caller waits.
@@ -107,9 +117,10 @@ class Program {
   // Of every op, for a step of this many rows
   std::vector<OpInfo> describe(int rows, int logit_rows) const;
 
-  // Least table length and smallest vocabulary over the ops: what tokens and positions must stay below
+  // Least table length and smallest vocabulary over the ops: what tokens, positions and types must stay below
   int vocabulary() const { return vocabulary_; }
   int positions() const { return positions_; }
+  int types() const { return types_; }
   int layers() const { return layers_; }
   size_t ops() const { return ops_.size(); }
   size_t buffer_bytes() const;
@@ -156,8 +167,10 @@ class Program {
   std::vector<Packed> weights_;
   std::vector<std::unique_ptr<Op>> ops_;
   void make_room(const Step& step, size_t scratch);
-  // After which ops members meet: [one row in the step][one logit row]; made at the first run after recording
-  void plan(int result);
+  // After which ops members meet: [one row in the step][one logit row]; made at the first run after recording. `kept`: what is read after the last op
+  void plan(const std::vector<int>& kept);
+  // All ops by all members; finish(member) when all are done
+  template <class Finish> void replay(const Step& step, const std::vector<int>& kept, Finish finish);
   std::vector<char> meets_[2][2];
   std::vector<Block> scratch_;
   Block quantized_;
@@ -165,7 +178,7 @@ class Program {
   std::atomic<int> ticket_{0};
   GangPlan gangs_;  // of the step that runs
   const std::vector<CacheLayer>* cache_ = nullptr;
-  int vocabulary_ = INT32_MAX, positions_ = INT32_MAX, layers_ = 0;
+  int vocabulary_ = INT32_MAX, positions_ = INT32_MAX, types_ = INT32_MAX, layers_ = 0;
 };
 
 }  // namespace octavo

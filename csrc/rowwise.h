@@ -35,12 +35,13 @@ struct RowOp : Op {
 struct Embed : RowOp {
   int weight, out;
   float factor;
-  bool needs_step() const override { return true; }
+  Ids by;
+  Need needs() const override { return Numbers; }
   Touched touched() const override { return {{}, {out}}; }
   void run(Program& p, const Step& step, int member) override {
     const auto [a, b] = p.share(step.rows, member);
     Buffer& y = p.at(out);
-    p.kernels().embed(p.packed(weight), step.tokens, factor, y.data(), y.stride, a, b);
+    p.kernels().embed(p.packed(weight), by == Ids::Tokens ? step.tokens : by == Ids::Positions ? step.positions : step.types, factor, y.data(), y.stride, a, b);
   }
   OpInfo info(const Program& p, int) const override {
     const Packed& w = p.packed(weight);
@@ -69,7 +70,7 @@ struct Norm : RowOp {
 
 struct Rope : RowOp {
   int x, table, heads, head_dim, rotary;
-  bool needs_step() const override { return true; }
+  Need needs() const override { return Numbers; }
   Touched touched() const override { return {{x}, {x}}; }
   void run(Program& p, const Step& step, int member) override {
     const auto [a, b] = p.share(p.rows(x, step), member);
@@ -167,7 +168,7 @@ struct Softcap : RowOp {
 
 struct Select : Op {
   int x, out;
-  bool needs_step() const override { return true; }
+  Need needs() const override { return Selection; }
   OwnRows own_rows(int) const override { return {false, true}; }  // it reads any row of the step
   Touched touched() const override { return {{x}, {out}}; }
   void run(Program& p, const Step& step, int member) override {

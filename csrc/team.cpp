@@ -9,11 +9,10 @@
 #include <string>
 #include <system_error>
 
+#include <sched.h>
 #if defined(__linux__)
 #include <linux/futex.h>
 #include <sys/syscall.h>
-#else
-#include <sched.h>
 #endif
 
 namespace octavo {
@@ -23,7 +22,7 @@ namespace {
 // Nanoseconds. A barrier of a decode step is a few microseconds away, and waking a sleeper costs about fifty. Who waits longer waits for a member
 // that has lost its core to somebody else, and had better give up its own at once: that is what brings the other back. So patience halves with
 // each wait that was too long, and every step begins with all of it.
-constexpr long kMostPatience = 50'000, kLeastPatience = 2'000;
+constexpr long kLeastPatience = 2'000;
 // Between two steps lie the sampler and the scheduler. Ends for good when there is no next step.
 constexpr long kSpinIdle = 200'000;
 constexpr int kPausesPerLook = 32;  // at the clock
@@ -33,6 +32,29 @@ inline void relax() {
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   asm volatile("yield");
+#endif
+}
+
+// Which core the calling thread is on; -1 where the system does not tell
+inline int core_now() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+// On a busy machine the one that wakes a member often gets it onto its own core. There the two take turns: each waits asleep while the other works, so
+// the system never sees that both want to run, and leaves them there. Whoever is told to go elsewhere goes at once; then it may be anywhere again.
+void leave_core(int core, int team) {
+#if defined(__linux__)
+  cpu_set_t allowed, others;
+  if (core >= CPU_SETSIZE || sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < team) return;
+  others = allowed;
+  CPU_CLR(core, &others);
+  if (sched_setaffinity(0, sizeof others, &others) == 0) sched_setaffinity(0, sizeof allowed, &allowed);
+#else
+  (void)core, (void)team;
 #endif
 }
 
@@ -65,7 +87,7 @@ bool Signal::wait(unsigned old, long spin) {
   return true;
 }
 
-Team::Team(int size) : size_(size < 1 ? 1 : size), owner_pid_(getpid()), patience_(kMostPatience) {
+Team::Team(int size, long patience) : size_(size < 1 ? 1 : size), most_patience_(std::max(patience, kLeastPatience)), owner_pid_(getpid()), patience_(most_patience_) {
   static_assert(sizeof(std::atomic<unsigned>) == sizeof(unsigned), "a futex is a plain 32-bit number");
   threads_.reserve(size_t(size_ - 1));
   try {
@@ -99,7 +121,8 @@ void Team::run(const std::function<void(int)>& job) {
     return;
   }
   job_ = &job;
-  patience_.store(kMostPatience, std::memory_order_relaxed);
+  patience_.store(most_patience_, std::memory_order_relaxed);
+  caller_core_.store(core_now(), std::memory_order_relaxed);
   start_.raise();
   job(0);
   barrier();
@@ -115,13 +138,14 @@ void Team::barrier() {
   }
   const long patience = patience_.load(std::memory_order_relaxed);
   const bool slept = met_.wait(before, patience);
-  patience_.store(std::clamp(slept ? patience / 2 : patience + patience / 16, kLeastPatience, kMostPatience), std::memory_order_relaxed);
+  patience_.store(std::clamp(slept ? patience / 2 : patience + patience / 16, kLeastPatience, most_patience_), std::memory_order_relaxed);
 }
 
 void Team::member(int id) {
   for (unsigned seen = 0;; seen++) {
     start_.wait(seen, kSpinIdle);
     if (stop_) return;
+    if (const int core = caller_core_.load(std::memory_order_relaxed); core >= 0 && core == core_now()) leave_core(core, size_);
     (*job_)(id);
     barrier();
   }

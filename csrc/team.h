@@ -23,9 +23,12 @@ class Signal {
   alignas(64) std::atomic<int> sleepers_{0};
 };
 
+constexpr long kPatience = 50'000;  // see team.cpp
+
 class Team {
  public:
-  explicit Team(int size);  // std::runtime_error when the system does not give that many threads
+  // patience: nanoseconds that a barrier spins at most. std::runtime_error when the system does not give that many threads
+  explicit Team(int size, long patience = kPatience);
   ~Team();
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
@@ -39,11 +42,13 @@ class Team {
   void member(int id);
   void end();  // wakes and joins all that have started
   int size_;
+  long most_patience_;
   int owner_pid_;
   std::vector<std::thread> threads_;
   std::mutex run_lock_;
   const std::function<void(int)>* job_ = nullptr;
   std::atomic<bool> stop_{false};
+  std::atomic<int> caller_core_{-1};
   Signal start_, met_;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<long> patience_;  // nanoseconds that a barrier spins

@@ -21,6 +21,12 @@ static inline f32x16 exp(f32x16 x) {
   const f32x16 half = round(mul(n, set1(0.5f)));
   return scale2(scale2(p, half), sub(n, half));
 }
+// e^x of what is not above 0, at least e^-87
+static inline f32x16 exp_below(f32x16 x) {
+  x = max(set1(-87.f), x);
+  const f32x16 n = round(mul(x, set1(1.44269504088896341f)));
+  return scale2(exp_of_rest(x, n), n);
+}
 static inline f32x16 sigmoid(f32x16 x) { return div(set1(1.f), add(set1(1.f), exp(sub(zero(), x)))); }
 static inline f32x16 tanh(f32x16 x) {  // 2 sigmoid(2x) - 1 loses digits near 0, where x - x^3/3 + 2x^5/15 does not
   const f32x16 far = fmadd(set1(2.f), sigmoid(add(x, x)), set1(-1.f));

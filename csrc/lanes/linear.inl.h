@@ -457,7 +457,33 @@ void linear(const LinearCall& call, int panel0, int panel1, void* scratch) {
   linear_panels(call, panel0, panel1, s);
 }
 
+// One row of 8-bit integers, whose bytes lie four to a step: the numbers that widen_panel makes of all sixteen
+static void embed_codes8(const Packed& w, int token, float factor, float* y) {
+  const uint8_t *base = w.base(token / kPanel), *codes = w.values(token / kPanel) + token % kPanel * 4;
+  f32x16 scale = zero(), shift = zero();
+  for (int k = 0, next = 0, group = 0; k < w.k; k += 16, codes += 4 * 4 * kPanel) {
+    if (k == next) {
+      float all[kPanel];
+      store(all, load_scales(w, base, group));
+      scale = set1(all[token % kPanel]);
+      if (w.has_zeros) {
+        store(all, load_zeros(w, base, group));
+        shift = set1(all[token % kPanel]);
+      }
+      next += w.group < w.kpad ? w.group : w.kpad;
+      group++;
+    }
+    int8_t four_steps[16];
+    for (int i = 0; i < 4; i++) std::memcpy(four_steps + 4 * i, codes + i * 4 * kPanel, 4);
+    store_n(y + k, mul(mul(sub(load_i8(four_steps), shift), scale), set1(factor)), w.k - k < 16 ? w.k - k : 16);
+  }
+}
+
 void embed(const Packed& w, const int32_t* tokens, float factor, float* y, int64_t y_stride, int row0, int row1) {
+  if (w.store == Store::Codes8 && w.meaning == Meaning::Int && (w.group >= w.kpad || w.group % 16 == 0)) {
+    for (int r = row0; r < row1; r++) embed_codes8(w, tokens[r], factor, y + r * y_stride);
+    return;
+  }
   alignas(64) float wide[kFloatChunk * kPanel];
   for (int r = row0; r < row1; r++)
     for (int k = 0; k < w.k; k += kFloatChunk) {

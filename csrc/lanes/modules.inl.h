@@ -14,10 +14,15 @@ void layer_norm(const float* x, int64_t x_stride, const float* weight, const flo
     });
     const f32x16 factor = set1(1.f / std::sqrt(reduce_add(squares) / float(width) + eps));
     each16(width, [&](int i, int n) {
+      if (n == 16) {
+        f32x16 v = mul(sub(load(in + i), mean), factor);
+        if (weight) v = mul(v, load(weight + i));
+        store(out + i, bias ? add(v, load(bias + i)) : v);
+        return;
+      }
       f32x16 v = mul(sub(load_n(in + i, n), mean), factor);
       if (weight) v = mul(v, load_n(weight + i, n));
-      if (bias) v = add(v, load_n(bias + i, n));
-      store_n(out + i, v, n);
+      store_n(out + i, bias ? add(v, load_n(bias + i, n)) : v, n);
     });
   }
 }
@@ -31,7 +36,7 @@ static inline f32x16 gelu(f32x16 x) {
   p = fmadd(p, t, set1(1.421413741f));
   p = fmadd(p, t, set1(-0.284496736f));
   p = fmadd(p, t, set1(0.254829592f));
-  const f32x16 rest = mul(mul(p, t), exp(sub(zero(), mul(z, z))));
+  const f32x16 rest = mul(mul(p, t), exp_below(sub(zero(), mul(z, z))));
   return mul(set1(0.5f), sub(add(x, size), mul(min(set1(1e30f), size), rest)));  // infinity times 0 is none
 }
 
@@ -80,7 +85,7 @@ static void mutual_rows(const MutualCall& c, int first, int n, int row, int head
     for (int j = 16; j < padded; j += 16) most = max(most, load(s + j));
     const f32x16 top = set1(reduce_max(most));
     for (int j = 0; j < padded; j += 16) {
-      const f32x16 w = exp(sub(load(s + j), top));
+      const f32x16 w = exp_below(sub(load(s + j), top));
       store(s + j, w);
     }
     for (int j = n; j < padded; j++) s[j] = 0.f;
@@ -111,7 +116,9 @@ void mutual_attention(const MutualCall& c, int item, void* scratch) {
   }
   int r = 0;
   for (; r + 4 <= n; r += 4) mutual_rows<4>(c, first, n, first + r, head, keys, scores);
-  for (; r < n; r++) mutual_rows<1>(c, first, n, first + r, head, keys, scores);
+  if (n - r == 3) mutual_rows<3>(c, first, n, first + r, head, keys, scores);
+  else if (n - r == 2) mutual_rows<2>(c, first, n, first + r, head, keys, scores);
+  else if (n - r == 1) mutual_rows<1>(c, first, n, first + r, head, keys, scores);
 }
 
 // ---- recurrent cells, in the order of gates that torch documents: LSTM i f g o, GRU r z n ----

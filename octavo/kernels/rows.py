@@ -11,6 +11,7 @@ from .. import _native
 from .native import Constant, NativeOps, NativeWeight, Recorded, _Recording
 
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "tanh": 4, "sigmoid": 5}
+IDS = {"tokens": 0, "positions": 1, "types": 2}
 
 
 class RowsProgram:
@@ -32,6 +33,28 @@ class RowsProgram:
         return list(self._native.describe(rows, 0))
 
 
+class IdsProgram:
+    """A recorded function of token ids -> rows [batch * length, width], and one row for each sequence where it was recorded so. One run at a time."""
+
+    def __init__(self, native: Any, keep: list[Any], result: Recorded, chosen: Recorded | None) -> None:
+        self._native, self._keep, self._result, self._chosen = native, keep, result, chosen
+        self.width, self.chosen_width = result.width, None if chosen is None else chosen.width
+
+    def run(self, ids: np.ndarray, mask: np.ndarray | None, types: np.ndarray | None, padding: int, out: np.ndarray,
+            first: np.ndarray | None) -> bool:
+        """Fills `out` float32 [batch * length, width]: rows that `mask` leaves out become 0. `first` float32 [batch, chosen width]: what was
+        recorded of the first tokens, filled unless some sequence begins with padding; whether it was.
+
+        ids, types int64 [batch, length]; mask bool or int64 of the same shape, None: all count; padding: id without a position, -1 for none
+        (csrc/bind_rows.inl.h). IndexError for ids that no table has, ValueError for arrays that do not fit.
+        """
+        return bool(self._native.encode(ids, mask, types, padding, self._result.id, out, -1 if self._chosen is None else self._chosen.id, first))
+
+    def describe(self, rows: int, sequences: int) -> list[dict[str, Any]]:
+        """As RowsProgram."""
+        return list(self._native.describe(rows, sequences))
+
+
 class RowsOps(NativeOps):
     """The native ops, and those that encoders need. threads, isa: as NativeOps; team: threads to share with others."""
 
@@ -49,6 +72,22 @@ class RowsOps(NativeOps):
             return RowsProgram(recording.program, recording.keep, source, result)
         finally:
             self._recording = None
+
+    def capture_ids(self, describe: Callable[[RowsOps], tuple[Recorded, Recorded | None]]) -> IdsProgram:
+        """Records what `describe` does with the ids of a step (look_up); it returns the result and, or None, something of the rows that `select` took."""
+        recording = self._recording = _Recording(_native.Program(self.team, self.isa))
+        try:
+            result, chosen = describe(self)
+            return IdsProgram(recording.program, recording.keep, result, chosen)
+        finally:
+            self._recording = None
+
+    def look_up(self, weight: NativeWeight, ids: str) -> Recorded:
+        """The rows of a table that ids choose, those of IDS."""
+        now = self._now
+        out = Recorded(now, weight.k, False)
+        now.program.embed_by(now.weight(weight), IDS[ids], out.id)
+        return out
 
     def layer_norm(self, x: Recorded, gain: Constant, bias: Constant | None, eps: float) -> Recorded:
         """(x - mean) / sqrt(variance + eps) * gain + bias of each row."""
@@ -72,4 +111,4 @@ class RowsOps(NativeOps):
         return out
 
 
-__all__ = ["ACTIVATIONS", "NativeWeight", "RowsOps", "RowsProgram"]
+__all__ = ["ACTIVATIONS", "IDS", "IdsProgram", "NativeWeight", "RowsOps", "RowsProgram"]

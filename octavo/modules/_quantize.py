@@ -22,7 +22,7 @@ from ._find import Found, find, open_fast_paths, put
 from ._inputs import Inputs, is_static
 from ._kind import Wanted, vector
 from ._weight import Quantized
-from .encoder import fuse
+from .from_ids import fuse
 from .layers.linear import linear_values
 
 KEPT_AS = "_octavo_report"  # under which a module keeps its Report

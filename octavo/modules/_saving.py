@@ -17,7 +17,7 @@ from ._find import kinds, open_fast_paths, put
 from ._inputs import Inputs
 from ._quantize import KEPT_AS, Report, nbytes
 from ._weight import Quantized, Weight
-from .encoder import fuse
+from .from_ids import fuse
 
 FILE = "module.safetensors"
 KEY = "octavo.modules"

@@ -17,20 +17,31 @@ from ..machine import detect
 from ._inputs import Inputs
 
 
+PATIENCE = 400  # microseconds
+
+
 @cache
 def team(threads: int) -> Any:
-    """The native threads that all modules of this process share."""
-    return _native.Team(threads)
+    """The native threads that all modules of this process share. A module is called for short bursts by who waits for it, so they spin longer for each other
+    than a server's may: 5% of a sentence's time on a busy machine."""
+    return _native.Team(threads, PATIENCE)
+
+
+@cache
+def _machine() -> tuple[int, str]:
+    """(cores, instruction set), asked once: the answer takes a millisecond of reading files, and layers ask in every forward."""
+    found = detect()
+    return found.cores, found.isa
 
 
 @cache
 def _immediate(threads: int) -> Any:
-    return _native.Immediate(team(threads), detect().isa)
+    return _native.Immediate(team(threads), _machine()[1])
 
 
 def threads() -> int:
     """As many as torch uses."""
-    return max(1, min(torch.get_num_threads(), detect().cores))
+    return max(1, min(torch.get_num_threads(), _machine()[0]))
 
 
 def immediate() -> Any:

@@ -15,7 +15,8 @@ from torch import nn
 
 from ..kernels.native import Constant, NativeWeight
 from ..kernels.rows import RowsOps, RowsProgram
-from ._weight import Weight, team, threads, version
+from ._unchanged import Unchanged
+from ._weight import Quantized, Weight, team, threads
 from .layers.linear import QuantizedLinear
 
 FAMILY = ("bert", "roberta", "xlm_roberta", "camembert", "electra")
@@ -23,17 +24,17 @@ ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "ge
                "swish": "silu"}
 
 
-def fuse(module: nn.Module) -> int:
+def fuse_encoders(module: nn.Module) -> int:
     """Lets every encoder inside `module` that can run as one native program do so; how many do."""
     fused = 0
     for part in module.modules():
-        if _fits(part) and not isinstance(part.__dict__.get("forward"), _Fused):
+        if fits(part) and not isinstance(part.__dict__.get("forward"), _Fused):
             part.forward = _Fused(part)  # the parts and their names stay, so state_dict does too
             fused += 1
     return fused
 
 
-def _fits(part: nn.Module) -> bool:
+def fits(part: nn.Module) -> bool:
     """Whether this is an encoder of the family, all linears of which are quantized."""
     config: Any = getattr(part, "config", None)
     layers = getattr(part, "layer", None)
@@ -55,21 +56,21 @@ class _Fused:
     def __init__(self, encoder: nn.Module) -> None:
         self.encoder: Any = encoder
         self.program: RowsProgram | None = None
-        self.made_of: tuple[Any, ...] = ()
-        self.tensors: list[torch.Tensor] = []  # that the program was made of
+        self.made_of: Unchanged | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Fused:
         return _Fused(memo.get(id(self.encoder), self.encoder))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"encoder": self.encoder, "program": None, "made_of": (), "tensors": []}
+        return {"encoder": self.encoder, "program": None, "made_of": None}
 
     def __call__(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         encoder = self.encoder
         valid = _valid(attention_mask, hidden_states)
-        watched = any(layer._forward_hooks or layer._forward_pre_hooks or layer.attention.self._forward_hooks for layer in encoder.layer)
+        if self.made_of is None or not self.made_of.holds():
+            self.program, self.made_of = None, Unchanged(encoder)
         elsewhere = any(a is not None for a in args) or kwargs.get("past_key_values") is not None or hidden_states.device.type != "cpu"
-        if isinstance(valid, bool) or watched or elsewhere:
+        if isinstance(valid, bool) or elsewhere or self.made_of.watched():
             return type(encoder).forward(encoder, hidden_states, attention_mask, *args, **kwargs)
         from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
@@ -92,11 +93,9 @@ class _Fused:
         return out.reshape(batch, length, width).to(hidden.dtype)
 
     def _program(self) -> RowsProgram:
-        stamp = (threads(), [version(t) for t in self.tensors])
-        if self.program is None or stamp != self.made_of:
-            self.program = _recorded(self.encoder)
-            self.tensors = list(self.encoder.state_dict(keep_vars=True).values())
-            self.made_of = (threads(), [version(t) for t in self.tensors])
+        if self.program is None:
+            width = self.encoder.config.hidden_size
+            self.program = RowsOps(team=team(threads())).capture_rows(width, lambda ops, x: layers(ops, self.encoder, x))
         return self.program
 
 
@@ -118,35 +117,33 @@ def _valid(mask: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor | Li
     return None if bool(valid.all()) else valid
 
 
-def _recorded(encoder: Any) -> RowsProgram:
+def layers(ops: RowsOps, encoder: Any, x: Any) -> Any:
+    """Records what the layers of an encoder make of rows x."""
     config = encoder.config
     heads = config.num_attention_heads
     head_dim = config.hidden_size // heads
-
-    def describe(ops: RowsOps, x: Any) -> Any:
-        for layer in encoder.layer:
-            own, after = layer.attention.self, layer.attention.output
-            q, k, v = ops.linear(x, [_weight(own.query), _weight(own.key), _weight(own.value)], [_bias(own.query), _bias(own.key), _bias(own.value)])
-            met = ops.mutual_attention(q, k, v, heads=heads, head_dim=head_dim, scale=head_dim**-0.5)
-            x = _norm(ops, layer.attention.output.LayerNorm, _linear(ops, after.dense, met, residual=x))
-            wide = ops.activate(ACTIVATIONS[config.hidden_act], _linear(ops, layer.intermediate.dense, x))
-            x = _norm(ops, layer.output.LayerNorm, _linear(ops, layer.output.dense, wide, residual=x))
-        return x
-
-    return RowsOps(team=team(threads())).capture_rows(config.hidden_size, describe)
+    for layer in encoder.layer:
+        own, after = layer.attention.self, layer.attention.output
+        q, k, v = ops.linear(x, [table(own.query), table(own.key), table(own.value)], [_bias(own.query), _bias(own.key), _bias(own.value)])
+        met = ops.mutual_attention(q, k, v, heads=heads, head_dim=head_dim, scale=head_dim**-0.5)
+        x = norm(ops, layer.attention.output.LayerNorm, linear(ops, after.dense, met, residual=x))
+        wide = ops.activate(ACTIVATIONS[config.hidden_act], linear(ops, layer.intermediate.dense, x))
+        x = norm(ops, layer.output.LayerNorm, linear(ops, layer.output.dense, wide, residual=x))
+    return x
 
 
-def _linear(ops: RowsOps, layer: QuantizedLinear, x: Any, residual: Any = None) -> Any:
-    return ops.linear(x, [_weight(layer)], [_bias(layer)], residual)[0]
+def linear(ops: RowsOps, layer: QuantizedLinear, x: Any, residual: Any = None) -> Any:
+    return ops.linear(x, [table(layer)], [_bias(layer)], residual)[0]
 
 
-def _norm(ops: RowsOps, norm: Any, x: Any) -> Any:
-    bias = None if norm.bias is None else Constant(norm.bias.detach().float().numpy())
-    return ops.layer_norm(x, Constant(norm.weight.detach().float().numpy()), bias, norm.eps)
+def norm(ops: RowsOps, layer: Any, x: Any) -> Any:
+    bias = None if layer.bias is None else Constant(layer.bias.detach().float().numpy())
+    return ops.layer_norm(x, Constant(layer.weight.detach().float().numpy()), bias, layer.eps)
 
 
-def _weight(layer: QuantizedLinear) -> NativeWeight:
-    part: Weight = layer.weight
+def table(layer: Quantized) -> NativeWeight:
+    """The weight of a linear or an embedding as programs take it."""
+    part: Weight = layer.weight  # type: ignore[assignment]
     return NativeWeight(part.packed(), group=part.inputs.group, fixed=(part.inputs.fixed, part.inputs.zero_point))
 
 
