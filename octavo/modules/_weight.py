@@ -16,7 +16,6 @@ from ..kernels.native import native_weight
 from ..machine import detect
 from ._inputs import Inputs
 
-
 PATIENCE = 400  # microseconds
 
 
