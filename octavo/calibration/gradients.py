@@ -70,7 +70,7 @@ class TapeOps:
     def supports(self, problem: object) -> str | None:
         return None
 
-    def prepare(self, tensor: object, activation: object) -> Any:
+    def prepare(self, tensor: object, activation: object, input_scale: float = 0.0) -> Any:
         raise KernelError("gradients take their weights as arrays", where="tape")
 
     def constant(self, array: Any) -> Vector:

@@ -182,7 +182,7 @@ class RowsOps:
     def supports(self, problem: object) -> str | None:
         return None
 
-    def prepare(self, tensor: object, activation: object) -> Any:
+    def prepare(self, tensor: object, activation: object, input_scale: float = 0.0) -> Any:
         raise KernelError("calibration takes its weights as arrays", where="rows")
 
     def constant(self, array: Any) -> Vector:

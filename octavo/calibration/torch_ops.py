@@ -53,7 +53,7 @@ class TorchOps:
     def supports(self, problem: object) -> str | None:
         return None
 
-    def prepare(self, tensor: object, activation: object) -> Any:
+    def prepare(self, tensor: object, activation: object, input_scale: float = 0.0) -> Any:
         raise KernelError("gradients need weights as arrays", where="torch")
 
     def constant(self, array: Any) -> Tensor:

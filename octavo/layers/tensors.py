@@ -107,7 +107,7 @@ class Widths:
     def supports(self, problem: object) -> str | None:
         return None
 
-    def prepare(self, tensor: object, activation: object) -> Weight:
+    def prepare(self, tensor: object, activation: object, input_scale: float = 0.0) -> Weight:
         raise ModelError("a declaration has no weights")
 
     def constant(self, array: np.ndarray) -> Value:

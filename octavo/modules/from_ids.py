@@ -35,7 +35,8 @@ def fuse(module: nn.Module) -> int:
 def _fits(part: Any) -> bool:
     """Whether this is a model of quantized tables, an encoder that runs as one program, and perhaps a pooler."""
     tables = [getattr(getattr(part, "embeddings", None), f"{name}_embeddings", None) for name in ("word", "position", "token_type")]
-    if not type(part).__name__.endswith("Model") or not fits(getattr(part, "encoder", None)):
+    encoder = getattr(part, "encoder", None)
+    if not type(part).__name__.endswith("Model") or encoder is None or not fits(encoder):
         return False
     if not all(isinstance(t, QuantizedEmbedding) and t.mode is None for t in tables) or not isinstance(part.embeddings.LayerNorm, nn.LayerNorm):
         return False
