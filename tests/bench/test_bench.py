@@ -44,7 +44,7 @@ def test_two_precisions_side_by_side(measured: Path) -> None:
         s = result.summary
         assert s.requests == 60 and not s.errors and s.answer_tokens == 12 and s.goodput == pytest.approx(60 / s.seconds)
         assert 0 < s.ttft.p50 < s.latency.p50 <= s.latency.p95 <= s.latency.p99 <= s.latency.max
-        assert s.tokens_per_s == pytest.approx(60 * 12 / s.seconds, rel=0.01)
+        assert s.tokens_per_s == pytest.approx(60 * 12 / s.seconds, rel=3 / 60)  # what 3 users were in the middle of at the ends counts on one side
         assert abs(s.prompt_tokens - 60) < 20 and 10e6 < result.server["memory"]["peak_rss"] < 1e9
     first, second = rows(results, 2.0)
     assert first["speed"] == 1 and second["size_reduction"] > 1.5
