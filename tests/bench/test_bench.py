@@ -102,7 +102,7 @@ def test_compare(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "compare", str(measured / "r.json"), str(measured / "r.json"), "--json"]) == 0
     pairs = json.loads(capsys.readouterr().out)
     assert [(p["a"], p["b"], p["different"]) for p in pairs] == [("16bit", "16bit", False), ("8bit", "8bit", False)]
-    assert all(f["ratio"] == 1 for p in pairs for f in p["figures"])
+    assert all(f["ratio"] == 1 or f["a"] == 0 for p in pairs for f in p["figures"])  # tokens that arrive together are 0 s apart
     assert main(["bench", "compare", str(measured / "r.json")]) == 0
     assert "8bit against 16bit" in (told := capsys.readouterr().out) and "latency p50" in told and "--runs 3" in told
 
