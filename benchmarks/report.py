@@ -28,7 +28,8 @@ how they are cut: `benchmarks/quality/calibration_ids.py`), measured by one harn
 checkpoint, weights exactly as stored, 8-bit activations where the scheme has them. Embedding and head stay unquantized for all. KL: nats per token,
 with its 95% interval. The libraries compute in float32, which is the faster type on a processor without bfloat16 instructions.
 `folded-TYPE` is llama.cpp's coding of the type with its importance matrix, rows joined to a multiple of 256 (at 576 and 640 columns llama-quantize falls
-back to other types; `imatrix-TYPE` is what it makes of the model as it is). Again: `make bench-quality`.
+back to other types; `imatrix-TYPE` is what it makes of the model as it is). Our `rtn w4g32` is weighted by the inputs of the same tokens, too
+(`--set rtn.importance=mean_square`). Rows without a processor time are older than the others. Again: `make bench-quality`.
 """
 
 

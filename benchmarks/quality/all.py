@@ -17,6 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 TYPES = ("q4_0", "q4_k", "q3_k", "q2_k", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq4_xs")
+WEIGHED = "octavo-rtn-w4g32"  # by the inputs' mean squares, as the types of llama.cpp that it is held against are by their importance matrix
 MIXES = ("q4_0", "q4_k_m", "q3_k_m", "q2_k", "iq2_xs", "iq3_xxs", "iq4_xs")
 
 
@@ -64,6 +65,7 @@ def main() -> None:
             continue
         command = [python, HERE / f"with_{library}.py", options.original, ids, options.out, name, "--rows", str(options.rows)]
         command += ["--bin", options.bin] if library == "llamacpp" else []
+        command += ["--set", "rtn.importance=mean_square"] if label == WEIGHED else []
         with (options.out / f"{label}.log").open("a") as log:
             status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
         failed += [label] if status else []

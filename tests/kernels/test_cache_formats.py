@@ -14,6 +14,7 @@ from octavo.kernels.native import NativeOps
 from octavo.kernels.reference import ReferenceOps, read_cache, write_cache
 from octavo.schemes import CacheSpec, parse_cache
 
+from .test_attention_tiles import exact
 from .test_native import step_of
 
 NAMES = ["C8", "Cfp8", "C4", "C4y", "K8V4", "K4V16", "Cfp8ts", "C8ts"]
@@ -70,21 +71,8 @@ def attend(ops: Any, steps: list[Step], name: str, qkv: list[np.ndarray], shape:
     return [np.array(program.run(step, pool)) for step in steps], pool
 
 
-def exact(step: Step, pool: KVPool, q: np.ndarray, shape: tuple[int, int, int], window: int = 0, softcap: float = 0.0) -> np.ndarray:
-    """The same in float64, from what the cache holds."""
-    heads, kv_heads, dim = shape
-    rows = []
-    for s, length in enumerate(step.lengths):
-        keys, values = read_cache(pool, 0, step.tables[s], int(length))
-        for row in range(step.starts[s], step.starts[s + 1]):
-            at = int(step.positions[row])
-            seen = slice(max(0, at - window + 1) if window else 0, at + 1)
-            query = q[step.tokens[row]].astype(np.float64).reshape(kv_heads, heads // kv_heads, dim)
-            scores = np.einsum("hgd,hjd->hgj", query, keys[:, seen]) * dim**-0.5
-            scores = softcap * np.tanh(scores / softcap) if softcap else scores
-            weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-            rows.append(np.einsum("hgj,hjd->hgd", weights / weights.sum(axis=-1, keepdims=True), values[:, seen]).ravel())
-    return np.array(rows)
+def named(shape: tuple[int, int, int]) -> dict[str, int]:
+    return dict(zip(("heads", "kv_heads", "dim"), shape, strict=True))
 
 
 def text(length: int, seed: int = 1) -> list[int]:
@@ -102,7 +90,7 @@ def test_attention_over_what_is_stored(isa: str, name: str) -> None:
         for kind in ({}, {"window": 37}, {"softcap": 5.0}):
             steps = [step_of([(text(66), 0, PAGES), (text(3, 2), 0, [5])]), step_of([(text(1, 3), 66, PAGES), (text(31, 4), 3, [5, 6])])]
             got, pool = attend(ops_of(isa), steps, name, qkv, shape, **kind)
-            want = exact(steps[1], pool, qkv[0], shape, **kind)
+            want = exact(steps[1], pool, qkv[0], **named(shape), **kind)
             np.testing.assert_allclose(got[1], want, atol=3e-4 * np.abs(want).max(), err_msg=f"{shape} {kind}")
 
 
@@ -144,7 +132,7 @@ def test_zeros_extremes_and_what_is_no_number(name: str) -> None:
     qkv[2][2, :64] = -1e-30
     step = step_of([([0, 1, 2, 3], 0, PAGES)])
     (got,), pool = attend(NativeOps(1), [step], name, qkv, shape, tuned=False)
-    want = exact(step, pool, qkv[0], shape)
+    want = exact(step, pool, qkv[0], **named(shape))
     assert np.isfinite(got).all() and not got[0].any()
     np.testing.assert_allclose(got, want, atol=1e-4 * 1e30)
     _, values = read_cache(pool, 0, step.tables[0], 4)
