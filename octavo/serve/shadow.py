@@ -26,6 +26,7 @@ import numpy as np
 from ..engine.request import Finish
 from ..engine.ticket import Ticket
 from ..errors import OctavoError, UsageError
+from ..machine import detect
 from .drift import Drift
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class Allowance:
     """Processor time that may be spent: any while the engine is idle, else a share of what all cores give."""
 
     def __init__(self, share: float, engine: Engine) -> None:
-        self._engine, self._rate = engine, share * (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        self._engine, self._rate = engine, share * detect(None).cores
         self._credit, self._then = 0.0, time.monotonic()
 
     def wait(self, check: Callable[[], None]) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 import yaml
 
 from octavo.cli import main
+from octavo.cli.monitor import Options
 from octavo.errors import UsageError
 from octavo.monitor import ALERTS, RECORDS, Limits, dashboard, rules
 from octavo.telemetry import DEFINITIONS
@@ -27,6 +29,10 @@ def test_rules_name_only_what_is_exposed() -> None:
             assert set(rule["annotations"]) == {"summary", "description"} and rule["labels"]["severity"] in ("critical", "warning", "info")
     recorded = {record.name for record in RECORDS}
     assert {name for rule in found for name in re.findall(r"octavo:[a-z0-9_:]+", rule["expr"])} <= recorded
+
+
+def test_the_command_has_the_limits_of_the_rules() -> None:
+    assert {field.name: getattr(Options("export"), field.name) for field in fields(Limits)} == asdict(Limits())
 
 
 def test_limits_reach_the_rules() -> None:
