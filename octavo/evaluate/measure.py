@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import platform
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import __version__
-from ..errors import CapacityError, UsageError
-from ..quality import Comparison, EvaluationText, Perplexity, Recording, Windows, compare, perplexity, record, summarize, windows_of
+from ..quality import Comparison, EvaluationText, Perplexity, perplexity, summarize, windows_of
+from ..quality.pair import CONTEXT, Loader, OnProgress, compare_pair, who
 from .long import LongContext, long_context
 from .parts import PartLoss, kl_by_part
 
@@ -22,9 +20,6 @@ if TYPE_CHECKING:
     from .harness import TaskScores
 
 Tasks = Callable[["LoadedModel", Callable[[int], None]], "TaskScores"]
-Loader = Callable[[], "LoadedModel"]
-OnProgress = Callable[[str, int, int], None]
-CONTEXT = 1024
 PART_WINDOWS, PART_CONTEXT = 4, 128  # KL by layer takes a forward of these for every layer
 
 
@@ -82,13 +77,13 @@ def evaluate_tasks(load_model: Loader, load_original: Loader | None, tasks: Task
         if on_progress is not None:
             on_progress("requests", done, 0)
 
-    who, before = None, None
+    before_who, before = None, None
     if load_original is not None:
         original = load_original()
-        who, before = _who(original), tasks(original, step)
+        before_who, before = who(original), tasks(original, step)
         del original
     model = load_model()
-    return Evaluation(_who(model), who, {}, tasks=compare_tasks(tasks(model, step), before))
+    return Evaluation(who(model), before_who, {}, tasks=compare_tasks(tasks(model, step), before))
 
 
 def evaluate(load_model: Loader, load_original: Loader | None, text: EvaluationText, *, context: int | None = None, windows: int | None = None,
@@ -106,53 +101,20 @@ def evaluate(load_model: Loader, load_original: Loader | None, text: EvaluationT
         context = context or min(CONTEXT, model.max_model_len)
         one = perplexity(model, text.documents, context=context, windows=windows, on_window=lambda done, total, _: tell("perplexity", done, total))
         alone = long_context(model, None, text.documents, lengths, on_length=lambda length: tell(f"{length} tokens", 0, 1))
-        return Evaluation(_who(model), None, _which(text, context), one, evidence=Evidence(long=alone))
-    original = load_original()
-    context = context or min(CONTEXT, original.max_model_len)
-    cuts = windows_of(original, text.documents, context=context, windows=windows)
-    who = _who(original)
-    notes: list[str] = []
+        return Evaluation(who(model), None, _which(text, context), one, evidence=Evidence(long=alone))
+    pair = compare_pair(load_model, load_original, text, context=context, windows=windows, one_at_a_time=one_at_a_time, on_progress=on_progress)
+    notes, comparison, original, model = pair.notes, pair.comparison, pair.original, pair.model
     parts: list[PartLoss] = []
     long: list[LongContext] = []
-    both = None if one_at_a_time else _beside(load_model, notes)
-    if both is not None:
-        _check_tokens(both, text, cuts, context, windows)
-        comparison = compare(original, both, cuts, on_rows=lambda done, total: tell("comparing", done, total))
+    if original is not None:
         if by_layer:
-            few = windows_of(original, text.documents, context=min(context, PART_CONTEXT), windows=PART_WINDOWS)
-            parts = kl_by_part(original, both, few, on_part=lambda done, total: tell("layer by layer", done, total))
-        long = long_context(both, original, text.documents, lengths, on_length=lambda length: tell(f"{length} tokens", 0, 1))
-        model = both
-    else:
-        with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
-            recording: Recording = record(original, cuts, Path(folder) / "logits.npy", on_rows=lambda done, total: tell("original", done, total))
-            del original
-            model = load_model()
-            _check_tokens(model, text, cuts, context, windows)
-            comparison = compare(recording, model, cuts, on_rows=lambda done, total: tell("comparing", done, total))
-        if by_layer or lengths:
-            notes.append("KL by layer and long contexts need both models in memory: not measured")
-    return Evaluation(_who(model), who, _which(text, context), summarize(comparison.rows.model, cuts), comparison, Evidence(parts, long, notes))
-
-
-def _beside(load_model: Loader, notes: list[str]) -> LoadedModel | None:
-    """The model, or None where there is no memory for it beside the original."""
-    try:
-        return load_model()
-    except CapacityError as error:
-        notes.append(f"the two models do not fit into memory together, the original's logits went through a file ({error.what})")
-        return None
-
-
-def _check_tokens(model: LoadedModel, text: EvaluationText, cuts: Windows, context: int, windows: int | None) -> None:
-    own = windows_of(model, text.documents, context=context, windows=windows)
-    if not np.array_equal(own.tokens, cuts.tokens):
-        raise UsageError("the two models cut the text into different tokens, so their predictions cannot be compared", where=model.name,
-                         remedy="compare with the model that it was made of")
-
-
-def _who(model: LoadedModel) -> dict[str, str]:
-    return {"model": model.name, "plan": str(model.plan), "cache": model.cache_spec.format}
+            few = windows_of(original, text.documents, context=min(pair.context, PART_CONTEXT), windows=PART_WINDOWS)
+            parts = kl_by_part(original, model, few, on_part=lambda done, total: tell("layer by layer", done, total))
+        long = long_context(model, original, text.documents, lengths, on_length=lambda length: tell(f"{length} tokens", 0, 1))
+    elif by_layer or lengths:
+        notes.append("KL by layer and long contexts need both models in memory: not measured")
+    return Evaluation(pair.who, pair.original_who, _which(text, pair.context), summarize(comparison.rows.model, pair.windows), comparison,
+                      Evidence(parts, long, notes))
 
 
 def _which(text: EvaluationText, context: int) -> dict[str, Any]:

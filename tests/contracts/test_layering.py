@@ -28,8 +28,8 @@ ORDER: list[set[str]] = [
     {"models"},
     {"loading"},
     {"calibration", "conversion", "quality", "engine"},
-    {"workloads", "modules", "traffic"},
-    {"doctor", "inspect", "quantize", "train", "prune", "tune", "speed", "trace", "serve", "monitor", "evaluate", "bench", "validate",
+    {"workloads", "modules", "traffic", "monitor"},
+    {"doctor", "inspect", "quantize", "train", "prune", "tune", "speed", "trace", "serve", "evaluate", "bench", "validate",
      "advise"},
     {"cli"},
 ]

@@ -1,0 +1,90 @@
+"""A model and its original on one text, both loaded here: side by side, or one after the other where there is no memory for two."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import CapacityError, UsageError
+from .comparison import Comparison, compare
+from .perplexity import Windows, windows_of
+from .recording import record
+from .texts import EvaluationText
+
+if TYPE_CHECKING:
+    from ..loading import LoadedModel
+
+Loader = Callable[[], "LoadedModel"]
+OnProgress = Callable[[str, int, int], None]
+CONTEXT = 1024  # tokens of a window, where nobody says otherwise
+
+
+@dataclass
+class Pair:
+    """model      still loaded
+    original   still loaded where both fit into memory; else None
+    who, original_who   name, plan and cache format of each
+    """
+
+    model: LoadedModel
+    original: LoadedModel | None
+    who: dict[str, str]
+    original_who: dict[str, str]
+    comparison: Comparison
+    context: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def windows(self) -> Windows:
+        return self.comparison.windows
+
+
+def compare_pair(load_model: Loader, load_original: Loader, text: EvaluationText, *, context: int | None = None, windows: int | None = None,
+                 one_at_a_time: bool = False, on_progress: OnProgress | None = None) -> Pair:
+    """Load the original, then the model, and compare them on at most `windows` windows of `context` tokens (None: CONTEXT, or what the original takes).
+
+    Where both do not fit, or `one_at_a_time` says so, the original's logits go to a temporary file and it is gone before the model comes.
+    `on_progress(stage, done, total)`. Raises what loading raises, UsageError for a text that is too short or for models of different tokens, CapacityError.
+    """
+    tell = on_progress or (lambda stage, done, total: None)
+    original = load_original()
+    context = context or min(CONTEXT, original.max_model_len)
+    cuts = windows_of(original, text.documents, context=context, windows=windows)
+    before, notes = who(original), list[str]()
+    model = None if one_at_a_time else _beside(load_model, notes)
+    if model is not None:
+        _check_tokens(model, text, cuts, context, windows)
+        comparison = compare(original, model, cuts, on_rows=lambda done, total: tell("comparing", done, total))
+        return Pair(model, original, who(model), before, comparison, context, notes)
+    with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
+        recording = record(original, cuts, Path(folder) / "logits.npy", on_rows=lambda done, total: tell("original", done, total))
+        del original
+        model = load_model()
+        _check_tokens(model, text, cuts, context, windows)
+        comparison = compare(recording, model, cuts, on_rows=lambda done, total: tell("comparing", done, total))
+    return Pair(model, None, who(model), before, comparison, context, notes)
+
+
+def who(model: LoadedModel) -> dict[str, str]:
+    return {"model": model.name, "plan": str(model.plan), "cache": model.cache_spec.format}
+
+
+def _beside(load_model: Loader, notes: list[str]) -> LoadedModel | None:
+    """The model, or None where there is no memory for it beside the original."""
+    try:
+        return load_model()
+    except CapacityError as error:
+        notes.append(f"the two models do not fit into memory together, the original's logits went through a file ({error.what})")
+        return None
+
+
+def _check_tokens(model: LoadedModel, text: EvaluationText, cuts: Windows, context: int, windows: int | None) -> None:
+    own = windows_of(model, text.documents, context=context, windows=windows)
+    if not np.array_equal(own.tokens, cuts.tokens):
+        raise UsageError("the two models cut the text into different tokens, so their predictions cannot be compared", where=model.name,
+                         remedy="compare with the model that it was made of")
