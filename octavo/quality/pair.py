@@ -44,16 +44,16 @@ class Pair:
         return self.comparison.windows
 
 
-def compare_pair(load_model: Loader, load_original: Loader, text: EvaluationText, *, context: int | None = None, windows: int | None = None,
-                 one_at_a_time: bool = False, on_progress: OnProgress | None = None) -> Pair:
-    """Load the original, then the model, and compare them on at most `windows` windows of `context` tokens (None: CONTEXT, or what the original takes).
+def compare_pair(load_model: Loader, load_original: Loader, text: EvaluationText, *, context: int | None = None, usual: int = CONTEXT,
+                 windows: int | None = None, one_at_a_time: bool = False, on_progress: OnProgress | None = None) -> Pair:
+    """Load the original, then the model, and compare them on at most `windows` windows of `context` tokens (None: `usual`, or what the original takes).
 
     Where both do not fit, or `one_at_a_time` says so, the original's logits go to a temporary file and it is gone before the model comes.
     `on_progress(stage, done, total)`. Raises what loading raises, UsageError for a text that is too short or for models of different tokens, CapacityError.
     """
     tell = on_progress or (lambda stage, done, total: None)
     original = load_original()
-    context = context or min(CONTEXT, original.max_model_len)
+    context = context or min(usual, original.max_model_len)
     cuts = windows_of(original, text.documents, context=context, windows=windows)
     before, notes = who(original), list[str]()
     model = None if one_at_a_time else _beside(load_model, notes)

@@ -1,0 +1,183 @@
+"""Production load: the model and its original served in turns under the same users, and the lines that this can answer.
+
+A limit in seconds is judged by what was measured. A ratio to the original is judged by its interval: it fails when the whole interval lies beyond the limit,
+because two runs of one server on a shared machine differ too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ..traffic import (
+    Difference,
+    LaunchedServer,
+    Load,
+    Prompts,
+    Recording,
+    Result,
+    Spread,
+    Target,
+    differences,
+    first_model,
+    measure,
+    random_tokens,
+    read_prompts,
+    spread,
+)
+from ..traffic.target import Endpoint
+from .limits import Limits
+from .lines import Line, Status
+
+RANDOM_PROMPTS = 1000
+TITLES = {"latency_p50": "Latency, median", "latency_p95": "Latency, 95th percentile", "latency_p99": "Latency, 99th percentile",
+          "first_token_p95": "Time to first token, 95th percentile", "requests_per_s": "Requests per second", "load": "Production load", "cost": "Cost",
+          "memory": "Memory"}
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model as `octavo serve` gets it."""
+
+    label: str
+    model: str
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What is sent to each side, `runs` times on a server just started, in turns so that what changes about the machine changes for both."""
+
+    load: Load
+    runs: int
+    endpoint: Endpoint
+    file: Path | None
+    prompt_tokens: int
+    answer_tokens: int
+
+
+def under_load(sides: Sequence[Side], traffic: Traffic, tell: Callable[[str, Recording | None], None]) -> Iterator[Result]:
+    """A result for each run of each side, labelled by side. Raises OctavoError where a server does not start or answer."""
+    prompts: Prompts | None = read_prompts(traffic.file, traffic.answer_tokens, seed=0) if traffic.file is not None else None
+    for turn in range(traffic.runs):
+        for side in sides:
+            what = f"{side.label}, run {turn + 1} of {traffic.runs}"
+            tell(f"{what}: starting", None)
+            with LaunchedServer(side.model, ["--receipt", "off", "--no-page", *side.options]) as server:
+                target = Target(server.url, "", endpoint=traffic.endpoint)
+                target = Target(server.url, first_model(target), endpoint=traffic.endpoint)
+                prompts = prompts or random_tokens(target, traffic.prompt_tokens, traffic.answer_tokens, RANDOM_PROMPTS)
+                yield measure(target, prompts, traffic.load, label=side.label, server=server, on_progress=partial(tell, what))
+
+
+def judge(original: Sequence[Result], model: Sequence[Result], limits: Limits, cost_per_hour: float | None) -> list[Line]:
+    """The lines of a load, of the runs of both sides."""
+    ratios = {one.name: one for one in differences([r.series() for r in original], [r.series() for r in model])}
+    before, after = _all(original, "latency"), _all(model, "latency")
+    lines = [_time(f"latency_p{share}", getattr(after, f"p{share}"), getattr(before, f"p{share}"), getattr(limits, f"latency_p{share}"),
+                   ratios[f"latency p{share}"], limits.latency_ratio, after.count) for share in (50, 95, 99)]
+    first = _all(model, "ttft")
+    lines.append(_time("first_token_p95", first.p95, _all(original, "ttft").p95, limits.first_token_p95, ratios["ttft p95"], limits.latency_ratio, first.count))
+    lines.append(_rate(original, model, limits, ratios["requests/s"]))
+    lines.append(_load(model, limits))
+    lines.append(_cost(original, model, limits, ratios["tokens/s"], cost_per_hour))
+    lines.append(_memory(original, model, limits))
+    return lines
+
+
+def unmeasured(reason: str) -> list[Line]:
+    return [Line(name, title, "not measured", reason) for name, title in TITLES.items()]
+
+
+def _all(results: Sequence[Result], column: str) -> Spread:
+    return spread(np.concatenate([getattr(r.series(), column) for r in results]))
+
+
+def _mean(results: Sequence[Result], name: str) -> float:
+    return float(np.mean([getattr(r.summary, name) for r in results]))
+
+
+def _verdict(checks: Sequence[bool | None]) -> Status:
+    """Of what was asked; None: could not be said."""
+    return "fail" if False in checks else "pass" if True in checks else "not measured"
+
+
+def _limits(sign: str, absolute: float | None, unit: str, ratio: float | None) -> str:
+    parts = [f"{sign} {absolute:g} {unit}".rstrip()] if absolute is not None else []
+    return ", ".join([*parts, *([f"{sign} {ratio:g} x original"] if ratio is not None else [])])
+
+
+def _said(one: Difference) -> str:
+    if not math.isfinite(one.low):
+        return "too few requests to judge the ratio to the original: a longer --duration gives more"
+    return f"{one.ratio:.3f} times the original's ({one.low:.3f} to {one.high:.3f} with 99%)"
+
+
+def _ratio(one: Difference, limit: float | None, most: bool) -> bool | None:
+    """False where the whole interval lies beyond the limit; None where nothing is asked or nothing can be said."""
+    if limit is None or not math.isfinite(one.low):
+        return None
+    return one.low <= limit if most else one.high >= limit
+
+
+def _time(name: str, value: float, before: float, absolute: float | None, one: Difference, ratio: float | None, count: int) -> Line:
+    checks = [value <= absolute if absolute is not None and math.isfinite(value) else None, _ratio(one, ratio, most=True)]
+    return Line(name, TITLES[name], _verdict(checks), f"{_said(one)}; {count} requests", value, "s", _limits("≤", absolute, "s", ratio), before,
+                one.low, one.high, True)
+
+
+def _rate(original: Sequence[Result], model: Sequence[Result], limits: Limits, one: Difference) -> Line:
+    value, before = _mean(model, "requests_per_s"), _mean(original, "requests_per_s")
+    checks = [value >= limits.requests_per_s if limits.requests_per_s is not None else None, _ratio(one, limits.requests_ratio, most=False)]
+    evidence = f"{_said(one)}; {_mean(model, 'tokens_per_s'):.1f} tokens/s against {_mean(original, 'tokens_per_s'):.1f}"
+    return Line("requests_per_s", TITLES["requests_per_s"], _verdict(checks), evidence, value, "1/s",
+                _limits("≥", limits.requests_per_s, "1/s", limits.requests_ratio), before, one.low, one.high, True)
+
+
+def _load(model: Sequence[Result], limits: Limits) -> Line:
+    requests, failed = sum(r.summary.requests for r in model), sum(r.summary.failed for r in model)
+    share = failed / requests if requests else math.nan
+    kinds = {kind: r.summary.error_examples.get(kind, "") for r in model for kind in r.summary.errors}
+    first, seconds = model[0], sum(r.summary.seconds for r in model)
+    evidence = (f"{first.load['arrivals']}, {seconds:.0f} s in {len(model)} run{'s' if len(model) > 1 else ''}: {requests} requests, {failed} failed; "
+                f"{first.summary.prompt_tokens:.0f} tokens in, {first.summary.answer_tokens:.0f} out on average; prompts: {first.prompts['name']} "
+                f"(sha256 {first.prompts['sha256'][:12]})")
+    evidence += "".join(f"; {kind}: {detail}" for kind, detail in kinds.items())
+    if (busy := max(r.summary.client_share for r in model)) > 0.5:
+        evidence += f"; the client itself took {busy:.0%} of a core"
+    status = _verdict([share <= limits.errors if limits.errors is not None and requests else None])
+    return Line("load", TITLES["load"], status, evidence, share, "share failed", _limits("≤", limits.errors, "", None))
+
+
+def _cost(original: Sequence[Result], model: Sequence[Result], limits: Limits, one: Difference, cost_per_hour: float | None) -> Line:
+    """Of a token: machine time, which is what money buys; in money where the hour has a price."""
+    hours = [1e6 / (rate * 3600) if (rate := _mean(side, "tokens_per_s")) else math.nan for side in (model, original)]
+    price = cost_per_hour if cost_per_hour is not None else 1.0
+    value, before = hours[0] * price, hours[1] * price
+    low, high = 1 / one.high if one.high > 0 else math.nan, 1 / one.low if one.low > 0 else math.nan
+    turned = Difference(one.name, one.a, one.b, 1 / one.ratio if one.ratio > 0 else math.nan, low, high, one.verdict)
+    absolute = limits.cost if cost_per_hour is not None else None
+    checks = [value <= absolute if absolute is not None and math.isfinite(value) else None, _ratio(turned, limits.cost_ratio, most=True)]
+    evidence = f"{_said(turned)}; for a million tokens of answers at this load" + ("" if cost_per_hour is not None else "; --cost-per-hour makes it money")
+    if limits.cost is not None and cost_per_hour is None:
+        evidence += f", without which the limit of {limits.cost:g} was not judged"
+    return Line("cost", TITLES["cost"], _verdict(checks), evidence, value, "per 1M tokens" if cost_per_hour is not None else "machine hours per 1M tokens",
+                _limits("≤", absolute, "", limits.cost_ratio), before, low, high, True)
+
+
+def _memory(original: Sequence[Result], model: Sequence[Result], limits: Limits) -> Line:
+    value, before = (max(r.server.get("memory", {}).get("peak_rss", r.server.get("memory", {}).get("rss", math.nan)) for r in side) / 1e6
+                     for side in (model, original))
+    weights, theirs = (side[0].server.get("weight_bytes", math.nan) / 1e6 for side in (model, original))
+    known = math.isfinite(value) and math.isfinite(before)
+    checks = [value <= limits.memory_mb if limits.memory_mb is not None and math.isfinite(value) else None,
+              value / before <= limits.memory_ratio if limits.memory_ratio is not None and known else None]
+    evidence = (f"most resident memory of the server's process, {value / before:.3f} times the original's" if known else "this system does not tell it")
+    if math.isfinite(weights) and math.isfinite(theirs):
+        evidence += f"; weights {weights:.1f} MB against {theirs:.1f} MB"
+    return Line("memory", TITLES["memory"], _verdict(checks), evidence, value, "MB", _limits("≤", limits.memory_mb, "MB", limits.memory_ratio), before)
