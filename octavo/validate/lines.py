@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from .. import __version__
@@ -56,6 +57,11 @@ class Report:
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @property
+    def name(self) -> str:
+        """The model's, without folders."""
+        return Path(self.model).name or self.model
+
+    @property
     def missing(self) -> list[Line]:
         """Required lines that were not measured."""
         return [line for line in self.lines if line.status == "not measured" and line.name in self.limits.required]
@@ -81,6 +87,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         return {"octavo": "validate", "format": 1, "version": __version__, "model": self.model, "original": self.original, "passed": self.passed,
-                "verdict": self.verdict, "counts": self.counts, "lines": [line.to_json() for line in self.lines], "limits": self.limits.to_json(),
+                "verdict": self.verdict,
+                "counts": self.counts, "lines": [line.to_json() for line in self.lines], "limits": self.limits.to_json(),
                 "settings": self.settings, "loss": self.loss, "load": self.load, "notes": self.notes, "seconds": round(self.seconds, 1),
                 "created": self.created}

@@ -166,7 +166,7 @@ def _cost(original: Sequence[Result], model: Sequence[Result], limits: Limits, o
     evidence = f"{_said(turned)}; for a million tokens of answers at this load" + ("" if cost_per_hour is not None else "; --cost-per-hour makes it money")
     if limits.cost is not None and cost_per_hour is None:
         evidence += f", without which the limit of {limits.cost:g} was not judged"
-    return Line("cost", TITLES["cost"], _verdict(checks), evidence, value, "per 1M tokens" if cost_per_hour is not None else "machine hours per 1M tokens",
+    return Line("cost", TITLES["cost"], _verdict(checks), evidence, value, "per 1M tokens" if cost_per_hour is not None else "machine h/1M tokens",
                 _limits("≤", absolute, "", limits.cost_ratio), before, low, high, True)
 
 
