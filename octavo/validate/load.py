@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from ..settings import read_settings
 from ..traffic import (
     Difference,
     LaunchedServer,
@@ -69,8 +70,8 @@ def under_load(sides: Sequence[Side], traffic: Traffic, tell: Callable[[str, Rec
             what = f"{side.label}, run {turn + 1} of {traffic.runs}"
             tell(f"{what}: starting", None)
             with LaunchedServer(side.model, ["--receipt", "off", "--no-page", *side.options]) as server:
-                target = Target(server.url, "", endpoint=traffic.endpoint)
-                target = Target(server.url, first_model(target), endpoint=traffic.endpoint)
+                target = Target(server.url, "", read_settings().api_key, traffic.endpoint)  # the server reads its key from the same place
+                target = replace(target, model=first_model(target))
                 prompts = prompts or random_tokens(target, traffic.prompt_tokens, traffic.answer_tokens, RANDOM_PROMPTS)
                 yield measure(target, prompts, traffic.load, label=side.label, server=server, on_progress=partial(tell, what))
 

@@ -86,6 +86,14 @@ def test_limits(tmp_path: Path) -> None:
     assert read_limits(tmp_path / "limits.json").kl is None
 
 
+def test_the_documented_limits_are_the_defaults(tmp_path: Path) -> None:
+    docs = (Path(__file__).resolve().parents[2] / "docs" / "validate.md").read_text()
+    path = tmp_path / "limits.toml"
+    path.write_text(docs.split("```toml\n")[1].split("```")[0])
+    assert read_limits(path) == Limits() and all(f"\n{name} = " in f"\n{path.read_text()}" for name in vars(Limits()))
+    assert all(f"`{name}`" in docs for name in LINES)
+
+
 @pytest.mark.parametrize(("text", "said"), [("kll = 1", "kll"), ("kl = true", "True"), ('kl = "low"', "low"), ("kl = -1", "kl"), ("kl = nan", "kl"),
                                             ('required = ["speed"]', "speed"), ("required = 3", "list"), ("kl 3", "TOML")])
 def test_wrong_limits_are_named(text: str, said: str, tmp_path: Path) -> None:
