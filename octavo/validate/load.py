@@ -24,6 +24,7 @@ from ..traffic import (
     Result,
     Spread,
     Target,
+    after,
     differences,
     first_model,
     measure,
@@ -36,6 +37,7 @@ from .limits import Limits
 from .lines import Line, Status
 
 RANDOM_PROMPTS = 1000
+LONGER, LONGEST = 4, 120.0  # by how much a load is made longer that no request came due in, and seconds at most
 TITLES = {"latency_p50": "Latency, median", "latency_p95": "Latency, 95th percentile", "latency_p99": "Latency, 99th percentile",
           "first_token_p95": "Time to first token, 95th percentile", "requests_per_s": "Requests per second", "load": "Production load", "cost": "Cost",
           "memory": "Memory"}
@@ -73,7 +75,22 @@ def under_load(sides: Sequence[Side], traffic: Traffic, tell: Callable[[str, Rec
                 target = Target(server.url, "", read_settings().api_key, traffic.endpoint)  # the server reads its key from the same place
                 target = replace(target, model=first_model(target))
                 prompts = prompts or random_tokens(target, traffic.prompt_tokens, traffic.answer_tokens, RANDOM_PROMPTS)
-                yield measure(target, prompts, traffic.load, label=side.label, server=server, on_progress=partial(tell, what))
+                yield patient(partial(_once, target, prompts, side.label, server, partial(tell, what)), traffic.load)
+
+
+def patient(once: Callable[[Load, int], Result], load: Load) -> Result:
+    """`once(load, asked)`, again and longer where answers take so long that no request came due within the measured time: users had nothing to ask yet."""
+    asked = 0
+    while True:
+        result = once(load, asked)
+        if result.summary.requests or load.duration is None or load.duration >= LONGEST:
+            return result
+        asked += result.prompts["asked"] + 1
+        load = replace(load, duration=min(LONGER * load.duration, LONGEST))
+
+
+def _once(target: Target, prompts: Prompts, label: str, server: LaunchedServer, tell: Callable[[Recording | None], None], load: Load, asked: int) -> Result:
+    return measure(target, after(prompts, asked), load, label=label, server=server, on_progress=tell)
 
 
 def judge(original: Sequence[Result], model: Sequence[Result], limits: Limits, cost_per_hour: float | None) -> list[Line]:

@@ -23,7 +23,7 @@ from octavo.validate.accuracy import accuracy
 from octavo.validate.alerts import alerts
 from octavo.validate.documented import documented
 from octavo.validate.limits import LINES
-from octavo.validate.load import judge
+from octavo.validate.load import judge, patient
 
 QUICK = ["--users", "2", "--requests", "24", "--runs", "1", "--prompt-tokens", "40", "--output-tokens", "8", "--context", "128", "--windows", "12"]
 # How fast a loaded test machine is says nothing about Octavo: only what does not depend on it is judged in whole runs, `judge` is tested below.
@@ -137,7 +137,7 @@ def run(latency: float, failed: int = 0, requests: int = 400) -> Result:
             sample.error, sample.detail = "timeout", "no end"
         samples.append(sample)
         due += took
-    recording = Recording(Load(Closed(1), duration=due), samples, 0.0, due)
+    recording = Recording(Load(Closed(1), duration=max(due, 1.0)), samples, 0.0, max(due, 1.0))
     return Result.of("x", Target("http://h:1", "m"), random_words(3, 10, 2), recording, None, {"memory": {"peak_rss": int(1e8 * latency)}})
 
 
@@ -154,6 +154,17 @@ def test_load_is_judged() -> None:
     assert statuses(run(1.0), Limits(latency_p99=None))["latency_p99"] == "not measured", "four requests beyond p99 say nothing of a ratio"
     cost = next(line for line in judge([run(1.0)], [run(0.5)], Limits(), 3.6) if line.name == "cost")
     assert cost.value == pytest.approx(50, rel=0.1) and cost.original == pytest.approx(100, rel=0.1) and 0.4 < cost.low < 0.5 < cost.high < 0.6
+
+
+def test_a_slow_model_gets_more_time() -> None:
+    asked: list[tuple[float | None, int]] = []
+
+    def once(load: Load, already: int) -> Result:
+        asked.append((load.duration, already))
+        return run(1.0, requests=3 if len(asked) > 2 else 0)
+
+    assert patient(once, Load(Closed(20), 10.0)).summary.requests == 3
+    assert asked == [(10.0, 0), (40.0, 1), (120.0, 2)], "each time longer, with prompts that no prefix cache knows"
 
 
 def test_accuracy_is_judged_by_the_unfavourable_end() -> None:
