@@ -170,6 +170,7 @@ def _show(report: Report) -> None:
     print(f"{printable(report.model)} against {printable(report.original)}: {report.verdict} ({report.seconds:.0f} s)\n")
     print("\n".join(columns([["", "result", "measured", "limit", "original"], *(
         [line.title, SIGNS[line.status], measured(line.value, line.unit), line.limit, measured(line.original, line.unit)] for line in report.lines)])))
+    print("  x: times the original's")
     for line in report.lines:
         if line.status != "pass":
             print(f"\n{line.title}: {line.status}: {printable(line.evidence)}")

@@ -39,7 +39,7 @@ from .lines import Line, Status
 RANDOM_PROMPTS = 1000
 LONGER, LONGEST = 4, 120.0  # by how much a load is made longer that no request came due in, and seconds at most
 TITLES = {"latency_p50": "Latency, median", "latency_p95": "Latency, 95th percentile", "latency_p99": "Latency, 99th percentile",
-          "first_token_p95": "Time to first token, 95th percentile", "requests_per_s": "Requests per second", "load": "Production load", "cost": "Cost",
+          "first_token_p95": "First token, 95th percentile", "requests_per_s": "Requests per second", "load": "Production load", "cost": "Cost",
           "memory": "Memory"}
 
 
@@ -127,7 +127,7 @@ def _verdict(checks: Sequence[bool | None]) -> Status:
 
 def _limits(sign: str, absolute: float | None, unit: str, ratio: float | None) -> str:
     parts = [f"{sign} {absolute:g} {unit}".rstrip()] if absolute is not None else []
-    return ", ".join([*parts, *([f"{sign} {ratio:g} x original"] if ratio is not None else [])])
+    return ", ".join([*parts, *([f"{sign} {ratio:g} x"] if ratio is not None else [])])
 
 
 def _said(one: Difference) -> str:
@@ -181,10 +181,12 @@ def _cost(original: Sequence[Result], model: Sequence[Result], limits: Limits, o
     turned = Difference(one.name, one.a, one.b, 1 / one.ratio if one.ratio > 0 else math.nan, low, high, one.verdict)
     absolute = limits.cost if cost_per_hour is not None else None
     checks = [value <= absolute if absolute is not None and math.isfinite(value) else None, _ratio(turned, limits.cost_ratio, most=True)]
-    evidence = f"{_said(turned)}; for a million tokens of answers at this load" + ("" if cost_per_hour is not None else "; --cost-per-hour makes it money")
+    evidence = f"{_said(turned)}; for a million tokens of answers at this load"
+    if cost_per_hour is None:
+        evidence += ", in hours of this machine; --cost-per-hour makes it money"
     if limits.cost is not None and cost_per_hour is None:
         evidence += f", without which the limit of {limits.cost:g} was not judged"
-    return Line("cost", TITLES["cost"], _verdict(checks), evidence, value, "per 1M tokens" if cost_per_hour is not None else "machine h/1M tokens",
+    return Line("cost", TITLES["cost"], _verdict(checks), evidence, value, "per 1M tokens" if cost_per_hour is not None else "h/1M tokens",
                 _limits("≤", absolute, "", limits.cost_ratio), before, low, high, True)
 
 

@@ -20,12 +20,13 @@ def html(report: Report) -> str:
 
 
 def _parts(report: Report) -> Iterator[str]:
-    yield paragraph(f"Against {report.original}. Measured {report.created} in {report.seconds:.0f} s on {report.settings['machine']['fingerprint']} by octavo "
-                    f"{report.settings['versions']['octavo']}.")
+    machine = report.settings["machine"]
+    yield paragraph(f"Against {report.original}. Measured {report.created} in {report.seconds:.0f} s by octavo {report.settings['versions']['octavo']} "
+                    f"on {machine['cores']} cores of {machine['processor']} ({machine['isa']}).")
     yield heading("Checklist")
     yield table(("", "result", "measured", "original", "limit", "interval"), [_cells(line) for line in report.lines],
                 marks=[MARKS[line.status] for line in report.lines])
-    yield paragraph("Intervals hold a value with 95%, and ratios to the original's with 99% for all of them together. Accuracy passes when the unfavourable "
+    yield paragraph("x: times the original's. Intervals hold a value with 95%, ratios with 99% for all together. Accuracy passes when the unfavourable "
                     "end of its interval keeps the limit; a ratio of times or rates fails when all of its interval lies beyond the limit.", quiet=True)
     yield heading("Evidence")
     yield "<dl>" + "".join(f"<dt>{escaped(line.title)}: <strong class={MARKS[line.status]}>{SIGNS[line.status]}</strong></dt><dd>{escaped(line.evidence)}</dd>"
@@ -41,7 +42,7 @@ def _parts(report: Report) -> Iterator[str]:
 
 
 def _cells(line: Line) -> tuple[str, ...]:
-    span = f"{line.low:.3g} to {line.high:.3g}{' x original' if line.of_ratio else ''}" if math.isfinite(line.low) else ""
+    span = f"{line.low:.3g} to {line.high:.3g}{' x' if line.of_ratio else ''}" if math.isfinite(line.low) else ""
     return line.title, SIGNS[line.status], measured(line.value, line.unit), measured(line.original, line.unit), line.limit, span
 
 
@@ -63,7 +64,7 @@ def _plots(report: Report) -> Iterator[str]:
         yield lines([Curve(name, x, y) for name, (x, y) in series.items()], title=title, x=across, y=upward)
     times = [line for line in report.lines if line.unit == "s" and math.isfinite(line.value)]
     if times:
-        names = [line.title.replace("Latency, ", "").replace("Time to f", "f").replace(" percentile", "") for line in times]
+        names = [line.title.replace("Latency, ", "").replace(" percentile", "") for line in times]
         yield bars(names, {"original": [line.original for line in times], "model": [line.value for line in times]}, title="Latency", y="seconds")
     memory = next((line for line in report.lines if line.name == "memory" and math.isfinite(line.value)), None)
     if memory is not None:
