@@ -67,7 +67,8 @@ def validate(wanted: Wanted, tell: Tell = lambda what, recording: None) -> Repor
     report = Report(wanted.model.model, wanted.original.model, wanted.limits)
     machine = detect(None)
     report.settings = {"versions": {"octavo": __version__, "numpy": np.__version__, "python": platform.python_version()},
-                       "machine": {"processor": machine.cpu, "isa": machine.isa, "fingerprint": machine.fingerprint, "cores": machine.cores, "system": platform.platform()}}
+                       "machine": {"processor": machine.cpu, "isa": machine.isa, "fingerprint": machine.fingerprint, "cores": machine.cores,
+                                   "system": platform.platform()}}
     tell("accuracy", None)
     lines, endpoint = _accuracy(wanted, report)
     measured = _load(wanted, replace(wanted.traffic, endpoint=endpoint), report, tell)
