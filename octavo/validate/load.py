@@ -65,8 +65,12 @@ class Traffic:
 
 
 def under_load(sides: Sequence[Side], traffic: Traffic, tell: Callable[[str, Recording | None], None]) -> Iterator[Result]:
-    """A result for each run of each side, labelled by side. Raises OctavoError where a server does not start or answer."""
+    """A result for each run of each side, labelled by side. Where answers take so long that a load had to be made longer, one run of each is all.
+
+    Raises OctavoError where a server does not start or answer.
+    """
     prompts: Prompts | None = read_prompts(traffic.file, traffic.answer_tokens, seed=0) if traffic.file is not None else None
+    slow = False
     for turn in range(traffic.runs):
         for side in sides:
             what = f"{side.label}, run {turn + 1} of {traffic.runs}"
@@ -75,7 +79,11 @@ def under_load(sides: Sequence[Side], traffic: Traffic, tell: Callable[[str, Rec
                 target = Target(server.url, "", read_settings().api_key, traffic.endpoint)  # the server reads its key from the same place
                 target = replace(target, model=first_model(target))
                 prompts = prompts or random_tokens(target, traffic.prompt_tokens, traffic.answer_tokens, RANDOM_PROMPTS)
-                yield patient(partial(_once, target, prompts, side.label, server, partial(tell, what)), traffic.load)
+                result = patient(partial(_once, target, prompts, side.label, server, partial(tell, what)), traffic.load)
+                slow = slow or result.load["duration"] != traffic.load.duration
+                yield result
+        if slow:
+            break
 
 
 def patient(once: Callable[[Load, int], Result], load: Load) -> Result:

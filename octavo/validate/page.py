@@ -33,6 +33,7 @@ def _parts(report: Report) -> Iterator[str]:
                            for line in report.lines) + "</dl>"
     for note in report.notes:
         yield paragraph(f"Note: {note}")
+    yield paragraph("Signed: ______________________________   Date: ______________")
     yield from _plots(report)
     yield heading("Settings")
     yield paragraph("All that it takes to do this again, with the sha256 of every file.", quiet=True)

@@ -125,7 +125,7 @@ def _load(wanted: Wanted, traffic: load.Traffic, report: Report, tell: Tell) -> 
     if not before or not after or not all(any(r.summary.requests > r.summary.failed for r in side) for side in (before, after)):
         reason = report.notes[-1] if report.notes else "no request that came due within the measured time was answered: raise --duration, or lower --users"
         return _failed_load(after, reason) if after else load.unmeasured(reason)
-    report.settings["load"] = {**after[0].load, "runs": traffic.runs, "endpoint": traffic.endpoint, "prompts": after[0].prompts}
+    report.settings["load"] = {**after[0].load, "runs": len(after), "endpoint": traffic.endpoint, "prompts": after[0].prompts}
     report.curves["Share of requests answered within a time"] = {side.label: _answered(own) for side, own in zip(sides, (before, after), strict=True)}
     report.curves["Tokens per second"] = {side.label: (own[0].summary.timeline["at"], own[0].summary.timeline["tokens_per_s"])
                                           for side, own in zip(sides, (before, after), strict=True)}
