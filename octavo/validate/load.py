@@ -153,7 +153,8 @@ def _ratio(one: Difference, limit: float | None, most: bool) -> bool | None:
 
 def _time(name: str, value: float, before: float, absolute: float | None, one: Difference, ratio: float | None, count: int) -> Line:
     checks = [value <= absolute if absolute is not None and math.isfinite(value) else None, _ratio(one, ratio, most=True)]
-    return Line(name, TITLES[name], _verdict(checks), f"{_said(one)}; {count} requests", value, "s", _limits("≤", absolute, "s", ratio), before,
+    beyond = f"{value:.4g} s is above {absolute:g} s; " if checks[0] is False else ""
+    return Line(name, TITLES[name], _verdict(checks), f"{beyond}{_said(one)}; {count} requests", value, "s", _limits("≤", absolute, "s", ratio), before,
                 one.low, one.high, True)
 
 
