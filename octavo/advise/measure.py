@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CANDIDATES = ("16bit", "8bit", "W8g64A8g64C8", "4bit", "W4g64A8g64C8", "nf4")
 WARM = 3   # decoding steps that are not counted
 STEPS = 12  # that are
+SWEPT = ("16bit", "8bit", "4bit")  # whose break-even is looked for: they run at every batch once; the others, and further rounds, at those of the choice
 Tell = Callable[[str], None]
 
 
@@ -33,7 +34,7 @@ class Wanted:
     """model      a folder, a file or a hub id; against: its original, where it came quantized
     names         precisions to try, as --quantization takes them
     load          users and lengths that a choice is made for; prompts are measured at its length, decoding after so many tokens
-    batches       numbers of sequences that decode together, ascending, 1 first
+    batches       numbers of sequences that decode together, ascending, 1 first, to find break-even
     rounds        how often every candidate is loaded and run, in turns; the least disturbed round counts
     """
 
@@ -110,7 +111,7 @@ def _run(wanted: Wanted, name: str, runs: _Runs, turn: int, tell: Tell) -> None:
     prompts = list(prefill(loaded, wanted.load.prompt, repetitions=3))[1:]
     whole = [sum(step.seconds for step in one) for one in prompts]
     runs.prefill.append(_step(loaded, wanted.load.prompt, whole, prompts[0], len(prompts[0])))
-    for batch in wanted.batches:
+    for batch in wanted.batches if turn == 0 and name in SWEPT else sorted({1, wanted.load.users}):
         tell(f"{about}: {batch} at a time")
         steps = decode(loaded, batch, wanted.load.prompt, wanted.steps + WARM)[WARM:]
         runs.decode.setdefault(batch, []).append(_step(loaded, batch, [step.seconds for step in steps], steps, 1))

@@ -26,7 +26,7 @@ def candidate_rows(decision: Decision) -> list[list[str]]:
 
 def matrix_rows(here: frozenset[str]) -> list[list[str]]:
     """A row for each generation of hardware: an arrow at this machine, its name, an answer for each of FORMATS, the note, keys of the sources."""
-    return [["→" if row.key in here else "", row.name, *row.answers, row.note, ", ".join(row.sources + (row.device.sources if row.device else ()))]
+    return [["→" if row.key in here else "", row.name, *row.answers, row.note, ", ".join(dict.fromkeys(row.sources + (row.device.sources if row.device else ())))]
             for row in MATRIX]
 
 
