@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+DISTURBED = 0.25  # deviation of a step as a part of it that only other work on the machine explains
 SURE = 1.6449  # standard deviations above the mean that 95% of a normal law lie under
 
 
@@ -26,6 +27,10 @@ class Step:
     @property
     def bytes(self) -> float:
         return self.weight_bytes + self.cache_bytes
+
+    @property
+    def disturbed(self) -> bool:
+        return self.deviation > DISTURBED * self.seconds
 
 
 @dataclass(frozen=True)

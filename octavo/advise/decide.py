@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..errors import UsageError
-from .candidate import Candidate, Load, Outcome, front, outcome
+from .candidate import DISTURBED, Candidate, Load, Outcome, front, outcome
 
 Goal = Literal["latency", "memory", "cost", "edge", "quality"]
 GOALS: tuple[Goal, ...] = ("latency", "memory", "cost", "edge", "quality")
@@ -166,6 +166,9 @@ def _reasons(outcomes: Sequence[Outcome], choice: Outcome | None, nearest: Outco
         told.append(f"its figures are a prediction: {choice.candidate.predicted}")
     elif choice.beyond:
         told.append("its speed with that many users lies beyond what was measured, on the line through the last two batches")
+    shaky = [one.name for one in outcomes if any(step.disturbed for step in one.candidate.decode)]
+    if shaky:
+        told.append(f"steps of {', '.join(shaky)} vary by more than {DISTURBED:.0%}: the machine does other work too; do not trust it, run it again")
     if limits.max_kl is not None and choice.candidate.kl_high > limits.max_kl:
         told.append(f"the interval of its loss reaches {choice.candidate.kl_high:.3g}, above the limit: measure it on more text with octavo evaluate")
     return told

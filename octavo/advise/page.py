@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..charts import Line, heading, lines, page, paragraph, table
 from .breakeven import BreakEven
 from .decide import Decision, shown
-from .hardware import FORMATS, MATRIX, NAMES, SOURCES
+from .hardware import FORMATS, MATRIX, NAMES, SOURCES, Row
 
 TITLES = ("precision", "p95 of an answer", "per token", "tokens/s", "memory", "KL", "Pareto", "why")
 
@@ -26,8 +26,10 @@ def candidate_rows(decision: Decision) -> list[list[str]]:
 
 def matrix_rows(here: frozenset[str]) -> list[list[str]]:
     """A row for each generation of hardware: an arrow at this machine, its name, an answer for each of FORMATS, the note, keys of the sources."""
-    return [["→" if row.key in here else "", row.name, *row.answers, row.note, ", ".join(dict.fromkeys(row.sources + (row.device.sources if row.device else ())))]
-            for row in MATRIX]
+    def sources(row: Row) -> str:
+        return ", ".join(dict.fromkeys(row.sources + (row.device.sources if row.device else ())))
+
+    return [["→" if row.key in here else "", row.name, *row.answers, row.note, sources(row)] for row in MATRIX]
 
 
 MATRIX_TITLES = ("", "hardware", *(NAMES[kind] for kind in FORMATS), "note", "sources")

@@ -140,6 +140,14 @@ def test_an_interval_over_the_limit_is_told() -> None:
     assert any("reaches 0.12" in reason for reason in decision.reasons)
 
 
+def test_a_disturbed_measurement_is_told() -> None:
+    def told(deviation: float) -> bool:
+        found = decide([candidate("4bit", 4, 0.0), candidate("8bit", 8, 0.0, deviation=deviation)], Load(), "latency", Limits())
+        return any("other work" in reason and "8bit" in reason and "4bit" not in reason for reason in found.reasons)
+
+    assert told(0.01) and not told(0.0005)
+
+
 def test_an_outcome_by_hand() -> None:
     one = Candidate("x", "W8", 0.0, 1000, 10, Step(100, 2.0, 0.3), (Step(1, 0.1, 0.01), Step(4, 0.4, 0.02)), fixed_bytes=500)
     found = outcome(one, Load(4, 50, 10), cost_per_hour=3.6)
