@@ -128,10 +128,14 @@ def outcome(candidate: Candidate, load: Load, cost_per_hour: float | None = None
     return Outcome(candidate, whole + SURE * spread, whole / load.answer, rate, candidate.memory(load), candidate.kl, cost, beyond)
 
 
-def front(outcomes: Sequence[Outcome]) -> frozenset[str]:
-    """Names of those that no other beats: none is at least as good in latency, memory and loss, and better in one."""
-    def values(one: Outcome) -> tuple[float, float, float]:
-        return one.p95, one.memory, math.inf if math.isnan(one.kl) else one.kl
+FIGURES = ("p95", "memory", "kl")
+
+
+def front(outcomes: Sequence[Outcome], figures: Sequence[str] = FIGURES) -> frozenset[str]:
+    """Names of those that no other beats (Pareto): none is at least as good in all `figures` of an Outcome, and better in one."""
+    def values(one: Outcome) -> list[float]:
+        found = [float(getattr(one, name)) for name in figures]
+        return [math.inf if math.isnan(value) else value for value in found]
 
     def beaten(one: Outcome) -> bool:
         mine = values(one)

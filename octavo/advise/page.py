@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ..charts import Line, heading, lines, page, paragraph, table
 from .breakeven import BreakEven
+from .candidate import front
 from .decide import Decision, shown
 from .hardware import FORMATS, MATRIX, NAMES, SOURCES, Row
 
@@ -48,7 +49,8 @@ def html(model: str, machine: str, decision: Decision, evens: Sequence[BreakEven
         heading("What would change it"),
         *(paragraph(change) for change in decision.changes),
         heading("The Pareto front"),
-        paragraph("Joined points are not beaten: no other candidate is at least as good in latency, memory and loss, and better in one."),
+        paragraph("Joined points are not beaten: no other candidate is at least as good in both figures, and better in one. The table marks those "
+                  "that are not beaten in latency, memory and loss together."),
         _front(decision, "memory"), _front(decision, "p95"),
     ]
     if evens:
@@ -61,12 +63,12 @@ def html(model: str, machine: str, decision: Decision, evens: Sequence[BreakEven
 
 
 def _front(decision: Decision, across: str) -> str:
-    """The loss over memory or latency."""
-    known = [v for v in decision.verdicts if not math.isnan(v.outcome.kl)]
+    """The loss over memory or latency; joined are those that no other beats in these two."""
+    known = [v.outcome for v in decision.verdicts if not math.isnan(v.outcome.kl)]
+    best = front(known, (across, "kl"))
 
     def line(name: str, chosen: bool, joined: bool) -> Line:
-        points = sorted((v.outcome.memory / 1e6 if across == "memory" else v.outcome.p95, v.outcome.kl, v.outcome.name)
-                        for v in known if v.on_front == chosen)
+        points = sorted((one.memory / 1e6 if across == "memory" else one.p95, one.kl, one.name) for one in known if (one.name in best) == chosen)
         return Line(name, [x for x, _, _ in points], [y for _, y, _ in points], dots=True, joined=joined, labels=[n for _, _, n in points])
 
     series = [one for one in (line("not beaten", True, True), line("beaten", False, False)) if one.x]

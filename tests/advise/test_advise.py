@@ -89,3 +89,30 @@ def test_bad_input_is_one_line(options: list[str], said: str, tiny_model: Path, 
     assert main(["advise", str(tiny_model), "--cache-dir", str(kept), *options]) == 2
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
+
+
+def test_what_cannot_be_loaded_is_predicted(tiny_model: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 bits that do not fit: their figures come from what was measured, they are marked and never taken. Nothing that fits is an error."""
+    from octavo.advise import Limits, Load, Wanted, decide, measure
+    from octavo.advise.measure import load
+    from octavo.errors import CapacityError
+
+    full: set[str] = {"16bit"}
+
+    def small(model: str, *, quantization: str, **options: Any) -> Any:
+        if quantization in full:
+            raise CapacityError("loading needs 9000 MB, 1 MB are available", where="memory")
+        return load(model, quantization=quantization, **options)
+
+    monkeypatch.setattr("octavo.advise.measure.load", small)
+    wanted = Wanted(str(tiny_model), ("16bit", "8bit"), Load(1, 8, 4), (1, 2), rounds=1, steps=4, cache_dir=kept)
+    candidates, schemes = measure(wanted, detect())
+    assert [str(one.weight.format) for one in schemes] == ["bf16", "int8"]
+    guess, real = candidates
+    assert "9000 MB" in guess.predicted and not guess.runs and guess.kl == 0.0 and not real.predicted and real.kl > 0
+    assert 1.7 < guess.weight_bytes / real.weight_bytes < 2.1 and guess.notes == ("predicted from 8bit",)
+    decision = decide(candidates, Load(1, 8, 4), "quality", Limits())
+    assert decision.choice is not None and decision.choice.name == "8bit" and "does not run here" in decision.verdicts[0].why
+    full.add("8bit")
+    with pytest.raises(CapacityError):
+        measure(wanted, detect())

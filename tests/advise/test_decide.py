@@ -167,4 +167,5 @@ def test_the_front() -> None:
     assert "nf4" in front(outcomes)  # slower than 4bit, and loses less
     slow = outcome(candidate("slow", 16.5, 0.0, rate=100e9), Load(1))
     assert "slow" not in front([*outcomes, slow])
+    assert "nf4" not in front(outcomes, ("p95", "memory")) and "wint2" in front(outcomes, ("memory", "kl"))
     assert objective("cost", slow) == 1 / slow.tokens_per_s
