@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_what_cannot_be_loaded_is_predicted(tiny_model: Path, kept: Path, monkey
             raise CapacityError("loading needs 9000 MB, 1 MB are available", where="memory")
         return load(model, quantization=quantization, **options)
 
-    monkeypatch.setattr("octavo.advise.measure.load", small)
+    monkeypatch.setattr(sys.modules["octavo.advise.measure"], "load", small)  # the package has a function of that name
     wanted = Wanted(str(tiny_model), ("16bit", "8bit"), Load(1, 8, 4), (1, 2), rounds=1, steps=4, cache_dir=kept)
     candidates, schemes = measure(wanted, detect())
     assert [str(one.weight.format) for one in schemes] == ["bf16", "int8"]
