@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import platform
 from dataclasses import dataclass
@@ -62,15 +63,21 @@ def last_level_cache() -> int:
 def _cores() -> int:
     """Cores this process may run on, a cgroup's quota rounded up; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores if (quota := cpu_quota()) is None else min(cores, math.ceil(quota)))
+
+
+def cpu_quota() -> float | None:
+    """Cores' worth of time that control groups grant this process; None where there is no limit."""
+    found = []
     for folder in _cgroups(""):
         quota = _read(folder / "cpu.max").split()
         if len(quota) == 2 and all(part.isdigit() for part in quota) and int(quota[1]) > 0:
-            cores = min(cores, -(-int(quota[0]) // int(quota[1])))
+            found.append(int(quota[0]) / int(quota[1]))
     for folder in _cgroups("cpu"):
         period, limit = _number(folder / "cpu.cfs_period_us"), _number(folder / "cpu.cfs_quota_us")
         if period and limit and limit > 0:
-            cores = min(cores, -(-limit // period))
-    return max(1, cores)
+            found.append(limit / period)
+    return min(found, default=None)
 
 
 def _memory() -> tuple[int, int]:

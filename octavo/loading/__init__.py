@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ._assign import ways
 from ._choices import plan_as_stored
-from ._load import load
+from ._load import Foreseen, foresee, load
 from ._model import LoadedModel
 from ._origin import open_model
 from ._policy import apply_kernels, apply_policy, fingerprint, linear_facts, native_of
@@ -15,6 +15,6 @@ from ._report import LoadReport, Progress, Runs
 from ._stream import make_vector, read_rows
 
 __all__ = [
-    "LoadReport", "LoadedModel", "Progress", "Runs", "apply_kernels", "apply_policy", "fingerprint", "linear_facts", "load",
+    "Foreseen", "LoadReport", "LoadedModel", "Progress", "Runs", "apply_kernels", "apply_policy", "fingerprint", "foresee", "linear_facts", "load",
     "make_vector", "native_of", "open_model", "plan_as_stored", "read_rows", "ways",
 ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .. import layouts
 from ..cache import PAGE, KVPool
@@ -12,8 +14,9 @@ from ..checkpoints import Checkpoint
 from ..checkpoints.octavo import OctavoCheckpoint
 from ..errors import UsageError
 from ..kernels.op import Backend
-from ..machine import detect
+from ..machine import Machine, detect
 from ..policy import Dispatch
+from ..schemes import CacheSpec, TensorSpec
 from ..settings import read_settings
 from ..text import Text
 from ._ahead import Ahead, read_all
@@ -22,7 +25,7 @@ from ._choices import choose_cache, make_backend
 from ._kept import KeptWriter, fits, mapped_tokenizer
 from ._memory import check_fits, peak, predict
 from ._model import Bound, LoadedModel
-from ._origin import Search
+from ._origin import Origin, Search
 from ._report import LoadReport, OnProgress, Progress
 from ._sensitivity import choose
 from ._stream import make_packed, make_tensor, make_vector
@@ -53,30 +56,10 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
     automatic = kv_cache is not None and kv_cache.strip().lower() == "auto"
     if max_kl is not None and not automatic:
         raise UsageError("bounds the loss of an automatic key-value cache only", where="--max-kl", remedy="add --kv-cache auto, or leave it out")
-    settings = read_settings()
-    folder = Path(cache_dir).expanduser() if cache_dir is not None else settings.cache_dir
-    isa = isa or settings.isa
-    machine = detect(isa)
-    asked = threads or settings.threads
-    ops = make_backend(backend, asked if asked is None or asked < 1 else min(asked, machine.cores), isa)
-    dispatch = Dispatch({ops.name: ops})
-    origin = Search(source, quantization, max_model_len, revision, folder if use_cache else None, machine, dispatch, ops.name,
-                    allow_pickle).origin()
+    plans = foresee(source, quantization=quantization, kv_cache=kv_cache, backend=backend, threads=threads, isa=isa, cache_dir=cache_dir,
+                    use_cache=use_cache, max_model_len=max_model_len, revision=revision, allow_pickle=allow_pickle)
+    report, origin, ops, machine = plans.report, plans.origin, plans.ops, plans.machine
     checkpoint, model, declared, jobs, plan = origin.checkpoint, origin.model, origin.declared, origin.jobs, origin.choice.plan
-    statics = origin.statics
-    cache_spec, cache_note = choose_cache("bf16" if automatic else kv_cache, plan, model.head_dims, dispatch, statics is not None)
-    tokenizer_files = mapped_tokenizer(checkpoint) if origin.copied else checkpoint.tokenizer_files()
-    text = Text(tokenizer_files["tokenizer"], tokenizer_files["config"], tokenizer_files["generation"])
-
-    report = LoadReport(
-        source=str(source), codec=origin.codec, model_type=str(origin.config.get("model_type")), scheme=plan.short, reason=origin.choice.reason,
-        backend=ops.name, cache_format=cache_spec.format, stored_bytes=origin.stored_bytes, weight_bytes=sum(job.nbytes for job in jobs),
-        predicted=predict(checkpoint, jobs, declared.wanted, declared.tables), cache_hit=origin.copied,
-        runs=what_runs(jobs), kv_bytes_per_token=KVPool.bytes_per_page(model.kv_heads, model.head_dims, cache_spec) // PAGE,
-        notes=[note for note in (*origin.notes, cache_note, _spare(asked, machine.cores), origin.damage) if note],
-    )
-    if origin.copied:
-        report.predicted["temporaries"] = 0
     check_fits(report.predicted, machine.memory_available, LEAST_PAGES * PAGE * report.kv_bytes_per_token)
 
     bound = Bound(ops)
@@ -91,7 +74,7 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
     else:
         with origin.kept.writer(checkpoint, plan) as writer:
             _take(checkpoint, jobs, {name: origin.found[name] for name in vectors}, bound, ops, step, writer)
-            writer.finish(tokenizer_files)
+            writer.finish(plans.tokenizer_files)
         if writer.note:
             report.notes.append(writer.note)
         else:
@@ -99,7 +82,7 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
             report.copy = str(origin.kept.folder)
     bound.tables.update({name: ops.constant(table) for name, table in tables.result().items()})
     pages.result()
-    loaded = LoadedModel(_name(str(source)), model, bound, ops, text, origin.config, plan, cache_spec, report, statics)
+    loaded = LoadedModel(_name(str(source)), model, bound, ops, plans.text, origin.config, plan, plans.cache_spec, report, origin.statics)
     if automatic:
         report.cache_choice = choose(loaded, USUAL_KL if max_kl is None else max_kl)
         report.notes.append(report.cache_choice)
@@ -108,6 +91,53 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
     report.seconds, report.measured_peak = time.perf_counter() - began, peak()
     step(None)
     return loaded
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What is known before the first weight is read. `report` says it in numbers; the rest is what loading goes on with."""
+
+    report: LoadReport
+    origin: Origin
+    ops: Backend
+    machine: Machine
+    text: Text
+    tokenizer_files: dict[str, Any]
+    cache_spec: TensorSpec | CacheSpec
+
+    @property
+    def max_model_len(self) -> int:
+        return self.origin.model.max_model_len
+
+
+def foresee(source: str | Path, *, quantization: str | None = None, kv_cache: str | None = None, backend: str = "native", threads: int | None = None,
+            isa: str | None = None, cache_dir: str | Path | None = None, use_cache: bool = True, max_model_len: int | None = None,
+            revision: str | None = None, allow_pickle: bool = False) -> Foreseen:
+    """What `load` with the same arguments is going to do; reads no weights and does not ask whether they fit. Raises as `load` does."""
+    settings = read_settings()
+    folder = Path(cache_dir).expanduser() if cache_dir is not None else settings.cache_dir
+    isa = isa or settings.isa
+    machine = detect(isa)
+    asked = threads or settings.threads
+    ops = make_backend(backend, asked if asked is None or asked < 1 else min(asked, machine.cores), isa)
+    dispatch = Dispatch({ops.name: ops})
+    origin = Search(source, quantization, max_model_len, revision, folder if use_cache else None, machine, dispatch, ops.name,
+                    allow_pickle).origin()
+    checkpoint, model, declared, jobs, plan = origin.checkpoint, origin.model, origin.declared, origin.jobs, origin.choice.plan
+    automatic = kv_cache is not None and kv_cache.strip().lower() == "auto"
+    cache_spec, cache_note = choose_cache("bf16" if automatic else kv_cache, plan, model.head_dims, dispatch, origin.statics is not None)
+    files = mapped_tokenizer(checkpoint) if origin.copied else checkpoint.tokenizer_files()
+    text = Text(files["tokenizer"], files["config"], files["generation"])
+    report = LoadReport(
+        source=str(source), codec=origin.codec, model_type=str(origin.config.get("model_type")), scheme=plan.short, reason=origin.choice.reason,
+        backend=ops.name, cache_format=cache_spec.format, stored_bytes=origin.stored_bytes, weight_bytes=sum(job.nbytes for job in jobs),
+        predicted=predict(checkpoint, jobs, declared.wanted, declared.tables), cache_hit=origin.copied,
+        runs=what_runs(jobs), kv_bytes_per_token=KVPool.bytes_per_page(model.kv_heads, model.head_dims, cache_spec) // PAGE,
+        notes=[note for note in (*origin.notes, cache_note, _spare(asked, machine.cores), origin.damage) if note],
+    )
+    if origin.copied:
+        report.predicted["temporaries"] = 0
+    return Foreseen(report, origin, ops, machine, text, files, cache_spec)
 
 
 def _take(checkpoint: Checkpoint, jobs: list[Job], vectors: Mapping[str, str], bound: Bound, ops: Backend, step: Callable[[Job | None], None],

@@ -90,6 +90,15 @@ class LoadedModel:
         mixed.program = self.backend.capture(lambda ops: self.model.describe(bound))
         return mixed
 
+    def with_inputs(self, activation: TensorSpec) -> LoadedModel:
+        """This model with the inputs of all linears in another precision, of the native backend; shares the weights' memory. Raises KernelError."""
+        other = copy.copy(self)
+        bound = other.bound = Bound(self.backend)
+        bound.weights = {name: self.backend.adopt(weight.packed, activation) for name, weight in self.bound.weights.items()}  # type: ignore[attr-defined]
+        bound.vectors, bound.tables = self.bound.vectors, self.bound.tables
+        other.program = self.backend.capture(lambda ops: self.model.describe(bound))
+        return other
+
     def forward(self, step: Step, pool: KVPool) -> np.ndarray:
         """Logits float32 [logit_rows, vocab]; a buffer that the next forward may write again."""
         return self.program.run(step, pool)
