@@ -21,31 +21,44 @@ class Disorder:
     what: str
     remedy: str
 
-    def __call__(self, tensor: str, evidence: str) -> Finding:
-        return Finding(self, tensor, evidence)
+    def __call__(self, tensor: str, evidence: str, command: str = "") -> Finding:
+        return Finding(self, tensor, evidence, command)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A place that has a disorder: the tensor (or file, or field of the config) and the numbers that show it."""
+    """A place that has a disorder: the tensor (or file, or field of the config) and the numbers that show it. command: what mends it, to be typed as it
+    is; "" where the remedy is no command."""
 
     disorder: Disorder
     tensor: str
     evidence: str
+    command: str = ""
 
     def to_json(self) -> dict[str, str]:
         kind = self.disorder
-        return {"code": kind.code, "severity": kind.severity, "tensor": self.tensor, "evidence": self.evidence, "what": kind.what, "remedy": kind.remedy}
+        found = {"code": kind.code, "severity": kind.severity, "tensor": self.tensor, "evidence": self.evidence, "what": kind.what, "remedy": kind.remedy}
+        return {**found, "command": self.command} if self.command else found
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question of a decision tree and its answer in words. answered: False where it was not measured, and the answer says why."""
+
+    question: str
+    answer: str
+    answered: bool = True
 
 
 @dataclass
 class Report:
-    """What was examined, and what was found: worst first, in the order of the checks."""
+    """What was examined, and what was found: worst first, in the order of the checks. asked: the way through a decision tree."""
 
     path: Path
     subject: str
     facts: dict[str, Any] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
 
     def add(self, found: list[Finding]) -> None:
         self.findings = sorted([*self.findings, *found], key=lambda f: SEVERITIES.index(f.disorder.severity))
@@ -62,12 +75,15 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         return {"path": str(self.path), "subject": self.subject, **self.facts, "healthy": self.healthy,
-                "counts": {severity: self.counts[severity] for severity in SEVERITIES}, "findings": [f.to_json() for f in self.findings]}
+                "counts": {severity: self.counts[severity] for severity in SEVERITIES}, "findings": [f.to_json() for f in self.findings],
+                **({"asked": [vars(one) for one in self.asked]} if self.asked else {})}
 
 
 @dataclass(frozen=True)
 class Topic:
-    """Something that can be examined: `examine(path)` gives a Report; `disorders()` is what it knows."""
+    """Something that can be examined: `examine(path)`, or `examine(path, complaint)` where it takes more than a path, gives a Report; `disorders()` is what
+    it knows; takes: the fields of a Complaint that mean something to it."""
 
-    examine: Callable[[Path], Report]
+    examine: Callable[..., Report]
     disorders: Callable[[], list[Disorder]]
+    takes: frozenset[str] = frozenset()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..quality.parts import PartLoss, kl_by_part
 from .long import LongContext, long_context
 from .measure import Evaluation, Evidence, evaluate, evaluate_tasks
-from .parts import PartLoss, kl_by_part
 
 __all__ = ["Evaluation", "Evidence", "LongContext", "PartLoss", "evaluate", "evaluate_tasks", "kl_by_part", "long_context"]

@@ -12,8 +12,8 @@ import numpy as np
 from .. import __version__
 from ..quality import Comparison, EvaluationText, Perplexity, perplexity, summarize, windows_of
 from ..quality.pair import CONTEXT, Loader, OnProgress, compare_pair, who
+from ..quality.parts import PartLoss, kl_by_part
 from .long import LongContext, long_context
-from .parts import PartLoss, kl_by_part
 
 if TYPE_CHECKING:
     from ..loading import LoadedModel

@@ -14,12 +14,15 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ..errors import UsageError
-from ..quality import Estimate, Windows, compare, record
+from .comparison import compare
+from .intervals import Estimate
+from .perplexity import Windows
+from .recording import record
 
 if TYPE_CHECKING:
     from ..loading import LoadedModel
@@ -30,7 +33,7 @@ NONSENSE = 3.0  # nats: no single quantized layer that belongs into the original
 
 @dataclass(frozen=True)
 class PartLoss:
-    """`part`: "layer 7", or the name of a tensor outside the layers."""
+    """`part`: "layer 7", or the name of a tensor outside the layers; by kind: "down_proj"."""
 
     part: str
     kl: Estimate
@@ -39,8 +42,10 @@ class PartLoss:
         return {"part": self.part, "kl": self.kl.to_json()}
 
 
-def kl_by_part(original: LoadedModel, model: LoadedModel, windows: Windows, *, on_part: Callable[[int, int], None] | None = None) -> list[PartLoss]:
-    """The loss of each layer, and of what lies outside of them, on `windows`. Takes a forward of every window for each of them.
+def kl_by_part(original: LoadedModel, model: LoadedModel, windows: Windows, *, by: Literal["layer", "kind"] = "layer",
+               on_part: Callable[[int, int], None] | None = None) -> list[PartLoss]:
+    """The loss of each layer (or of each kind of weight, in all layers), and of what lies outside of them, on `windows`. Takes a forward of every window for
+    each of them.
 
     Raises UsageError where the two are no copies of one another, or share no layer (see above).
     """
@@ -50,7 +55,8 @@ def kl_by_part(original: LoadedModel, model: LoadedModel, windows: Windows, *, o
     groups: dict[str, set[str]] = {}
     for name in [*ours.weights, *ours.vectors]:
         match = _LAYER.search(name)
-        groups.setdefault(f"layer {match[1]}" if match else name, set()).add(name)
+        inside = name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2] if by == "kind" else f"layer {match[1]}" if match else ""
+        groups.setdefault(inside if match else name, set()).add(name)
     found = []
     with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
         recording = record(original, windows, Path(folder) / "logits.npy")

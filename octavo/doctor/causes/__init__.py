@@ -1,0 +1,1 @@
+"""What the decision trees ask: a folder for each topic."""

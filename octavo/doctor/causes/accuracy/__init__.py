@@ -1,0 +1,1 @@
+"""Causes: a file each, in the order of their `place`; see ../../tree.py."""

@@ -1,0 +1,23 @@
+"""Limit: a container that grants less memory than the machine has."""
+
+from __future__ import annotations
+
+from ...case import Case
+from ...findings import Disorder
+from ...holders import holders
+from ...tree import Answer, Cause
+
+LIMITED = Disorder("memory_limited", "warning", "a control group grants less memory than the machine has, and it is this limit that is met",
+                   "raise it (docker run --memory, resources.limits.memory of Kubernetes)")
+
+
+def look(case: Case) -> Answer:
+    around = case.surroundings
+    machine = around.machine
+    line = f"{machine.memory_total / 1e6:.0f} MB of the machine's {around.memory / 1e6:.0f} MB may be used"
+    found = holders(case)
+    tight = found.total - found.base > machine.memory_available / 2
+    return Answer(line, (LIMITED("memory.max", f"{line}; {found.total / 1e6:.1f} MB are needed"),) if machine.memory_total < 0.95 * around.memory and tight else ())
+
+
+CAUSE = Cause(20, "is it the machine's memory that ends, or a limit?", look, (LIMITED,))
