@@ -10,7 +10,7 @@ from ..errors import OctavoError
 from .case import Case
 
 USUAL_POOL = 1 << 30  # of a server that was told nothing (engine/engine.py)
-SAME_TIME = 64        # sequences computed together at most, of such a server
+SAME_TIME = 128       # sequences computed together at most, of such a server
 
 
 @dataclass(frozen=True)

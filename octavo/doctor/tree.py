@@ -54,7 +54,8 @@ def causes(topic: str) -> list[Cause]:
 
 
 def walk(topic: str, case: Case) -> Report:
-    """Ask the questions. What cannot be measured is said and passed over; an error in the model's own files or name ends the walk."""
+    """Ask the questions. What cannot be measured is said and passed over; that the model cannot be loaded
+    ends the walk, and is raised where nothing was found before."""
     report = Report(Path(case.model), topic, {})
     for cause in causes(topic):
         known = {finding.disorder.code for finding in report.findings}
@@ -67,8 +68,11 @@ def walk(topic: str, case: Case) -> Report:
             report.asked.append(Asked(cause.question, f"not measured: {reason}", False))
             continue
         except OctavoError as error:
-            if error is case.fatal:
-                raise
+            if error is case.fatal:  # no later question has an answer; what was found before may say why
+                if not report.findings:
+                    raise
+                report.asked.append(Asked(cause.question, f"not measured: {error}", False))
+                break
             report.asked.append(Asked(cause.question, f"not measured: {error}", False))
             continue
         report.asked.append(Asked(cause.question, answer.text))

@@ -11,7 +11,8 @@ from ...findings import Disorder
 from ...tree import Answer, Cause, NotAskedError
 
 LIMIT = 0.01  # nats per token
-NARROW = Disorder("cache_too_narrow", "error", "the key-value cache has too few bits for this model", "more bits for the cache, or auto: more for the layers that need them")
+NARROW = Disorder("cache_too_narrow", "error", "the key-value cache has too few bits for this model",
+                  "more bits for the cache, or auto: more for the layers that need them")
 
 
 def look(case: Case) -> Answer:

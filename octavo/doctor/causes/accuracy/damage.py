@@ -10,7 +10,8 @@ from ...checkpoint import examine
 from ...findings import Disorder
 from ...tree import Answer, Cause, NotAskedError
 
-DAMAGED = Disorder("damaged_checkpoint", "error", "the files of the model are damaged or contradict each other", "what `octavo doctor checkpoint` says of each finding")
+DAMAGED = Disorder("damaged_checkpoint", "error", "the files of the model are damaged or contradict each other",
+                   "what `octavo doctor checkpoint` says of each finding")
 
 
 def look(case: Case) -> Answer:
@@ -26,4 +27,4 @@ def look(case: Case) -> Answer:
     return Answer("no", (DAMAGED(first.tensor, evidence, shlex.join(["octavo", "doctor", "checkpoint", case.model])),))
 
 
-CAUSE = Cause(30, "are the files sound?", look, (DAMAGED,))
+CAUSE = Cause(5, "are the files sound?", look, (DAMAGED,))

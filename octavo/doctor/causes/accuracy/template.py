@@ -10,12 +10,11 @@ from ...case import Case
 from ...findings import Disorder, Finding
 from ...tree import Answer, Cause, NotAskedError
 
-BROKEN = Disorder("chat_template_broken", "error", "the chat template fails on an ordinary conversation", "take chat_template of the original's tokenizer_config.json")
-DROPS = Disorder("chat_template_drops_text", "error", "the chat template leaves out what the user said",
-                 "take chat_template of the original's tokenizer_config.json")
-DIFFERS = Disorder("chat_template_differs", "error", "the chat template puts a conversation into another form than the original's",
-                   "take chat_template of the original's tokenizer_config.json")
-LOST = Disorder("chat_template_lost", "error", "the original has a chat template, this one has none", "take chat_template of the original's tokenizer_config.json")
+TAKE = "take chat_template of the original's tokenizer_config.json"
+BROKEN = Disorder("chat_template_broken", "error", "the chat template fails on an ordinary conversation", TAKE)
+DROPS = Disorder("chat_template_drops_text", "error", "the chat template leaves out what the user said", TAKE)
+DIFFERS = Disorder("chat_template_differs", "error", "the chat template puts a conversation into another form than the original's", TAKE)
+LOST = Disorder("chat_template_lost", "error", "the original has a chat template, this one has none", TAKE)
 SPLIT = Disorder("chat_marks_split", "error", "marks of the chat template are no tokens of their own: the model sees letters where a turn should begin",
                  "add them to added_tokens of tokenizer.json as the original has them, as special tokens")
 CONVERSATION = ({"role": "user", "content": "Which river is longest?"}, {"role": "assistant", "content": "The Nile, by most counts."},

@@ -9,7 +9,8 @@ from ...holders import holders
 from ...tree import Answer, Cause
 
 LARGE = 0.3  # of what the model brings
-WIDE = Disorder("cache_unquantized", "warning", "a key-value cache in 16 bits and more holds much of the memory", "8 bits for the cache: half of it, at next to no loss")
+WIDE = Disorder("cache_unquantized", "warning", "a key-value cache in 16 bits and more holds much of the memory",
+                "8 bits for the cache: half of it, at next to no loss")
 FULL = Disorder("cache_fills_memory", "warning", "the key-value cache of so many users with so long contexts holds most of the memory",
                 "fewer users at a time (--max-batch), shorter contexts, or fewer bits for the cache")
 

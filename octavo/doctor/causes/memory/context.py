@@ -18,7 +18,8 @@ def look(case: Case) -> Answer:
     said, plans, found = case.complaint, case.plans, holders(case)
     if said.context is None:
         raise NotAskedError("say with --context how long prompt and answer are together")
-    line = f"a sequence may have {plans.max_model_len} tokens, {said.context} are used; {found.pool / 1e6:.1f} MB are reserved, {found.needed / 1e6:.1f} MB needed"
+    line = f"a sequence may have {plans.max_model_len} tokens, {said.context} are used; "
+    line += f"{found.pool / 1e6:.1f} MB are reserved, {found.needed / 1e6:.1f} MB needed"
     large = found.pool > LEAST * case.surroundings.machine.memory_available
     if plans.max_model_len < TIMES * said.context or found.pool < TIMES * found.needed or not large:
         return Answer(line)

@@ -8,7 +8,8 @@ from ...holders import holders
 from ...tree import Answer, Cause
 
 FULL = 0.9  # of what is free; the rest is for buffers of a step and the system
-DOES_NOT_FIT = Disorder("does_not_fit", "error", "model, cache and what stands beside them need more memory than there is", "the findings beside this one, the largest first")
+DOES_NOT_FIT = Disorder("does_not_fit", "error", "model, cache and what stands beside them need more memory than there is",
+                       "the findings beside this one, the largest first")
 
 
 def look(case: Case) -> Answer:

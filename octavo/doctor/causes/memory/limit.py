@@ -17,7 +17,9 @@ def look(case: Case) -> Answer:
     line = f"{machine.memory_total / 1e6:.0f} MB of the machine's {around.memory / 1e6:.0f} MB may be used"
     found = holders(case)
     tight = found.total - found.base > machine.memory_available / 2
-    return Answer(line, (LIMITED("memory.max", f"{line}; {found.total / 1e6:.1f} MB are needed"),) if machine.memory_total < 0.95 * around.memory and tight else ())
+    if not tight or machine.memory_total > 0.95 * around.memory:
+        return Answer(line)
+    return Answer(line, (LIMITED("memory.max", f"{line}; {found.total / 1e6:.1f} MB are needed"),))
 
 
 CAUSE = Cause(20, "is it the machine's memory that ends, or a limit?", look, (LIMITED,))

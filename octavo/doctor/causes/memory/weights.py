@@ -10,7 +10,8 @@ from ...tree import Answer, Cause
 
 LARGE = 0.3  # of what the model brings
 UNQUANTIZED = Disorder("weights_unquantized", "warning", "unquantized weights hold most of the memory", "serve it in fewer bits")
-WIDENED = Disorder("weights_widened", "warning", "weights of few bits lie in memory in 16: no kernel here reads their format", "a precision that runs natively here")
+WIDENED = Disorder("weights_widened", "warning", "weights of few bits lie in memory in 16: no kernel here reads their format",
+                   "a precision that runs natively here")
 
 
 def look(case: Case) -> Answer:

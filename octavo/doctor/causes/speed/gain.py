@@ -11,7 +11,8 @@ from ...tree import Answer, Cause
 
 TURNS = 3
 LEAST = 1.1  # times as fast
-NO_GAIN = Disorder("no_gain", "warning", "it decodes hardly faster than its original", "the findings beside this one say why; where there are none, octavo trace MODEL")
+NO_GAIN = Disorder("no_gain", "warning", "it decodes hardly faster than its original",
+                   "the findings beside this one say why; where there are none, octavo trace MODEL")
 
 
 def look(case: Case) -> Answer:

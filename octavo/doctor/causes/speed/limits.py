@@ -8,7 +8,8 @@ from ...tree import Answer, Cause
 
 WITHHELD = Disorder("cores_withheld", "warning", "a container or affinity grants this process fewer cores than the machine has",
                     "grant more (docker run --cpus, resources.limits.cpu of Kubernetes, taskset)")
-PART_OF_A_CORE = Disorder("quota_not_whole", "error", "the control group grants no whole number of cores: threads of one team are stopped in mid-step and the others wait",
+PART_OF_A_CORE = Disorder("quota_not_whole", "error",
+                          "the control group grants no whole number of cores: threads are stopped in mid-step and the others wait for them",
                           "grant whole cores (docker run --cpus=2), or run as many threads as it grants whole cores")
 PART = 0.15  # of a core
 

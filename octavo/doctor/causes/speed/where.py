@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 
 from ....workloads import Timed, native_program
 from ...case import Case
@@ -35,9 +35,9 @@ def look(case: Case) -> Answer:
     return Answer(line, tuple(found))
 
 
-def _parts(case: Case, steps: list[Timed]) -> Counter[str]:
+def _parts(case: Case, steps: list[Timed]) -> dict[str, float]:
     """Part -> seconds over all steps, means over the members of the team."""
-    parts: Counter[str] = Counter()
+    parts: defaultdict[str, float] = defaultdict(float)
     for step in steps:
         assert step.marks is not None
         entered, left, members = step.marks
