@@ -78,7 +78,7 @@ class Case:
 
         if self.complaint.against is None:
             raise NotAskedError("name the original with --against")
-        return load(self.complaint.against, quantization=None, max_model_len=self.complaint.max_model_len, **self._how)
+        return load(self.complaint.against, max_model_len=self.complaint.max_model_len, **self._how)
 
     # What is measured ----------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import OctavoError
+from ..errors import OctavoError, UsageError
 from ..registry import discover
 from .findings import Asked, Disorder, Finding, Report
 
@@ -54,8 +54,8 @@ def causes(topic: str) -> list[Cause]:
 
 
 def walk(topic: str, case: Case) -> Report:
-    """Ask the questions. What cannot be measured is said and passed over; that the model cannot be loaded
-    ends the walk, and is raised where nothing was found before."""
+    """Ask the questions. What cannot be measured is said and passed over; that the model cannot be loaded ends the walk, and is raised where nothing was
+    found before. Raises UsageError for what the user named."""
     report = Report(Path(case.model), topic, {})
     for cause in causes(topic):
         known = {finding.disorder.code for finding in report.findings}
@@ -67,6 +67,8 @@ def walk(topic: str, case: Case) -> Report:
         except NotAskedError as reason:
             report.asked.append(Asked(cause.question, f"not measured: {reason}", False))
             continue
+        except UsageError:
+            raise  # a file or a name that the user gave
         except OctavoError as error:
             if error is case.fatal:  # no later question has an answer; what was found before may say why
                 if not report.findings:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ....errors import UsageError
 from ....quality.parts import kl_by_part
 from ...case import Case
 from ...findings import Disorder
-from ...tree import Answer, Cause
+from ...tree import Answer, Cause, NotAskedError
 
 SHARE = 0.5      # of all parts' losses: one part that causes this much is the cause
 TIMES = 3.0      # its median neighbour
@@ -21,7 +22,10 @@ WIDER = {2: "W3g32A16", 3: "W4g32A16", 4: "W5g32A16"}  # bits -> the next precis
 
 
 def look(case: Case) -> Answer:
-    layers, kinds = (kl_by_part(case.original, case.loaded, case.windows, by=by) for by in BY)
+    try:
+        layers, kinds = (kl_by_part(case.original, case.loaded, case.windows, by=by) for by in BY)
+    except UsageError as error:  # rotated weights, other tensors: no part of one fits into the other
+        raise NotAskedError(error.what) from None
     for losses in (layers, kinds):
         values = sorted((max(loss.kl.value, 0.0) for loss in losses), reverse=True)
         whole, typical = sum(values), values[len(values) // 2]

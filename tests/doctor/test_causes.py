@@ -1,0 +1,284 @@
+"""`octavo doctor accuracy`, `speed` and `memory` find each planted cause, with evidence and a command, and do not find it where it was not planted.
+
+Real models of a million parameters; machines are invented where the cause lies in the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from octavo.cli import main
+from octavo.doctor import Complaint, Finding, Report, accuracy, case, memory, speed
+from octavo.doctor.surroundings import Surroundings
+from octavo.machine import detect
+
+MB = 1_000_000
+CALM = Complaint(cache=False, threads=1)
+DOWN = "model.layers.3.mlp.down_proj.weight"
+
+
+@pytest.fixture
+def original(shared_data: Path) -> Path:
+    return shared_data / "models" / "babyllama105-hf"
+
+
+@pytest.fixture
+def copy(original: Path, tmp_path: Path) -> Path:
+    """A copy to be hurt."""
+    folder = tmp_path / "model"
+    shutil.copytree(original, folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few tokens: the planted losses are large. And no environment that says how to run."""
+    monkeypatch.setattr(case, "WINDOWS", 2)
+    for name in ("OCTAVO_ISA", "OCTAVO_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def machine(**changes: Any) -> Surroundings:
+    """This processor, with one core of its own and nobody else on it."""
+    here = replace(detect(), cores=1, memory_total=1000 * MB, memory_available=800 * MB)
+    changes = {"machine": here, "processors": 1, "quota": None, "others": 0.0, "memory": 1000 * MB, **changes}
+    return Surroundings(**changes)
+
+
+def one(report: Report, code: str) -> Finding:
+    """The finding of that code; what was found instead, where there is none."""
+    found = {finding.disorder.code: finding for finding in report.findings}
+    assert code in found, (sorted(found), [vars(asked) for asked in report.asked])
+    return found[code]
+
+
+def codes(report: Report) -> set[str]:
+    return {finding.disorder.code for finding in report.findings}
+
+
+def edit(path: Path, name: str, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads((path / name).read_text())
+    change(content)
+    (path / name).write_text(json.dumps(content))
+
+
+def reweigh(path: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+
+
+def noisy(tensors: dict[str, np.ndarray]) -> None:
+    noise = np.random.default_rng(0).standard_normal(tensors[DOWN].shape).astype(np.float32)
+    tensors[DOWN] = tensors[DOWN] + noise * tensors[DOWN].std()
+
+
+# Accuracy ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sound_model_is_not_accused(original: Path) -> None:
+    report = accuracy.examine(original, replace(CALM, quantization="W8A8C8", against=str(original)), machine())
+    assert report.healthy and "loss_is_small" in codes(report) and "lossy_layers" not in codes(report)
+    assert all(asked.answered for asked in report.asked[:2])
+
+
+def test_another_tokenizer(copy: Path, original: Path) -> None:
+    def swap(tokenizer: dict[str, Any]) -> None:
+        words = tokenizer["model"]["vocab"]
+        names = [name for name in words if name.endswith(("e", "t")) and len(name) == 1]
+        words[names[0]], words[names[1]] = words[names[1]], words[names[0]]
+
+    edit(copy, "tokenizer.json", swap)
+    report = accuracy.examine(copy, replace(CALM, against=str(original)), machine())
+    assert "The quick" in one(report, "tokenizer_differs").evidence and not report.healthy
+    assert [asked for asked in report.asked if not asked.answered and "tokenizer_differs comes first" in asked.answer]
+
+
+@pytest.mark.parametrize(("template", "code", "evidence"), [
+    ("{% for m in messages %}{{ m.role }", "chat_template_broken", "does not parse"),
+    ("{{ raise_exception('roles must alternate') }}", "chat_template_broken", "roles must alternate"),
+    ("{% for m in messages[:1] %}<{{ m.role }}> {{ m.content }}{% endfor %}", "chat_template_drops_text", "And the second?"),
+    ("{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}", "chat_marks_split", "<|im_end|>"),
+])
+def test_a_chat_template(template: str, code: str, evidence: str, copy: Path) -> None:
+    edit(copy, "tokenizer_config.json", lambda config: config.update(chat_template=template))
+    assert evidence in one(accuracy.examine(copy, CALM, machine()), code).evidence
+
+
+def test_a_chat_template_that_was_lost(copy: Path, original: Path) -> None:
+    edit(copy, "tokenizer_config.json", lambda config: config.update(chat_template="{% for m in messages %}{{ m.content }}{% endfor %}"))
+    report = accuracy.examine(original, replace(CALM, against=str(copy)), machine())
+    assert one(report, "chat_template_lost") and not report.healthy
+
+
+def test_damaged_weights_in_one_place(copy: Path, original: Path) -> None:
+    reweigh(copy, lambda tensors: tensors.update({DOWN: np.zeros_like(tensors[DOWN])}))
+    report = accuracy.examine(copy, replace(CALM, against=str(original)), machine())
+    assert one(report, "damaged_checkpoint").command == f"octavo doctor checkpoint {copy}" and DOWN in one(report, "damaged_checkpoint").tensor
+    assert one(report, "lossy_layers").tensor == "layer 3"
+
+
+def test_weights_that_cannot_be_loaded_are_still_named(copy: Path) -> None:
+    reweigh(copy, lambda tensors: tensors[DOWN].__setitem__((1, 2), np.nan))
+    report = accuracy.examine(copy, CALM, machine())
+    assert DOWN in one(report, "damaged_checkpoint").tensor and not report.asked[-1].answered
+
+
+def test_one_layer_that_loses(copy: Path, original: Path) -> None:
+    reweigh(copy, noisy)
+    found = one(accuracy.examine(copy, replace(CALM, quantization="W8A16", against=str(original)), machine()), "lossy_layers")
+    assert found.tensor == "layer 3" and "*.layers.3.*=keep" in found.command and found.command.startswith(f"octavo quantize {original} ")
+
+
+def test_too_few_bits(original: Path) -> None:
+    report = accuracy.examine(original, replace(CALM, quantization="W3g32A16", against=str(original)), machine())
+    found = one(report, "too_few_bits")
+    assert "--scheme W4g32A16" in found.command and report.facts["kl"] > 0.02 and "lossy_layers" not in codes(report)
+
+
+def test_inputs_with_outliers(copy: Path) -> None:
+    """One channel of a norm is made three hundred times as large and the columns that read it smaller: the same function."""
+    def grow(tensors: dict[str, np.ndarray]) -> None:
+        for layer in range(5):
+            at = f"model.layers.{layer}"
+            for norm, readers in ((f"{at}.input_layernorm.weight", [f"{at}.self_attn.{p}_proj.weight" for p in "qkv"]),
+                                  (f"{at}.post_attention_layernorm.weight", [f"{at}.mlp.{p}_proj.weight" for p in ("gate", "up")])):
+                tensors[norm][7] *= 300
+                for reader in readers:
+                    tensors[reader][:, 7] /= 300
+
+    reweigh(copy, grow)
+    said = replace(CALM, quantization="W8g32A8", against=str(copy))
+    found = one(accuracy.examine(copy, said, machine()), "activation_outliers")
+    assert "--quantization W8g32A16" in found.command and "times the median one" in found.evidence
+
+
+def test_a_cache_of_too_few_bits(original: Path) -> None:
+    report = accuracy.examine(original, replace(CALM, kv_cache="int4"), machine())
+    assert "--kv-cache int8" in one(report, "cache_too_narrow").command
+    assert "cache_too_narrow" not in codes(accuracy.examine(original, replace(CALM, kv_cache="int8"), machine()))
+
+
+def test_calibration_text_unlike_the_traffic(shared_data: Path, tmp_path: Path) -> None:
+    stories = (shared_data / "text" / "tinystories-a.jsonl").read_text().splitlines()[:60]
+    traffic, data, alike = (tmp_path / name for name in ("traffic.jsonl", "calibration.jsonl", "alike.jsonl"))
+    traffic.write_text("\n".join(stories[:30]))
+    alike.write_text("\n".join(stories[30:]))
+    data.write_text("\n".join(json.dumps(f"SELECT c{i}, {i * 37} FROM t_{i % 7} WHERE (x{i} > {i}) AND y != '{i:05d}';") for i in range(400)))
+    model = shared_data / "models" / "stories260k-hf"
+    said = replace(CALM, data=data, traffic=traffic)
+    found = one(accuracy.examine(model, said, machine()), "calibration_unlike_traffic")
+    assert f"--data {traffic}" in found.command and "between halves of the traffic" in found.evidence
+    assert "calibration_unlike_traffic" not in codes(accuracy.examine(model, replace(said, data=alike), machine()))
+
+
+# Speed ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_runs_as_it_should(original: Path) -> None:
+    report = speed.examine(original, replace(CALM, quantization="W4g32A8"), machine())
+    assert report.healthy, [finding.to_json() for finding in report.findings]
+    assert report.facts["tokens per second"] > 0 and "linear" in next(one.answer for one in report.asked if "time of a step" in one.question)
+
+
+PROCESSOR = replace(detect(), cores=1)
+
+
+@pytest.mark.parametrize(("code", "said", "around", "command"), [
+    ("not_quantized", {}, {}, "--quantization 4bit"),
+    ("emulated_format", {"quantization": "W4g2A16"}, {}, "--quantization 4bit"),
+    ("inputs_not_as_asked", {"quantization": "W4g32Afp8"}, {}, "--quantization W4g32A8"),
+    ("fallback_kernels", {"isa": "portable"}, {"machine": replace(PROCESSOR, isas=("avx2", "portable"))}, "octavo serve MODEL --quantization W4g32A8 --thr"),
+    ("no_vector_kernels", {"isa": "portable"}, {"machine": replace(PROCESSOR, isas=("portable",), features=frozenset(), cpu="old")}, ""),
+    ("reference_backend", {"backend": "reference"}, {}, "octavo serve MODEL"),
+    ("too_few_threads", {}, {"machine": replace(PROCESSOR, cores=4), "processors": 4}, "octavo serve MODEL --quantization W4g32A8"),
+    ("cores_withheld", {}, {"processors": 8, "quota": 1.0}, ""),
+    ("quota_not_whole", {}, {"machine": replace(PROCESSOR, cores=2), "processors": 8, "quota": 1.5}, "--threads 1"),
+    ("other_load", {}, {"machine": replace(PROCESSOR, cores=2), "processors": 2, "others": 1.4}, "--threads 1"),
+])
+def test_speed(code: str, said: dict[str, Any], around: dict[str, Any], command: str, original: Path) -> None:
+    quantization = None if code == "not_quantized" else "W4g32A8"
+    report = speed.examine(original, replace(CALM, **{"quantization": quantization, **said}), machine(**around))
+    assert command.replace("MODEL", str(original)) in one(report, code).command and one(report, code).evidence
+
+
+def test_a_stale_policy(original: Path, tmp_path: Path) -> None:
+    from octavo.loading import fingerprint, load
+    from octavo.policy import Policy, policy_path, save
+
+    said = replace(CALM, quantization="W4g32A8", policy_dir=tmp_path)
+    loaded = load(original, quantization="W4g32A8", use_cache=False, threads=1)
+    path, now = policy_path(tmp_path, loaded.name, str(loaded.plan)), fingerprint(loaded)
+    assert one(speed.examine(original, said, machine()), "no_policy")
+    save(path, Policy({**now, "cpu": "another"}, made="then").to_json())
+    found = one(speed.examine(original, said, machine()), "stale_policy")
+    assert "cpu was another" in found.evidence and found.command == f"octavo tune {original} --quantization W4g32A8 --threads 1 --policy-dir {tmp_path}"
+    save(path, Policy(now, made="now").to_json())
+    assert not codes(speed.examine(original, said, machine())) & {"stale_policy", "no_policy"}
+
+
+# Memory --------------------------------------------------------------------------------------------------------------------------
+
+
+def small(megabytes: float, **changes: Any) -> Surroundings:
+    size = int(megabytes * MB)
+    return machine(machine=replace(PROCESSOR, memory_total=size, memory_available=size), **{"memory": size, **changes})
+
+
+@pytest.mark.parametrize(("code", "said", "around", "command"), [
+    ("weights_unquantized", {"context": 64, "prefix_cache": False}, small(1000), "--quantization 4bit"),
+    ("weights_widened", {"quantization": "W4g2A16", "context": 64, "prefix_cache": False}, small(1000), "--quantization 4bit"),
+    ("cache_unquantized", {"users": 20}, small(1000), "--kv-cache int8"),
+    ("cache_fills_memory", {"users": 40, "kv_cache": "int8", "prefix_cache": False}, small(1000), "--max-batch 20"),
+    ("does_not_fit", {"users": 100, "kv_memory_mb": 60}, small(40), ""),
+    ("memory_limited", {"users": 20, "kv_memory_mb": 20, "prefix_cache": False}, small(25, memory=4000 * MB), ""),
+    ("context_reserved", {"users": 10, "context": 30}, small(200), "--max-model-len 32 --threads 1 --kv-memory-mb 2"),
+    ("prefix_cache_holds", {"users": 4, "context": 64, "kv_memory_mb": 80}, small(30), "--no-prefix-cache"),
+    ("original_held", {"quantization": "W4g32A8", "shadow": True, "context": 64, "prefix_cache": False}, small(1000), "--shadow-share 0 --receipt off"),
+    ("pool_too_small", {"users": 30, "kv_memory_mb": 2}, small(1000), "--kv-memory-mb"),
+])
+def test_memory(code: str, said: dict[str, Any], around: Surroundings, command: str, original: Path) -> None:
+    report = memory.examine(original, replace(CALM, **said), around)
+    found = one(report, code)
+    assert command in found.command and " MB" in found.evidence
+    assert report.healthy == (code != "does_not_fit")
+
+
+def test_little_of_everything_is_no_cause(original: Path) -> None:
+    report = memory.examine(original, replace(CALM, quantization="W4g32A8C8", users=2, context=64), small(1000))
+    assert not report.findings and report.facts["free MB"] == 1000
+
+
+# The command ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_what_was_asked_and_what_mends_it(original: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "memory", str(original), "--users", "50", "--no-cache"]) == 0
+    text = capsys.readouterr().out
+    assert "does it fit? yes" in text and f"run: octavo serve {original} --kv-cache int8" in text
+    assert main(["doctor", "speed", str(original), "--no-cache", "--threads", "1", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert not report["healthy"] and report["asked"][0]["question"] == "is it really quantized?"
+    assert next(found["command"] for found in report["findings"] if found["code"] == "not_quantized").endswith("--quantization 4bit --threads 1")
+
+
+@pytest.mark.parametrize(("line", "says"), [
+    (["checkpoint", "MODEL", "--users", "3"], "--users: means nothing to `octavo doctor checkpoint`"),
+    (["memory", "MODEL", "--traffic", "x.jsonl"], "--traffic: means nothing"),
+    (["speed", "MODEL", "--users", "0"], "--users: must be above 0"),
+    (["accuracy", "/nowhere"], "no such file or folder"),
+    (["accuracy", "MODEL", "--against", "/nowhere"], "no such file or folder"),
+    (["accuracy", "MODEL", "--data", "/nowhere.jsonl", "--traffic", "/nowhere.jsonl"], "/nowhere.jsonl"),
+])
+def test_refusals(line: list[str], says: str, original: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", *(str(original) if word == "MODEL" else word for word in line)]) == 2
+    assert says in capsys.readouterr().err
