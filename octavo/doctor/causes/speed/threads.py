@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+from ....settings import read_settings
 from ....workloads import native_program
 from ...case import Case
 from ...findings import Disorder
@@ -18,7 +17,7 @@ def look(case: Case) -> Answer:
     line = f"{threads} threads on {cores} cores"
     if threads < cores:
         command = case.command(threads=None)
-        by = "--threads" if case.complaint.threads else "OCTAVO_THREADS" if "OCTAVO_THREADS" in os.environ else "a policy"
+        by = "--threads" if case.complaint.threads else "OCTAVO_THREADS" if read_settings().threads else "a policy"
         return Answer(line, (FEW(by, line, command if case.complaint.threads else f"env -u OCTAVO_THREADS {command}"),))
     if (case.complaint.threads or 0) > cores:
         return Answer(line, (ASKED_FOR_MORE("--threads", f"{case.complaint.threads} asked for, {line}", case.command(threads=None)),))
