@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from octavo.cli import main
 from octavo.doctor import Complaint, Finding, Report, accuracy, case, memory, speed
+from octavo.doctor.causes.speed import gain, where
 from octavo.doctor.surroundings import Surroundings
 from octavo.machine import detect
 
@@ -224,6 +226,30 @@ def test_a_stale_policy(original: Path, tmp_path: Path) -> None:
     assert "cpu was another" in found.evidence and found.command == f"octavo tune {original} --quantization W4g32A8 --threads 1 --policy-dir {tmp_path}"
     save(path, Policy(now, made="now").to_json())
     assert not codes(speed.examine(original, said, machine())) & {"stale_policy", "no_policy"}
+
+
+@pytest.mark.parametrize(("code", "part", "others", "command"), [
+    ("attention_bound", "attention", 0.0, "--kv-cache int8"),
+    ("time_outside_kernels", "outside kernels", 0.0, ""),
+    ("threads_wait", "waiting", 0.0, "--threads 1"),
+    ("", "waiting", 1.0, ""),
+])
+def test_where_the_time_goes(code: str, part: str, others: float, command: str, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times that no busy machine can change. Waiting has another cause where others use the cores."""
+    monkeypatch.setattr(where, "_parts", lambda case, steps: {"linear": 1.0, part: 2.0})
+    report = speed.examine(original, replace(CALM, quantization="W4g32A8"), machine(others=others))
+    assert codes(report) == {code or "other_load"} and command in report.findings[0].command
+    assert f"{part} 67%, linear 33%" in report.asked[-2].answer
+
+
+@pytest.mark.parametrize(("times", "found"), [(1.0, True), (2.0, False)])
+def test_no_gain(times: float, found: bool, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(model: Any, users: int, context: int, new: int) -> list[SimpleNamespace]:
+        return [SimpleNamespace(seconds=0.01 / (times if model.plan.default.weight.quantized else 1))] * new
+
+    monkeypatch.setattr(gain, "decode", decode)
+    report = speed.examine(original, replace(CALM, quantization="W4g32A8", against=str(original)), machine())
+    assert ("no_gain" in codes(report)) is found and f"{times:.2f} times as fast" in report.asked[-1].answer
 
 
 # Memory --------------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...case import Case
 from ...findings import Disorder
+from ...surroundings import Surroundings
 from ...tree import Answer, Cause, NotAskedError
 
 MOST = 0.25  # of a core that others may take per core of this process, where no idle cores are left for them
@@ -15,12 +16,17 @@ def look(case: Case) -> Answer:
     around = case.surroundings
     if around.others is None:
         raise NotAskedError("this system does not tell")
-    cores = around.machine.cores
-    idle = around.processors - around.others
+    cores, idle = around.machine.cores, around.processors - around.others
     line = f"others take {around.others:.2f} of {around.processors} processors, {cores} are to be used here"
-    if around.others / cores <= MOST or idle >= cores:
+    if not crowded(around):
         return Answer(line)
     return Answer(line, (CROWDED("processors", line, case.command(threads=max(1, int(idle)))),))
+
+
+def crowded(around: Surroundings) -> bool:
+    """Whether others take cores that this process would use."""
+    taken, cores = around.others or 0.0, around.machine.cores
+    return taken / cores > MOST and around.processors - taken < cores
 
 
 CAUSE = Cause(60, "who else uses the cores?", look, (CROWDED,))

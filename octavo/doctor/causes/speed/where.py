@@ -8,6 +8,7 @@ from ....workloads import Timed, native_program
 from ...case import Case
 from ...findings import Disorder
 from ...tree import Answer, Cause
+from .crowd import crowded
 
 OUTSIDE, WAITING, ATTENTION = 0.4, 0.4, 0.4  # of the time
 OUTSIDE_KERNELS = Disorder("time_outside_kernels", "warning", "much of a step is spent outside the kernels: the model is so small that fewer bits cannot help",
@@ -27,7 +28,7 @@ def look(case: Case) -> Answer:
     found = []
     if shares.get("outside kernels", 0) > OUTSIDE:
         found.append(OUTSIDE_KERNELS("", line))
-    if shares.get("waiting", 0) > WAITING:
+    if shares.get("waiting", 0) > WAITING and not crowded(case.surroundings):  # else the wait is for what others do, which is found already
         threads = native_program(case.loaded).threads
         found.append(WAITS("", f"{line}; {threads} threads", case.command(threads=max(1, threads // 2))))
     if shares.get("attention", 0) > ATTENTION:
