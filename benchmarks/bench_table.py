@@ -204,7 +204,7 @@ def main() -> int:
     args = parser.parse_args()
     args.model = args.model or next(iter(sorted((report.ROOT / ".models").rglob("*.gguf"))), None)
     if args.model is None:
-        raise SystemExit("the demo model is missing: run `make model`, or name one with --model")
+        raise SystemExit("the demo model is missing: run `make serve` once, or name one with --model")
     if args.guidellm is not None and args.tokenizer is None:
         parser.error("--guidellm needs --tokenizer")
     prompts = read_prompts(args.prompts, args.tokens, seed=0, ignore_end=True) if args.prompts is not None else None
