@@ -170,7 +170,7 @@ def main() -> None:
     args = parser.parse_args()
     args.model = args.model or next(iter(sorted((report.ROOT / ".models").rglob("*.gguf"))), None)
     if args.model is None:
-        raise SystemExit("the demo model is missing: run `make model`, or name one with --model")
+        raise SystemExit("the demo model is missing: run `make serve` once, or name one with --model")
     chosen = [s for s in sides(args) if not args.only or s.name.startswith(tuple(args.only))]
     logs = Path(tempfile.mkdtemp(prefix="octavo-servers-"))
     print(f"logs in {logs}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}", flush=True)

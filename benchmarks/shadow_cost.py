@@ -140,7 +140,8 @@ def paired(switch: Switch, pairs: int, seconds: float, second: str, dice: random
 
     mean, half = statistics.fmean(ratios), float(t.ppf(0.975, pairs - 1)) * statistics.stdev(ratios) / math.sqrt(pairs)
     return {"pairs": pairs, "change": math.expm1(mean), "low": math.expm1(mean - half), "high": math.expm1(mean + half),
-            "tokens_per_s_off": statistics.median(rates), "check_cores": statistics.fmean(checks), "scored_per_s": statistics.fmean(scored), "deviation_of_a_pair": statistics.stdev(ratios)}
+            "tokens_per_s_off": statistics.median(rates), "check_cores": statistics.fmean(checks),
+            "scored_per_s": statistics.fmean(scored), "deviation_of_a_pair": statistics.stdev(ratios)}
 
 
 def main() -> int:
@@ -180,7 +181,8 @@ def main() -> int:
     stored = {"about": report.circumstances(users=args.users, seconds=args.seconds, quantization=args.quantization), **results}
     for name, one in results.items():
         print(f"{name}: {one['change']:+.2%} [{one['low']:+.2%}, {one['high']:+.2%}] tokens/s, {one['pairs']} pairs, "
-              f"{one['tokens_per_s_off']:.0f} tokens/s without; the check took {one['check_cores']:.3f} of a core and scored {one['scored_per_s']:.2f} requests a second")
+              f"{one['tokens_per_s_off']:.0f} tokens/s without; the check took {one['check_cores']:.3f} of a core and "
+              f"scored {one['scored_per_s']:.2f} requests a second")
     if not args.print_only:
         report.save("shadow", stored)
     return 0

@@ -134,7 +134,7 @@ def main() -> None:
     args = parser.parse_args()
     args.model = args.model or next(iter(sorted((report.ROOT / ".models").rglob("*.gguf"))), None)
     if args.model is None:
-        raise SystemExit("the demo model is missing: run `make model`, or name one with --model")
+        raise SystemExit("the demo model is missing: run `make serve` once, or name one with --model")
     rows = start_rows(args) + ([memory_row(args)] if args.llama_bin else [])
     about = {k: v for k, v in report.circumstances().items() if k in ("date", "commit", "machine")}
     rows = [{**about, "model": args.name, "scheme": args.scheme, "threads": args.threads, **row} for row in rows]
