@@ -66,6 +66,9 @@ class Options:
     kv_memory_mb: int | None = None
     """memory: what the server is told to give the key-value cache."""
 
+    max_batch: int | None = None
+    """memory: sequences that the server computes together, as for `octavo serve`."""
+
     prefix_cache: bool = True
     """memory: whether the server keeps prompts' beginnings."""
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ..serve.server import Server
     from ..serve.shadow import Shadow
 
-MAX_BATCH, MAX_BATCH_TOKENS = 128, 512
 COMPARE_CACHE = 64 << 20  # bytes of the key-value cache of a second precision
 JOIN = 5.0  # seconds that a receipt in the making gets to end
 log = logging.getLogger(__name__)
@@ -122,6 +121,7 @@ class Options(PolicyOptions):
 def run(options: Options) -> int:
     """Serve a model over HTTP with OpenAI's API; quantizes it while it loads."""
     from ..engine import Engine, EngineOptions
+    from ..engine.options import SERVED_BATCH, SERVED_ROWS
     from ..machine import detect
     from ..schemes import choose
     from ..serve.logs import set_up
@@ -138,7 +138,7 @@ def run(options: Options) -> int:
     if options.max_kl is not None and not 0 <= options.max_kl < float("inf"):
         raise UsageError(f"must be 0 or more, not {options.max_kl}", where="--max-kl", remedy="such as 0.02 nats per token")
     engine_options = EngineOptions(
-        max_batch=_given(options.max_batch, MAX_BATCH), max_batch_tokens=_given(options.max_batch_tokens, MAX_BATCH_TOKENS),
+        max_batch=_given(options.max_batch, SERVED_BATCH), max_batch_tokens=_given(options.max_batch_tokens, SERVED_ROWS),
         max_queue=options.max_queue, prefix_cache=options.prefix_cache,
         kv_memory=options.kv_memory_mb * 1_000_000 if options.kv_memory_mb is not None else None, max_model_len=options.max_model_len,
         request_timeout=options.request_timeout, max_choices=128,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import OctavoError
 from .complaint import Complaint
+from .holders import Holders, holders
 from .surroundings import Surroundings, observe
 from .tree import NotAskedError
 
@@ -18,9 +19,14 @@ if TYPE_CHECKING:
     from ..workloads import Timed
 
 CONTEXT, WINDOWS = 128, 6   # tokens of a window, and windows, on which loss is measured: some hundred tokens
+PART_WINDOWS = 2            # of them, for the loss of each layer, which takes a forward for every one
+SMALL_LOSS = 0.02           # nats per token: twice what 8 bits cost a model of 135 M parameters; nobody sees it
+LARGE_LOSS = 0.1            # where answers begin to be other answers; 4 bits, plainly rounded, cost such a model twice to thrice that
 STEPS, WARM = 16, 4         # of decoding that are timed, and before them
+MOST_USERS = 16             # in what is timed
 PROMPT = 64                 # tokens before them
-SHOWN = ("quantization", "kv_cache", "max_model_len", "threads", "isa", "kv_memory_mb", "policy_dir", "cache_dir")  # in commands, where the user gave them
+# In commands, where the user gave them.
+SHOWN = ("quantization", "kv_cache", "max_model_len", "threads", "isa", "kv_memory_mb", "max_batch", "policy_dir", "cache_dir")
 
 
 class Case:
@@ -59,6 +65,11 @@ class Case:
         return foresee(model, quantization=quantization, **{**given, **changes})
 
     @cached_property
+    def holders(self) -> Holders:
+        """What holds memory, foreseen. Raises what `plans` raises."""
+        return holders(self)
+
+    @cached_property
     def loaded(self) -> LoadedModel:
         from ..loading import load
 
@@ -91,9 +102,13 @@ class Case:
 
     @cached_property
     def windows(self) -> Windows:
+        return self.first_windows(WINDOWS)
+
+    def first_windows(self, number: int) -> Windows:
+        """Fewer of the same."""
         from ..quality import windows_of
 
-        return windows_of(self.loaded, self.text.documents, context=min(CONTEXT, self.loaded.max_model_len), windows=WINDOWS)
+        return windows_of(self.loaded, self.text.documents, context=min(CONTEXT, self.loaded.max_model_len), windows=number)
 
     @cached_property
     def comparison(self) -> Comparison:
@@ -104,12 +119,26 @@ class Case:
         self.facts["kl"] = float(f"{found.kl.value:.4g}")
         return found
 
+    def loss_in(self, quantization: str) -> float:
+        """KL in nats per token of the original in another precision: what that would lose instead. Raises as loading does."""
+        from ..loading import load
+        from ..quality import compare
+
+        assert self.complaint.against is not None
+        model = load(self.complaint.against, quantization=quantization, max_model_len=self.complaint.max_model_len, **{**self._how, "use_cache": False})
+        return compare(self.original, model, self.windows, threads=self.complaint.threads).kl.value
+
+    @property
+    def users(self) -> int:
+        """Whose decoding is timed."""
+        return min(self.complaint.users, MOST_USERS)
+
     @cached_property
     def steps(self) -> list[Timed]:
         """Steps of decoding with the users of the complaint, traced."""
         from ..workloads import decode
 
-        users = min(self.complaint.users, 16)
+        users = self.users
         room = self.loaded.max_model_len - STEPS - WARM - users - 2
         wanted = PROMPT if self.complaint.context is None else self.complaint.context
         found = decode(self.loaded, users, max(1, min(wanted, room)), STEPS + WARM, traced=True)[WARM:]
@@ -118,10 +147,10 @@ class Case:
 
     # What is told --------------------------------------------------------------------------------------------------------------
 
-    def command(self, verb: str = "serve", **changes: Any) -> str:
-        """`octavo VERB MODEL` with the user's options and these changes: None leaves an option out, a bool gives --name or --no-name."""
+    def command(self, verb: str = "serve", *, model: str | None = None, **changes: Any) -> str:
+        """`octavo VERB MODEL` (or another `model`) with the user's options and these changes: None leaves an option out, a bool gives --name or --no-name."""
         given = {name: getattr(self.complaint, name) for name in SHOWN} | changes
-        words = ["octavo", verb, self.model]
+        words = ["octavo", verb, model or self.model]
         for name, value in given.items():
             flag = name.replace("_", "-")
             if isinstance(value, bool):
@@ -129,6 +158,12 @@ class Case:
             elif value is not None:
                 words += [f"--{flag}", str(value)]
         return shlex.join(words)
+
+    def take(self, *names: str) -> str:
+        """`cp` of those of these files that the original's folder has into the model's; "" where they are no folders, or the original is not known."""
+        source, target = (Path(name).expanduser() for name in (self.complaint.against or "", self.model))
+        found = [str(source / name) for name in names if self.complaint.against and (source / name).is_file()]
+        return shlex.join(["cp", *found, str(target)]) if found and target.is_dir() else ""
 
     def quantize(self, scheme: str, *options: str) -> str:
         """`octavo quantize` of the original (or the model, where it is its own) into a folder of its own."""

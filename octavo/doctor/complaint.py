@@ -15,6 +15,7 @@ class Complaint:
     against       the original that the model was made of
     data          the calibration text; traffic: what users really ask, a .jsonl file
     users         sequences at once; context: tokens of each, prompt and answer (None: as many as the model takes)
+    max_batch     sequences that the server computes together
     shadow        the server holds the original beside the model (--shadow-share, --compare)
     policy_dir    where `octavo tune` put its policies
 
@@ -28,6 +29,7 @@ class Complaint:
     isa: str | None = None
     max_model_len: int | None = None
     kv_memory_mb: int | None = None
+    max_batch: int | None = None
     prefix_cache: bool = True
     cache: bool = True
     cache_dir: Path | None = None
@@ -40,7 +42,7 @@ class Complaint:
     policy_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("threads", "max_model_len", "kv_memory_mb", "users", "context"):
+        for name in ("threads", "max_model_len", "kv_memory_mb", "max_batch", "users", "context"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UsageError(f"must be above 0, not {value}", where=f"--{name.replace('_', '-')}")
 

@@ -74,7 +74,8 @@ class Report:
         return not self.counts["error"]
 
     def to_json(self) -> dict[str, Any]:
-        return {"path": str(self.path), "subject": self.subject, **self.facts, "healthy": self.healthy,
+        facts = {name.replace(" ", "_"): value for name, value in self.facts.items()}
+        return {"path": str(self.path), "subject": self.subject, **facts, "healthy": self.healthy,
                 "counts": {severity: self.counts[severity] for severity in SEVERITIES}, "findings": [f.to_json() for f in self.findings],
                 **({"asked": [vars(one) for one in self.asked]} if self.asked else {})}
 

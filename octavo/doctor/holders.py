@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from ..cache import PAGE
-from ..errors import OctavoError
-from .case import Case
+from ..cache import PAGE, KVPool
+from ..errors import CapacityError
 
-USUAL_POOL = 1 << 30  # of a server that was told nothing (engine/engine.py)
-SAME_TIME = 128       # sequences computed together at most, of such a server
+if TYPE_CHECKING:
+    from .case import Case
 
 
 @dataclass(frozen=True)
 class Holders:
     """weights, tables, base   of the model and the process (LoadReport.predicted)
+    loading    what lives only while weights are read
     needed     key-value cache that users x context fill
-    pool       key-value cache that the server will take: as it was told, or by its rule
+    pool       key-value cache that the server will take, by the engine's rule; 0: too little is free, and it would not start
     cached     what finished sequences may keep of it for prompts that begin the same
     original   weights of a second model in memory, 0 where there is none
     """
@@ -25,6 +26,7 @@ class Holders:
     weights: int
     tables: int
     base: int
+    loading: int
     needed: int
     pool: int
     cached: int
@@ -41,6 +43,11 @@ class Holders:
     def total(self) -> int:
         return sum(self.parts.values())
 
+    @property
+    def brought(self) -> int:
+        """The most that the model will add to the process as it is: while it loads, or once it serves."""
+        return max(self.total - self.base, self.weights + self.tables + self.loading)
+
     def share(self, name: str) -> float:
         """Of what the model brings: without the process itself."""
         return self.parts[name] / max(1, self.total - self.base)
@@ -50,27 +57,21 @@ class Holders:
 
 
 def holders(case: Case) -> Holders:
-    """Of the case as it is described. Raises what opening the model raises."""
+    """Of the case as it is described. Raises what opening the model, or the original beside it, raises."""
+    from ..engine import EngineOptions
+    from ..engine.options import SERVED_BATCH
+    from ..engine.pages import usually_cached
+
     plans, said = case.plans, case.complaint
-    report, each = plans.report, plans.report.kv_bytes_per_token
-    length = plans.max_model_len
-    context = min(said.context or length, length)
-    needed = said.users * -(-context // PAGE) * PAGE * each
-    full = -(-length // PAGE) * PAGE * each
-    most = SAME_TIME * full
-    told = said.kv_memory_mb
-    if told is not None:
-        pool = min(told * 1_000_000, most)
-    else:
-        pool = min(max(USUAL_POOL, 2 * full), most, case.surroundings.machine.memory_available // 4)
-    cached = min(pool // 4, pool - min(needed, pool)) if said.prefix_cache else 0
-    return Holders(report.predicted["weights"], report.predicted["tables"], report.predicted["base"], needed, pool, cached, _original(case))
-
-
-def _original(case: Case) -> int:
-    if not case.complaint.shadow:
-        return 0
-    try:
-        return case.foresee(case.complaint.against or case.model).report.predicted["weights"]
-    except OctavoError:
-        return 0
+    size, model = plans.report.predicted, plans.origin.model
+    page = KVPool.bytes_per_page(model.kv_heads, model.head_dims, plans.cache_spec)
+    options = EngineOptions(max_batch=said.max_batch or SERVED_BATCH, kv_memory=None if said.kv_memory_mb is None else said.kv_memory_mb * 1_000_000)
+    try:  # the pool is made when the model is there
+        pages = options.pool_pages(page, plans.max_model_len, case.surroundings.machine.memory_available - size["weights"] - size["tables"])
+    except CapacityError:
+        pages = 0
+    context = min(said.context or plans.max_model_len, plans.max_model_len)
+    needed = min(said.users, options.max_batch) * -(-context // PAGE) * page
+    cached = min(usually_cached(pages) * page, pages * page - min(needed, pages * page)) if said.prefix_cache else 0
+    original = case.foresee(said.against or case.model).report.predicted["weights"] if said.shadow else 0
+    return Holders(size["weights"], size["tables"], size["base"], size["temporaries"], needed, pages * page, cached, original)

@@ -19,4 +19,4 @@ def examine(path: Path, complaint: Complaint = Complaint(), surroundings: Surrou
     return walk("memory", Case(path, complaint, surroundings))
 
 
-TOPIC = Topic(examine, disorders("memory"), RUNS | {"against", "users", "context", "shadow", "kv_memory_mb", "prefix_cache"})
+TOPIC = Topic(examine, disorders("memory"), RUNS | {"against", "users", "context", "shadow", "kv_memory_mb", "max_batch", "prefix_cache"})

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from ..cache import PAGE, KVPool
-from ..errors import CapacityError, PromptTooLongError, QueueFullError, RequestError, StoppingError
+from ..errors import PromptTooLongError, QueueFullError, RequestError, StoppingError
 from ..telemetry import EngineTelemetry
 from .burst import Chooser, Pace, takes_raw
 from .ended import note_end
@@ -44,10 +44,11 @@ class Engine:
     def __init__(self, loaded: LoadedModel, options: EngineOptions | None = None) -> None:
         self.loaded, self.options = loaded, options or EngineOptions()
         self.max_model_len = min(self.options.max_model_len or loaded.max_model_len, loaded.max_model_len)
-        pages = _pages(loaded, self.options, self.max_model_len)
+        page_bytes = KVPool.bytes_per_page(loaded.kv_heads, loaded.head_dims, loaded.cache_spec)
+        pages = self.options.pool_pages(page_bytes, self.max_model_len)
         self.max_model_len = min(self.max_model_len, pages * PAGE)
         self.kv_pages = pages
-        self.kv_bytes = pages * KVPool.bytes_per_page(loaded.kv_heads, loaded.head_dims, loaded.cache_spec)
+        self.kv_bytes = pages * page_bytes
         self.telemetry = EngineTelemetry()
         o = self.options
         self._pool = PagePool(pages, reuse=o.prefix_cache, most_cached=o.cached_pages, salt=repr(loaded.cache_spec))
@@ -414,25 +415,3 @@ class Engine:
         t.pages_cached.set(pool.cached)
         t.pages_free.set(pool.free - pool.cached)
         t.preemptions.values[""] = self._scheduler.preemptions
-
-
-USUAL_KV_MEMORY = 1 << 30  # of a server that was told nothing: a hundred chats of a small model
-
-
-def _pages(loaded: LoadedModel, options: EngineOptions, length: int) -> int:
-    """Pages of the pool, as EngineOptions says. Raises CapacityError when there is no room for two."""
-    if options.kv_pages is not None:
-        return options.kv_pages
-    size = KVPool.bytes_per_page(loaded.kv_heads, loaded.head_dims, loaded.cache_spec)
-    full = -(-length // PAGE)
-    if options.kv_memory is not None:
-        pages = min(options.kv_memory // size, options.max_batch * full)
-    else:
-        from ..machine import detect
-
-        wanted = min(max(USUAL_KV_MEMORY // size, 2 * full), options.max_batch * full)
-        pages = min(wanted, detect().memory_available // 4 // size)
-    if pages < 2:
-        raise CapacityError(f"the key-value cache has room for {pages} pages of {size} bytes, at least 2 are needed",
-                            where="kv_memory", remedy="give it more memory or use an 8-bit cache (C8)")
-    return int(pages)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import UsageError
+from ..cache import PAGE
+from ..errors import CapacityError, UsageError
+
+USUAL_KV_MEMORY = 1 << 30  # of a server that was told nothing: a hundred chats of a small model
+SERVED_BATCH, SERVED_ROWS = 128, 512  # max_batch and max_batch_tokens of `octavo serve`, where neither the user nor a policy says
 
 
 @dataclass(frozen=True)
@@ -48,3 +52,22 @@ class EngineOptions:
             raise UsageError(f"must be 0 to 1 second, not {self.burst_seconds}", where="burst_seconds")
         if self.cached_pages is not None and self.cached_pages < 0:
             raise UsageError(f"must not be negative, not {self.cached_pages}", where="cached_pages")
+
+    def pool_pages(self, page_bytes: int, longest: int, available: int | None = None) -> int:
+        """Pages of the key-value cache, by the rule of `kv_memory` and `kv_pages`: page_bytes each, sequences of at most `longest` tokens, `available`
+        bytes of free memory (None: as many as are free now). Raises CapacityError when there is no room for two."""
+        if self.kv_pages is not None:
+            return self.kv_pages
+        full = -(-longest // PAGE)
+        if self.kv_memory is not None:
+            pages = min(self.kv_memory // page_bytes, self.max_batch * full)
+        else:
+            if available is None:
+                from ..machine import detect
+
+                available = detect().memory_available
+            pages = min(max(USUAL_KV_MEMORY // page_bytes, 2 * full), self.max_batch * full, max(available, 0) // 4 // page_bytes)
+        if pages < 2:
+            raise CapacityError(f"the key-value cache has room for {pages} pages of {page_bytes} bytes, at least 2 are needed",
+                                where="kv_memory", remedy="give it more memory or use an 8-bit cache (C8)")
+        return int(pages)

@@ -21,12 +21,17 @@ from hashlib import blake2b
 from ..cache import PAGE
 
 
+def usually_cached(pages: int) -> int:
+    """Of so many pages, how many free ones are kept for reuse at most while untouched ones are left, where nobody says otherwise."""
+    return pages // 4
+
+
 class PagePool:
     """Reference-counted page numbers 0 .. pages-1. Engine thread only."""
 
     def __init__(self, pages: int, *, reuse: bool = True, most_cached: int | None = None, salt: str = "") -> None:
         self.pages, self.reuse = pages, reuse
-        self.most_cached = pages // 4 if most_cached is None else most_cached
+        self.most_cached = usually_cached(pages) if most_cached is None else most_cached
         self._root = blake2b(salt.encode(), digest_size=16).digest()
         self._refs = [0] * pages
         self._fresh = pages                       # pages below this number were never used

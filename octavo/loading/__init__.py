@@ -8,6 +8,7 @@ from __future__ import annotations
 from ._assign import ways
 from ._choices import plan_as_stored
 from ._load import Foreseen, foresee, load
+from ._memory import resident
 from ._model import LoadedModel
 from ._origin import open_model
 from ._policy import apply_kernels, apply_policy, fingerprint, linear_facts, native_of
@@ -16,5 +17,5 @@ from ._stream import make_vector, read_rows
 
 __all__ = [
     "Foreseen", "LoadReport", "LoadedModel", "Progress", "Runs", "apply_kernels", "apply_policy", "fingerprint", "foresee", "linear_facts", "load",
-    "make_vector", "native_of", "open_model", "plan_as_stored", "read_rows", "ways",
+    "make_vector", "native_of", "open_model", "plan_as_stored", "read_rows", "resident", "ways",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..spans import Span, spans
 from .chrome import chrome_trace
-from .spans import Span, spans
 from .summary import OpRow, StepParts, Summary, summarize
 from .table import show
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..kernels.costs import op_costs
+from ..spans import Span, spans
 from ..workloads import Timed, native_program
-from .spans import Span, spans
 
 if TYPE_CHECKING:
     from ..loading import LoadedModel

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..ceilings import Rates
 from ..kernels.costs import Cost, op_costs, step_least
+from ..spans import spans
 from ..workloads import Timed, native_program
-from .spans import spans
 
 if TYPE_CHECKING:
     from ..loading import LoadedModel

@@ -29,6 +29,7 @@ ORDER: list[set[str]] = [
     {"loading"},
     {"calibration", "conversion", "quality", "engine"},
     {"workloads", "modules", "traffic", "monitor"},
+    {"spans"},
     {"doctor", "inspect", "quantize", "train", "prune", "tune", "speed", "trace", "serve", "evaluate", "bench", "validate",
      "advise"},
     {"cli"},

@@ -5,7 +5,9 @@ Real models of a million parameters; machines are invented where the cause lies 
 
 from __future__ import annotations
 
+import importlib
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,9 +20,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from octavo.cli import main
-from octavo.doctor import Complaint, Finding, Report, accuracy, case, memory, speed
-from octavo.doctor.causes.speed import gain, where
+from octavo.cli._app import build, verbs
+from octavo.doctor import Complaint, Finding, Report, accuracy, case, memory, speed, topics
+from octavo.doctor import race as races
+from octavo.doctor.causes.memory import measured
+from octavo.doctor.causes.speed import where
 from octavo.doctor.surroundings import Surroundings
+from octavo.engine import Engine, EngineOptions
+from octavo.loading import load
 from octavo.machine import detect
 
 MB = 1_000_000
@@ -60,7 +67,21 @@ def one(report: Report, code: str) -> Finding:
     """The finding of that code; what was found instead, where there is none."""
     found = {finding.disorder.code: finding for finding in report.findings}
     assert code in found, (sorted(found), [vars(asked) for asked in report.asked])
+    for finding in report.findings:
+        can_be_typed(finding.command)
     return found[code]
+
+
+def can_be_typed(command: str) -> None:
+    """The verb takes these options; files that are copied are there."""
+    words = shlex.split(command)
+    if words[:2] == ["env", "-u"]:
+        words = words[3:]
+    if words[:1] == ["cp"]:
+        assert all(Path(name).exists() for name in words[1:])
+    elif words:
+        verb = importlib.import_module(verbs()[words[1]]).COMMAND
+        build([replace(verb, run=lambda options: 0)])(words[1:], exit_on_error=False, print_error=False, result_action="return_value")
 
 
 def codes(report: Report) -> set[str]:
@@ -116,6 +137,39 @@ def test_a_chat_template(template: str, code: str, evidence: str, copy: Path) ->
     assert evidence in one(accuracy.examine(copy, CALM, machine()), code).evidence
 
 
+def test_a_chat_template_unlike_the_originals(copy: Path, original: Path, tmp_path: Path) -> None:
+    shutil.copytree(original, tmp_path / "theirs")
+    template = "{% for m in messages %}MARK{{ m.role }} {{ m.content }}{% endfor %}"
+    for folder, mark in ((copy, "# "), (tmp_path / "theirs", "> ")):
+        edit(folder, "tokenizer_config.json", lambda config, mark=mark: config.update(chat_template=template.replace("MARK", mark)))  # type: ignore[misc]
+    report = accuracy.examine(copy, replace(CALM, against=str(tmp_path / "theirs")), machine())
+    found = one(report, "chat_template_differs")
+    assert "here '# user" in found.evidence and found.command == f"cp {tmp_path / 'theirs' / 'tokenizer_config.json'} {copy}"
+
+
+def test_no_token_ends_an_answer(copy: Path) -> None:
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        if (copy / name).exists():
+            edit(copy, name, lambda config: [config.pop(key, None) for key in ("eos_token_id", "eos_token")])
+    assert "names one" in one(accuracy.examine(copy, CALM, machine()), "no_end_token").evidence
+
+
+def test_a_tokenizer_that_loses_text(copy: Path) -> None:
+    edit(copy, "tokenizer.json", lambda tokenizer: tokenizer.update(normalizer={"type": "Lowercase"}))
+    assert "comes back as 'thequick" in one(accuracy.examine(copy, CALM, machine()), "tokenizer_loses_text").evidence
+
+
+def test_tokens_that_the_model_does_not_have(copy: Path) -> None:
+    edit(copy, "tokenizer.json", lambda tokenizer: tokenizer["model"]["vocab"].update(e=100_000))
+    assert "token 100000" in one(accuracy.examine(copy, CALM, machine()), "token_beyond_vocabulary").evidence
+
+
+def test_output_that_is_no_number(copy: Path, original: Path) -> None:
+    reweigh(copy, lambda tensors: tensors["model.norm.weight"].fill(3e38))
+    report = accuracy.examine(copy, replace(CALM, against=str(original)), machine())
+    assert "tokens" in one(report, "no_numbers").evidence and not report.healthy
+
+
 def test_a_chat_template_that_was_lost(copy: Path, original: Path) -> None:
     edit(copy, "tokenizer_config.json", lambda config: config.update(chat_template="{% for m in messages %}{{ m.content }}{% endfor %}"))
     report = accuracy.examine(original, replace(CALM, against=str(copy)), machine())
@@ -137,14 +191,17 @@ def test_weights_that_cannot_be_loaded_are_still_named(copy: Path) -> None:
 
 def test_one_layer_that_loses(copy: Path, original: Path) -> None:
     reweigh(copy, noisy)
-    found = one(accuracy.examine(copy, replace(CALM, quantization="W8A16", against=str(original)), machine()), "lossy_layers")
+    report = accuracy.examine(copy, replace(CALM, quantization="W8A16", against=str(original)), machine())
+    found = one(report, "lossy_layers")
+    assert one(report, "loss_is_large") and not report.healthy
     assert found.tensor == "layer 3" and "*.layers.3.*=keep" in found.command and found.command.startswith(f"octavo quantize {original} ")
 
 
 def test_too_few_bits(original: Path) -> None:
     report = accuracy.examine(original, replace(CALM, quantization="W3g32A16", against=str(original)), machine())
     found = one(report, "too_few_bits")
-    assert "--scheme W4g32A16" in found.command and report.facts["kl"] > 0.02 and "lossy_layers" not in codes(report)
+    assert "--quantization W8g64A16" in found.command and "; W4g32A16C16 0." in found.evidence  # 4 bits were tried, too
+    assert report.facts["kl"] > 0.02 and "lossy_layers" not in codes(report)
 
 
 def test_inputs_with_outliers(copy: Path) -> None:
@@ -202,6 +259,7 @@ PROCESSOR = replace(detect(), cores=1)
     ("fallback_kernels", {"isa": "portable"}, {"machine": replace(PROCESSOR, isas=("avx2", "portable"))}, "octavo serve MODEL --quantization W4g32A8 --thr"),
     ("no_vector_kernels", {"isa": "portable"}, {"machine": replace(PROCESSOR, isas=("portable",), features=frozenset(), cpu="old")}, ""),
     ("reference_backend", {"backend": "reference"}, {}, "octavo serve MODEL"),
+    ("more_threads_than_cores", {"threads": 99}, {"machine": detect(), "processors": 64}, "octavo serve MODEL --quantization W4g32A8"),
     ("too_few_threads", {}, {"machine": replace(PROCESSOR, cores=4), "processors": 4}, "octavo serve MODEL --quantization W4g32A8"),
     ("cores_withheld", {}, {"processors": 8, "quota": 1.0}, ""),
     ("quota_not_whole", {}, {"machine": replace(PROCESSOR, cores=2), "processors": 8, "quota": 1.5}, "--threads 1"),
@@ -214,7 +272,7 @@ def test_speed(code: str, said: dict[str, Any], around: dict[str, Any], command:
 
 
 def test_a_stale_policy(original: Path, tmp_path: Path) -> None:
-    from octavo.loading import fingerprint, load
+    from octavo.loading import fingerprint
     from octavo.policy import Policy, policy_path, save
 
     said = replace(CALM, quantization="W4g32A8", policy_dir=tmp_path)
@@ -228,17 +286,26 @@ def test_a_stale_policy(original: Path, tmp_path: Path) -> None:
     assert not codes(speed.examine(original, said, machine())) & {"stale_policy", "no_policy"}
 
 
-@pytest.mark.parametrize(("code", "part", "others", "command"), [
-    ("attention_bound", "attention", 0.0, "--kv-cache int8"),
-    ("time_outside_kernels", "outside kernels", 0.0, ""),
-    ("threads_wait", "waiting", 0.0, "--threads 1"),
-    ("", "waiting", 1.0, ""),
+@pytest.mark.parametrize(("code", "part", "others", "helps", "command"), [
+    ("attention_bound", "attention", 0.0, 2.0, "--kv-cache int8"),
+    ("attention_bound", "attention", 0.0, 1.0, ""),
+    ("time_outside_kernels", "outside kernels", 0.0, 1.0, ""),
+    ("threads_wait", "waiting", 0.0, 2.0, "--threads 1"),
+    ("threads_wait", "waiting", 0.0, 0.9, ""),
+    ("", "waiting", 1.0, 1.0, ""),
 ])
-def test_where_the_time_goes(code: str, part: str, others: float, command: str, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times that no busy machine can change. Waiting has another cause where others use the cores."""
-    monkeypatch.setattr(where, "_parts", lambda case, steps: {"linear": 1.0, part: 2.0})
+def test_where_the_time_goes(code: str, part: str, others: float, helps: float, command: str, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times that no busy machine can change. Waiting has another cause where others use the cores. What does not help is not advised."""
+    raced: list[Any] = []
+    monkeypatch.setattr(where, "race", lambda theirs, ours, users, context: raced.append(ours) or races.Race([100.0], [100.0 * helps]))
+    monkeypatch.setattr(where, "native_program", lambda loaded: SimpleNamespace(threads=2))
+    monkeypatch.setattr(where, "seconds_by_part", lambda loaded, steps: {"linear": 1.0, part: 2.0})
     report = speed.examine(original, replace(CALM, quantization="W4g32A8"), machine(others=others))
-    assert codes(report) == {code or "other_load"} and command in report.findings[0].command
+    found = report.findings[0]
+    assert codes(report) == {code or "other_load"} and command in found.command and (not raced or bool(found.command) == bool(command))
+    if raced:
+        assert f"it is {helps:.2f} times as fast" in found.evidence
+        assert raced[0].cache_spec.format == "int8" if part == "attention" else raced[0].backend.threads == 1
     assert f"{part} 67%, linear 33%" in report.asked[-2].answer
 
 
@@ -247,7 +314,7 @@ def test_no_gain(times: float, found: bool, original: Path, monkeypatch: pytest.
     def decode(model: Any, users: int, context: int, new: int) -> list[SimpleNamespace]:
         return [SimpleNamespace(seconds=0.01 / (times if model.plan.default.weight.quantized else 1))] * new
 
-    monkeypatch.setattr(gain, "decode", decode)
+    monkeypatch.setattr(races, "decode", decode)
     report = speed.examine(original, replace(CALM, quantization="W4g32A8", against=str(original)), machine())
     assert ("no_gain" in codes(report)) is found and f"{times:.2f} times as fast" in report.asked[-1].answer
 
@@ -279,9 +346,39 @@ def test_memory(code: str, said: dict[str, Any], around: Surroundings, command: 
     assert report.healthy == (code != "does_not_fit")
 
 
+@pytest.mark.parametrize(("code", "loaded", "computed", "command"), [
+    ("more_than_foreseen", 300, 0, ""),
+    ("step_buffers_hold", 2, 60, "--max-batch-tokens 128"),
+])
+def test_memory_that_is_held_in_fact(code: str, loaded: int, computed: int, command: str, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = iter([100 * MB, (100 + loaded) * MB, (100 + loaded + computed) * MB])
+    monkeypatch.setattr(measured, "resident", lambda: next(held))
+    report = memory.examine(original, replace(CALM, context=64, quantization="W4g32A8", prefix_cache=False), small(1000))
+    assert command in one(report, code).command and f"took {loaded}.0 MB" in one(report, code).evidence and report.facts["measured MB"] == loaded
+
+
+def test_no_room_for_a_cache(original: Path) -> None:
+    report = memory.examine(original, CALM, small(2))
+    assert "nothing is left" in one(report, "does_not_fit").evidence and not report.healthy
+
+
+def test_what_was_foreseen_is_what_an_engine_takes(original: Path) -> None:
+    loaded = load(original, use_cache=False, threads=1)
+    for options in (EngineOptions(max_batch=128, kv_memory=3 * MB), EngineOptions(max_batch=5)):
+        with Engine(loaded, options) as engine:
+            said = replace(CALM, max_batch=options.max_batch, kv_memory_mb=options.kv_memory and 3)
+            assert case.Case(original, said, small(8000)).holders.pool == engine.kv_bytes
+
+
 def test_little_of_everything_is_no_cause(original: Path) -> None:
     report = memory.examine(original, replace(CALM, quantization="W4g32A8C8", users=2, context=64), small(1000))
     assert not report.findings and report.facts["free MB"] == 1000
+
+
+def test_every_cause_is_planted_here() -> None:
+    source = Path(__file__).read_text()
+    known = {disorder.code for topic in ("accuracy", "speed", "memory") for disorder in topics()[topic].disorders()}
+    assert len(known) > 12 and not {code for code in known if f'"{code}"' not in source}
 
 
 # The command ---------------------------------------------------------------------------------------------------------------------

@@ -28,9 +28,14 @@ def look(case: Case) -> Answer:
     if kl <= LIMIT:
         return Answer(line)
     least = min(half.bits for pair in pairs for half in pair)
-    wider = "int8" if least < 8 else "bf16"
-    return Answer(line, (NARROW(f"cache of {least} bits", f"{line} on {len(case.windows.tokens)} windows of {case.windows.tokens.shape[1]} tokens",
-                                case.command(kv_cache=wider)),))
+    evidence, wider = f"{line} on {len(case.windows.tokens)} windows of {case.windows.tokens.shape[1]} tokens", "bf16"
+    if least < 8:
+        middle = copy.copy(wide)
+        middle.cache_spec = case.foresee(case.model, quantization=case.complaint.quantization, kv_cache="int8").cache_spec
+        enough = compare(wide, middle.twin(case.complaint.threads), case.windows).kl.value
+        evidence += f"; with 8 bits {enough:.4g}"
+        wider = "int8" if enough <= LIMIT else wider
+    return Answer(line, (NARROW(f"cache of {least} bits", evidence, case.command(kv_cache=wider)),))
 
 
 CAUSE = Cause(70, "does the key-value cache have enough bits?", look, (NARROW,), unless=("no_numbers",))

@@ -7,11 +7,11 @@ import numpy as np
 from ....errors import OctavoError
 from ....quality import compare
 from ....schemes import TensorSpec
-from ...case import Case
+from ...case import SMALL_LOSS, Case
 from ...findings import Disorder
 from ...tree import Answer, Cause, NotAskedError
 
-SHARE, LEAST = 0.3, 0.005   # of the loss that comes from inputs; nats per token below which it does not matter
+SHARE = 0.3                 # of the loss that comes from inputs
 TOKENS, ROWS = 128, 2       # of the original whose channels are looked at
 OUTLIERS = Disorder("activation_outliers", "error", "inputs of the linears have outliers, and one scale for a whole token leaves the other channels few digits",
                     "keep inputs in 16 bits (A16), or move the outliers into the weights before (smoothquant)")
@@ -28,7 +28,7 @@ def look(case: Case) -> Answer:
         whole = case.comparison.kl.value
         alone = whole - compare(case.original, case.loaded.with_inputs(TensorSpec("bf16")), case.windows).kl.value
     line = f"with 16-bit inputs the loss is {alone:.4g} nats per token less"
-    if alone < LEAST or alone < SHARE * whole:
+    if alone < SMALL_LOSS / 2 or alone < SHARE * whole:
         return Answer(line)
     scheme = str(plan).replace(f"A{_activation(str(plan))}", "A16")
     evidence = f"{line}, {min(alone / whole, 1):.0%} of all{_channels(case)}"
@@ -65,4 +65,5 @@ def _channels(case: Case) -> str:
     return f"; in the inputs of {name} the largest channel is {ratio:.0f} times the median one"
 
 
-CAUSE = Cause(60, "do inputs have outliers that one scale per token cannot hold?", look, (OUTLIERS,), unless=("no_numbers", "tokenizer_differs"))
+CAUSE = Cause(60, "do inputs have outliers that one scale per token cannot hold?", look, (OUTLIERS,),
+              unless=("no_numbers", "loss_is_small", "tokenizer_differs"))

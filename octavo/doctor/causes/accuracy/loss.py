@@ -6,17 +6,15 @@ import math
 from pathlib import Path
 
 from ....quality.receipt import beside, read_receipt
-from ...case import Case
+from ...case import LARGE_LOSS, SMALL_LOSS, Case
 from ...findings import Disorder
 from ...tree import Answer, Cause, NotAskedError
 
-NOTHING = 0.01   # nats per token: what an 8-bit model loses, which no user sees
-MUCH = 0.1       # where answers begin to be other answers
 BROKEN = Disorder("no_numbers", "error", "the model's output is no number at some tokens: everything after them is noise",
                   "examine the files; where they are sound, use 16-bit inputs (A16)")
 SMALL = Disorder("loss_is_small", "info", "quantizing has cost next to nothing: what users see has another cause",
                  "look at the chat template, sampling (temperature), the length of prompts, and the original's own answers")
-LARGE = Disorder("loss_is_large", "warning", "the model gives other answers than its original", "the findings beside this one say where it is lost")
+LARGE = Disorder("loss_is_large", "error", "the model gives other answers than its original", "the findings beside this one say where it is lost")
 
 
 def look(case: Case) -> Answer:
@@ -32,7 +30,7 @@ def look(case: Case) -> Answer:
                 f"against {found.original_perplexity.value:.4g}; {len(found.rows.kl)} tokens of {case.text.name}")
     if broken or not math.isfinite(kl):
         return Answer(line, (BROKEN("", f"{broken} tokens"),))
-    return Answer(line, (SMALL("", line),) if kl < NOTHING else (LARGE("", line),) if kl > MUCH else ())
+    return Answer(line, (SMALL("", line),) if kl < SMALL_LOSS else (LARGE("", line),) if kl > LARGE_LOSS else ())
 
 
 CAUSE = Cause(40, "how much has it lost?", look, (BROKEN, LARGE, SMALL), unless=("tokenizer_differs", "token_beyond_vocabulary"))

@@ -32,7 +32,8 @@ def look(case: Case) -> Answer:
         other = [sample for sample in SAMPLES if theirs.encode(sample) != text.encode(sample)]
         elsewhere = f"; {len(other)} of them are cut otherwise than by the original's"
         if other:
-            found.append(DIFFERS("tokenizer.json", f"{other[0]!r} becomes {_brief(text, other[0])}, the original's {_brief(theirs, other[0])}"))
+            evidence = f"{other[0]!r} becomes {_brief(text, other[0])}, the original's {_brief(theirs, other[0])}"
+            found.append(DIFFERS("tokenizer.json", evidence, case.take("tokenizer.json", "tokenizer_config.json")))
     if changed and all(one.disorder is not DIFFERS for one in found):
         found.append(LOSES("tokenizer.json", f"{changed[0]!r} comes back as {text.decode(text.encode(changed[0], special=False))!r}"))
     return Answer(f"{len(SAMPLES) - len(changed)} of {len(SAMPLES)} texts come back as they went in{elsewhere}", tuple(found))

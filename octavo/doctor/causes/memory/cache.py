@@ -5,7 +5,6 @@ from __future__ import annotations
 from ....schemes import cache_pairs
 from ...case import Case
 from ...findings import Disorder
-from ...holders import holders
 from ...tree import Answer, Cause
 
 LARGE = 0.3  # of what the model brings
@@ -16,7 +15,7 @@ FULL = Disorder("cache_fills_memory", "warning", "the key-value cache of so many
 
 
 def look(case: Case) -> Answer:
-    found, plans, said = holders(case), case.plans, case.complaint
+    found, plans, said = case.holders, case.plans, case.complaint
     share, each = found.share("key-value cache"), plans.report.kv_bytes_per_token
     context = min(said.context or plans.max_model_len, plans.max_model_len)
     line = f"{said.users} users x {context} tokens x {each / 1e3:.2f} kB = {found.needed / 1e6:.1f} MB, {share:.0%} of what the model brings"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from ....cache import PAGE
 from ...case import Case
 from ...findings import Disorder
-from ...holders import holders
 from ...tree import Answer, Cause, NotAskedError
 
 TIMES = 2    # what is reserved, over what is needed
@@ -15,7 +14,7 @@ RESERVED = Disorder("context_reserved", "warning", "the key-value cache is reser
 
 
 def look(case: Case) -> Answer:
-    said, plans, found = case.complaint, case.plans, holders(case)
+    said, plans, found = case.complaint, case.plans, case.holders
     if said.context is None:
         raise NotAskedError("say with --context how long prompt and answer are together")
     line = f"a sequence may have {plans.max_model_len} tokens, {said.context} are used; "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ...case import Case
 from ...findings import Disorder
-from ...holders import holders
 from ...tree import Answer, Cause
 
 LIMITED = Disorder("memory_limited", "warning", "a control group grants less memory than the machine has, and it is this limit that is met",
@@ -15,7 +14,7 @@ def look(case: Case) -> Answer:
     around = case.surroundings
     machine = around.machine
     line = f"{machine.memory_total / 1e6:.0f} MB of the machine's {around.memory / 1e6:.0f} MB may be used"
-    found = holders(case)
+    found = case.holders
     tight = found.total - found.base > machine.memory_available / 2
     if not tight or machine.memory_total > 0.95 * around.memory:
         return Answer(line)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ...case import Case
 from ...findings import Disorder
-from ...holders import holders
 from ...tree import Answer, Cause
 
 SMALL = Disorder("pool_too_small", "warning", "the key-value cache has no room for so many users: some wait, or are put aside and computed again",
@@ -12,7 +11,7 @@ SMALL = Disorder("pool_too_small", "warning", "the key-value cache has no room f
 
 
 def look(case: Case) -> Answer:
-    found = holders(case)
+    found = case.holders
     line = f"the pool has {found.pool / 1e6:.1f} MB, users fill {found.needed / 1e6:.1f} MB"
     if found.pool >= found.needed:
         return Answer(f"yes: {line}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ...case import Case
 from ...findings import Disorder
-from ...holders import holders
 from ...tree import Answer, Cause
 
 LARGE = 0.25  # of what the model brings
@@ -13,7 +12,7 @@ KEPT = Disorder("prefix_cache_holds", "warning", "finished sequences keep pages 
 
 
 def look(case: Case) -> Answer:
-    found = holders(case)
+    found = case.holders
     if not case.complaint.prefix_cache:
         return Answer("none are kept")
     line = f"up to {found.cached / 1e6:.1f} MB, {found.share('prefix cache'):.0%}, of a pool of {found.pool / 1e6:.1f} MB"

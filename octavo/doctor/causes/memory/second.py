@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ...case import Case
 from ...findings import Disorder
-from ...holders import holders
 from ...tree import Answer, Cause, NotAskedError
 
 LARGE = 0.25  # of what the model brings
@@ -13,7 +12,7 @@ HELD = Disorder("original_held", "warning", "the original lies in memory beside 
 
 
 def look(case: Case) -> Answer:
-    found = holders(case)
+    found = case.holders
     if not case.complaint.shadow:
         raise NotAskedError("the server keeps no second model (say --shadow where it runs with --shadow-share or --compare)")
     line = f"the original {found.original / 1e6:.1f} MB beside {found.weights / 1e6:.1f} MB"

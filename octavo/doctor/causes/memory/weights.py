@@ -5,7 +5,6 @@ from __future__ import annotations
 from ....schemes import parse_tensor
 from ...case import Case
 from ...findings import Disorder
-from ...holders import holders
 from ...tree import Answer, Cause
 
 LARGE = 0.3  # of what the model brings
@@ -15,7 +14,7 @@ WIDENED = Disorder("weights_widened", "warning", "weights of few bits lie in mem
 
 
 def look(case: Case) -> Answer:
-    found, runs = holders(case), case.plans.report.runs
+    found, runs = case.holders, case.plans.report.runs
     share = found.share("weights")
     line = f"{found.weights / 1e6:.1f} MB, {share:.0%}: " + "; ".join(map(str, runs))
     if share < LARGE:
