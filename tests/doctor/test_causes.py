@@ -200,7 +200,7 @@ def test_one_layer_that_loses(copy: Path, original: Path) -> None:
 def test_too_few_bits(original: Path) -> None:
     report = accuracy.examine(original, replace(CALM, quantization="W3g32A16", against=str(original)), machine())
     found = one(report, "too_few_bits")
-    assert "--quantization W8g64A16" in found.command and "; W4g32A16C16 0." in found.evidence  # 4 bits were tried, too
+    assert "--quantization 'W8g64A16C16" in found.command and "; W4g32A16C16 0." in found.evidence  # 4 bits were tried, too
     assert report.facts["kl"] > 0.02 and "lossy_layers" not in codes(report)
 
 

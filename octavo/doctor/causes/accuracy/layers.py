@@ -46,15 +46,16 @@ def look(case: Case) -> Answer:
 
 def _more(case: Case, kl: float) -> tuple[str, str]:
     """What the steps of the ladder lose, measured, and the command for the first that loses little: at most half of LARGE_LOSS and of what is lost now."""
-    now = case.loaded.plan.default
-    inputs = re.sub(r"g\d+", "", str(now)[str(now).index("A"):])  # their groups follow the weights'
+    now, plan = case.loaded.plan.default, str(case.loaded.plan)
     told = ""
     for step in LADDER:
-        weight, scheme = parse_tensor(step, "weight"), f"W{step}{inputs}"
+        weight = parse_tensor(step, "weight")
         if weight == now.weight or weight.bits < now.weight.bits:
             continue
+        inputs = re.sub(r"g\d+", step[step.index("g"):], str(now)[str(now).index("A"):])  # groups of theirs follow the weights'
+        scheme = plan.replace(str(now), f"W{step}{inputs}", 1)  # weights with a precision of their own keep it
         loss = case.loss_in(scheme)
-        told += f"; {scheme} {loss:.4g}"
+        told += f"; W{step}{inputs} {loss:.4g}"
         if loss <= min(LARGE_LOSS, kl) / 2:
             return told, case.command(model=case.complaint.against, quantization=scheme)
     return told, ""
