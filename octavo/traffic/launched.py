@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -50,11 +50,12 @@ class LaunchedServer:
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             # Who ends this process means the server too, which would otherwise go on by itself.
             self._handler = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-        with tempfile.NamedTemporaryFile(prefix="octavo-serve-", suffix=".log", delete=False) as log:
-            self._log = Path(log.name)
-            began = time.monotonic()
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        with tempfile.NamedTemporaryFile(prefix="octavo-serve-", suffix=".log", delete=False) as file:
+            self._log = Path(file.name)
+        began = time.monotonic()
         try:
+            with _held(), self._log.open("wb") as log:
+                self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
             while not self._ready():
                 if self.process.poll() is not None:
                     raise OctavoError(f"the server ended: {self._said()}", where=self._called())
@@ -113,3 +114,21 @@ class LaunchedServer:
         assert self._log is not None
         lines = self._log.read_text(errors="replace").strip().splitlines()
         return " / ".join(lines[-3:]).removeprefix("octavo: ") or "it said nothing"
+
+
+@contextlib.contextmanager
+def _held() -> Iterator[None]:
+    """Signals that end this process wait: between a fork and the moment that its number is known here, the server would be left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(number))]  # what is ignored stays ignored
+    handlers = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for one in came:
+            signal.raise_signal(one)

@@ -38,6 +38,8 @@ def _line(name: str, value: Estimate, limit: float | None, most: bool, unit: str
     evidence = about
     if name == "perplexity":
         evidence = f"{comparison.perplexity.value:.4g} against the original's {comparison.original_perplexity.value:.4g}, paired; {about}"
+    if sure:
+        evidence = f"{value.value:.4g} ({value.low:.4g} to {value.high:.4g} with 95%); {evidence}"
     if not sure:
         evidence += "; too little text for an interval, judged by the value itself"
     if limit is None:
@@ -45,5 +47,5 @@ def _line(name: str, value: Estimate, limit: float | None, most: bool, unit: str
     kept = judged <= limit if most else judged >= limit  # NaN keeps nothing
     if sure and not kept and (value.value <= limit if most else value.value >= limit):
         evidence += "; the value keeps the limit, its interval does not: measure more text (--text, --windows)"
-    sign = "≤" if most else "≥"
-    return Line(name, TITLES[name], "pass" if kept else "fail", evidence, value.value, unit, f"{sign} {limit:g}", original, value.low, value.high)
+    sign, shown = "≤" if most else "≥", f"{100 * limit:g}%" if unit == "share" else f"{limit:g}"
+    return Line(name, TITLES[name], "pass" if kept else "fail", evidence, value.value, unit, f"{sign} {shown}", original, value.low, value.high)

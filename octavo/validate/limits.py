@@ -6,6 +6,7 @@ import json
 import math
 import tomllib
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,26 @@ from ..errors import UsageError
 
 LINES = ("latency_p50", "latency_p95", "latency_p99", "first_token_p95", "requests_per_s", "kl", "perplexity", "agreement", "load", "cost", "memory",
          "settings", "alerts")
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What a limit is counted in, and the values that can be meant."""
+
+    name: str
+    low: float = 0.0
+    high: float = math.inf
+    instead: str = ""
+    """What a value outside is likely to be."""
+
+
+SECONDS = Unit("seconds", 0, HOUR, "milliseconds")
+SHARE = Unit("a share from 0 to 1", 0, 1, "percent")
+RATIO = Unit("times the original's", 0.01, 100, "percent")
+UNITS = {"latency_p50": SECONDS, "latency_p95": SECONDS, "latency_p99": SECONDS, "first_token_p95": SECONDS, "latency_ratio": RATIO,
+         "requests_per_s": Unit("requests a second"), "requests_ratio": RATIO, "kl": Unit("nats per token"), "perplexity_ratio": RATIO, "agreement": SHARE,
+         "errors": SHARE, "cost_ratio": RATIO, "cost": Unit("the price of a million tokens"), "memory_ratio": RATIO, "memory_mb": Unit("MB")}
 
 
 @dataclass(frozen=True)
@@ -63,11 +84,19 @@ class Limits:
                 for name in value:
                     if name not in LINES:
                         raise UsageError(f"unknown line {name!r}", where="required", remedy=f"known: {', '.join(LINES)}")
-            elif value is not None and not (0 <= value < math.inf):
-                raise UsageError(f"must be 0 or more, not {value}", where=field.name, remedy="false switches a limit off")
+            elif value is not None:
+                _check(field.name, value)
 
     def to_json(self) -> dict[str, Any]:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+
+def _check(name: str, value: float) -> None:
+    unit = UNITS[name]
+    if not 0 <= value < math.inf:
+        raise UsageError(f"must be 0 or more ({unit.name}), not {value}", where=name, remedy="false switches a limit off")
+    if not unit.low <= value <= unit.high:
+        raise UsageError(f"{value:g} cannot be meant: it is counted in {unit.name}, not in {unit.instead}", where=name, remedy="false switches a limit off")
 
 
 def read_limits(path: Path) -> Limits:
@@ -85,7 +114,9 @@ def read_limits(path: Path) -> Limits:
     values: dict[str, Any] = {}
     for name, value in found.items():
         if name not in known:
-            raise UsageError(f"unknown limit {name!r}", where=str(path), remedy=f"known: {', '.join(sorted(known))}")
+            near = get_close_matches(name, sorted(known), 1)
+            raise UsageError(f"unknown limit {name!r}{f', did you mean {near[0]}?' if near else ''}", where=str(path),
+                             remedy=f"known: {', '.join(sorted(known))}")
         if name == "required":
             if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
                 raise UsageError("must be a list of lines", where=f"{path}, required", remedy=f"of {', '.join(LINES)}")
@@ -93,7 +124,7 @@ def read_limits(path: Path) -> Limits:
         elif value is False or value is None:
             values[name] = None
         elif isinstance(value, bool) or not isinstance(value, int | float):
-            raise UsageError(f"must be a number, not {value!r}", where=f"{path}, {name}", remedy="false switches a limit off")
+            raise UsageError(f"must be a number ({UNITS[name].name}), not {value!r}", where=f"{path}, {name}", remedy="false switches a limit off")
         else:
             values[name] = float(value)
     try:

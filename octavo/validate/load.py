@@ -1,7 +1,6 @@
 """Production load: the model and its original served in turns under the same users, and the lines that this can answer.
 
-A limit in seconds is judged by what was measured. A ratio to the original is judged by its interval: it fails when the whole interval lies beyond the limit,
-because two runs of one server on a shared machine differ too.
+A limit in seconds is judged by what was measured, a ratio to the original by its interval (see ratios).
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from ..traffic import (
 from ..traffic.target import Endpoint
 from .limits import Limits
 from .lines import Line, Status
+from .ratios import ratio, turned
 
 RANDOM_PROMPTS = 1000
 LONGER, LONGEST = 4, 120.0  # by how much a load is made longer that no request came due in, and seconds at most
@@ -133,70 +134,77 @@ def _verdict(checks: Sequence[bool | None]) -> Status:
     return "fail" if False in checks else "pass" if True in checks else "not measured"
 
 
-def _limits(sign: str, absolute: float | None, unit: str, ratio: float | None) -> str:
-    parts = [f"{sign} {absolute:g} {unit}".rstrip()] if absolute is not None else []
-    return ", ".join([*parts, *([f"{sign} {ratio:g} x"] if ratio is not None else [])])
+def _limits(sign: str, absolute: float | None, unit: str, ratio: str) -> str:
+    return ", ".join([*([f"{sign} {absolute:g} {unit}".rstrip()] if absolute is not None else []), *([ratio] if ratio else [])])
 
 
-def _said(one: Difference) -> str:
-    if not math.isfinite(one.low):
-        return "too few requests to judge the ratio to the original: a longer --duration gives more"
-    return f"{one.ratio:.3f} times the original's ({one.low:.3f} to {one.high:.3f} with 99%)"
+def _time(name: str, value: float, before: float, absolute: float | None, difference: Difference, limit: float | None, count: int) -> Line:
+    one = ratio(difference, limit, most=True)
+    kept = value <= absolute if absolute is not None and math.isfinite(value) else None
+    beyond = f"{value:.4g} s is above {absolute:g} s; " if kept is False else ""
+    return Line(name, TITLES[name], _verdict([kept, one.kept]), f"{beyond}{one.said}; {count} requests", value, "s", _limits("≤", absolute, "s", one.limit),
+                before, one.low, one.high, True)
 
 
-def _ratio(one: Difference, limit: float | None, most: bool) -> bool | None:
-    """False where the whole interval lies beyond the limit; None where nothing is asked or nothing can be said."""
-    if limit is None or not math.isfinite(one.low):
-        return None
-    return one.low <= limit if most else one.high >= limit
-
-
-def _time(name: str, value: float, before: float, absolute: float | None, one: Difference, ratio: float | None, count: int) -> Line:
-    checks = [value <= absolute if absolute is not None and math.isfinite(value) else None, _ratio(one, ratio, most=True)]
-    beyond = f"{value:.4g} s is above {absolute:g} s; " if checks[0] is False else ""
-    return Line(name, TITLES[name], _verdict(checks), f"{beyond}{_said(one)}; {count} requests", value, "s", _limits("≤", absolute, "s", ratio), before,
-                one.low, one.high, True)
-
-
-def _rate(original: Sequence[Result], model: Sequence[Result], limits: Limits, one: Difference) -> Line:
+def _rate(original: Sequence[Result], model: Sequence[Result], limits: Limits, difference: Difference) -> Line:
     value, before = _mean(model, "requests_per_s"), _mean(original, "requests_per_s")
-    checks = [value >= limits.requests_per_s if limits.requests_per_s is not None else None, _ratio(one, limits.requests_ratio, most=False)]
-    evidence = f"{_said(one)}; {_mean(model, 'tokens_per_s'):.1f} tokens/s against {_mean(original, 'tokens_per_s'):.1f}"
-    return Line("requests_per_s", TITLES["requests_per_s"], _verdict(checks), evidence, value, "1/s",
-                _limits("≥", limits.requests_per_s, "1/s", limits.requests_ratio), before, one.low, one.high, True)
+    one = ratio(difference, limits.requests_ratio, most=False)
+    kept = value >= limits.requests_per_s if limits.requests_per_s is not None else None
+    below = f"{value:.4g} is below {limits.requests_per_s:g} a second; " if kept is False else ""
+    evidence = f"{below}{one.said}; {_mean(model, 'tokens_per_s'):.1f} tokens/s against {_mean(original, 'tokens_per_s'):.1f}"
+    return Line("requests_per_s", TITLES["requests_per_s"], _verdict([kept, one.kept]), evidence, value, "1/s",
+                _limits("≥", limits.requests_per_s, "1/s", one.limit), before, one.low, one.high, True)
 
 
 def _load(model: Sequence[Result], limits: Limits) -> Line:
+    first = model[0]
     requests, failed = sum(r.summary.requests for r in model), sum(r.summary.failed for r in model)
     share = failed / requests if requests else math.nan
-    kinds = {kind: r.summary.error_examples.get(kind, "") for r in model for kind in r.summary.errors}
-    first, seconds = model[0], sum(r.summary.seconds for r in model)
-    evidence = (f"{first.load['arrivals']}, {seconds:.0f} s in {len(model)} run{'s' if len(model) > 1 else ''}: {requests} requests, {failed} failed; "
+    kinds = {kind: detail for r in model for kind, detail in r.summary.error_examples.items()}
+    evidence = (f"{first.load['arrivals']}, {sum(r.summary.seconds for r in model):.0f} s in {len(model)} run{'s' if len(model) > 1 else ''}: "
+                f"{requests} requests, {failed} failed; "
                 f"{first.summary.prompt_tokens:.0f} tokens in, {first.summary.answer_tokens:.0f} out on average; prompts: {first.prompts['name']} "
                 f"(sha256 {first.prompts['sha256'][:12]})")
     evidence += "".join(f"; {kind}: {detail}" for kind, detail in kinds.items())
     if (busy := max(r.summary.client_share for r in model)) > 0.5:
         evidence += f"; the client itself took {busy:.0%} of a core"
     status = _verdict([share <= limits.errors if limits.errors is not None and requests else None])
-    return Line("load", TITLES["load"], status, evidence, share, "share failed", _limits("≤", limits.errors, "", None))
+    limit = "" if limits.errors is None else f"≤ {100 * limits.errors:g}%"
+    low, high = wilson(failed, requests)
+    return Line("load", TITLES["load"], status, evidence, share, "share failed", limit, low=low, high=high)
 
 
-def _cost(original: Sequence[Result], model: Sequence[Result], limits: Limits, one: Difference, cost_per_hour: float | None) -> Line:
+def wilson(count: int, of: int) -> tuple[float, float]:
+    """The interval that holds a share with 95% when `count` of `of` were seen (Wilson 1927); NaN where none were."""
+    if not of:
+        return math.nan, math.nan
+    z = NormalDist().inv_cdf(0.975)
+    share, more = count / of, z * z / of
+    middle, reach = (share + more / 2) / (1 + more), z * math.sqrt(share * (1 - share) / of + more / (4 * of)) / (1 + more)
+    return max(middle - reach, 0.0), min(middle + reach, 1.0)
+
+
+def _cost(original: Sequence[Result], model: Sequence[Result], limits: Limits, difference: Difference, cost_per_hour: float | None) -> Line:
     """Of a token: machine time, which is what money buys; in money where the hour has a price."""
     hours = [1e6 / (rate * 3600) if (rate := _mean(side, "tokens_per_s")) else math.nan for side in (model, original)]
     price = cost_per_hour if cost_per_hour is not None else 1.0
     value, before = hours[0] * price, hours[1] * price
-    low, high = 1 / one.high if one.high > 0 else math.nan, 1 / one.low if one.low > 0 else math.nan
-    turned = Difference(one.name, one.a, one.b, 1 / one.ratio if one.ratio > 0 else math.nan, low, high, one.verdict)
+    one = ratio(turned(difference), limits.cost_ratio, most=True)
     absolute = limits.cost if cost_per_hour is not None else None
-    checks = [value <= absolute if absolute is not None and math.isfinite(value) else None, _ratio(turned, limits.cost_ratio, most=True)]
-    evidence = f"{_said(turned)}; for a million tokens of answers at this load"
+    kept = value <= absolute if absolute is not None and math.isfinite(value) else None
+    evidence = f"{one.said}; for a million tokens of answers at this load"
+    if kept is False:
+        evidence = f"{value:.4g} is above {absolute:g}; {evidence}"
     if cost_per_hour is None:
         evidence += ", in hours of this machine; --cost-per-hour makes it money"
     if limits.cost is not None and cost_per_hour is None:
         evidence += f", without which the limit of {limits.cost:g} was not judged"
-    return Line("cost", TITLES["cost"], _verdict(checks), evidence, value, "per 1M tokens" if cost_per_hour is not None else "h/1M tokens",
-                _limits("≤", absolute, "", limits.cost_ratio), before, low, high, True)
+    return Line("cost", TITLES["cost"], _verdict([kept, one.kept]), evidence, value, "per 1M tokens" if cost_per_hour is not None else "h/1M tokens",
+                _limits("≤", absolute, "", one.limit), before, one.low, one.high, True)
+
+
+def _times(limit: float | None) -> str:
+    return f"≤ {limit:g} x" if limit is not None else ""
 
 
 def _memory(original: Sequence[Result], model: Sequence[Result], limits: Limits) -> Line:
@@ -209,4 +217,4 @@ def _memory(original: Sequence[Result], model: Sequence[Result], limits: Limits)
     evidence = (f"most resident memory of the server's process, {value / before:.3f} times the original's" if known else "this system does not tell it")
     if math.isfinite(weights) and math.isfinite(theirs):
         evidence += f"; weights {weights:.1f} MB against {theirs:.1f} MB"
-    return Line("memory", TITLES["memory"], _verdict(checks), evidence, value, "MB", _limits("≤", limits.memory_mb, "MB", limits.memory_ratio), before)
+    return Line("memory", TITLES["memory"], _verdict(checks), evidence, value, "MB", _limits("≤", limits.memory_mb, "MB", _times(limits.memory_ratio)), before)

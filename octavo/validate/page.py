@@ -21,13 +21,14 @@ def html(report: Report) -> str:
 
 def _parts(report: Report) -> Iterator[str]:
     machine = report.settings["machine"]
-    yield paragraph(f"Against {report.original}. Measured {report.created} in {report.seconds:.0f} s by octavo {report.settings['versions']['octavo']} "
+    yield paragraph(f"Against {report.original_name}. Measured {report.created} in {report.seconds:.0f} s by octavo {report.settings['versions']['octavo']} "
                     f"on {machine['cores']} cores of {machine['processor']} ({machine['isa']}).")
     yield heading("Checklist")
-    yield table(("", "result", "measured", "original", "limit", "interval"), [_cells(line) for line in report.lines],
-                marks=[MARKS[line.status] for line in report.lines])
+    yield table(("line", "result", "measured", "original", "limit", "interval"), [_cells(line) for line in report.lines],
+                marks=[MARKS[line.status] for line in report.lines], marked=1)
     yield paragraph("x: times the original's. Intervals hold a value with 95%, ratios with 99% for all together. Accuracy passes when the unfavourable "
-                    "end of its interval keeps the limit; a ratio of times or rates fails when all of its interval lies beyond the limit.", quiet=True)
+                    "end of its interval keeps the limit; a ratio of times or rates fails when all of its interval lies beyond the limit, and is not "
+                    "judged where the interval says too little.", quiet=True)
     yield heading("Evidence")
     yield "<dl>" + "".join(f"<dt>{escaped(line.title)}: <strong class={MARKS[line.status]}>{SIGNS[line.status]}</strong></dt><dd>{escaped(line.evidence)}</dd>"
                            for line in report.lines) + "</dl>"
@@ -37,13 +38,22 @@ def _parts(report: Report) -> Iterator[str]:
     yield from _plots(report)
     yield heading("Settings")
     yield paragraph("All that it takes to do this again, with the sha256 of every file.", quiet=True)
+    if report.settings.get("command"):
+        yield f'<pre style="white-space: pre-wrap">{escaped(report.settings["command"])}</pre>'
     for name, content in report.settings.items():
+        if name == "command":
+            continue
         yield (f'<details><summary>{escaped(name.replace("_", " "))}</summary><div class="wide" tabindex="0"><pre>{escaped(json.dumps(content, indent=1))}'
                "</pre></div></details>")
 
 
 def _cells(line: Line) -> tuple[str, ...]:
-    span = f"{line.low:.3g} to {line.high:.3g}{' x' if line.of_ratio else ''}" if math.isfinite(line.low) else ""
+    if not math.isfinite(line.low):
+        span = ""
+    elif line.unit.startswith("share"):
+        span = f"{line.low:.1%} to {line.high:.1%}"
+    else:
+        span = f"{line.low:.3g} to {line.high:.3g}{' x' if line.of_ratio else ''}"
     return line.title, SIGNS[line.status], measured(line.value, line.unit), measured(line.original, line.unit), line.limit, span
 
 

@@ -36,6 +36,7 @@ class Wanted:
     model, original   as they are served
     asked, asked_original   the precision asked for, None: as stored
     traffic   its endpoint is chosen here where `any_endpoint`: chat where the model has a template
+    command   what was typed, for the record
     usual_context   tokens of a window where `context` is None; less where the models take less
     """
 
@@ -56,6 +57,7 @@ class Wanted:
     cost_per_hour: float | None = None
     allow_pickle: bool = False
     cache_dir: Path | None = None
+    command: str = ""
 
 
 def validate(wanted: Wanted, tell: Tell = lambda what, recording: None) -> Report:
@@ -66,12 +68,15 @@ def validate(wanted: Wanted, tell: Tell = lambda what, recording: None) -> Repor
     began = time.monotonic()
     report = Report(wanted.model.model, wanted.original.model, wanted.limits)
     machine = detect(None)
-    report.settings = {"versions": {"octavo": __version__, "numpy": np.__version__, "python": platform.python_version()},
+    report.settings = {"command": wanted.command, "versions": {"octavo": __version__, "numpy": np.__version__, "python": platform.python_version()},
                        "machine": {"processor": machine.cpu, "isa": machine.isa, "fingerprint": machine.fingerprint, "cores": machine.cores,
                                    "system": platform.platform()}}
     tell("accuracy", None)
     lines, endpoint = _accuracy(wanted, report)
-    measured = _load(wanted, replace(wanted.traffic, endpoint=endpoint), report, tell)
+    traffic = replace(wanted.traffic, endpoint=endpoint)
+    report.settings["load"] = {"arrivals": str(traffic.load.arrivals), "duration": traffic.load.duration, "requests": traffic.load.requests,
+                               "warmup": traffic.load.warmup, "runs": traffic.runs, "endpoint": endpoint, "prompts": str(traffic.file or "random words")}
+    measured = _load(wanted, traffic, report, tell)
     report.lines = [*measured[:5], *lines[:3], *measured[5:], lines[3], alerts.alerts(wanted.alerts)]
     report.settings["limits"] = wanted.limits.to_json()
     report.seconds = time.monotonic() - began
@@ -100,6 +105,10 @@ def _accuracy(wanted: Wanted, report: Report) -> tuple[list[Line], Endpoint]:
     report.curves["KL divergence by position in the text"] = _by_position(pair)
     report.settings["text"] = {"name": wanted.text.name, "sha256": wanted.text.sha256, "context": pair.context, "windows": len(pair.windows.tokens)}
     report.settings |= facts
+    report.precision, report.original_precision = facts["model"]["scheme"], facts["original"]["scheme"]
+    if facts["model"].get("sha256") == facts["original"].get("sha256") and all(
+            facts["model"][name] == facts["original"][name] for name in ("plan", "cache", "serve_options")):
+        report.notes.append("model and original are the same files in the same precision: this compares the model with itself")
     lines.append(documented.documented(facts["model"], facts["original"]))
     endpoint: Endpoint = ("chat" if all(chats.values()) else "completions") if wanted.any_endpoint else wanted.traffic.endpoint
     del pair
@@ -115,21 +124,36 @@ def _by_position(pair: Pair) -> dict[str, tuple[list[float], list[float]]]:
 def _load(wanted: Wanted, traffic: load.Traffic, report: Report, tell: Tell) -> list[Line]:
     results: list[Result] = []
     sides = [wanted.original, wanted.model]
+    broke = ""
     try:
         for result in load.under_load(sides, traffic, tell):
             results.append(result)
     except OctavoError as error:
-        report.notes.append(f"the load broke off: {error}")
+        broke = f"the load broke off at the {sides[len(results) % 2].label}: {error}"
+        report.notes.append(broke)
     report.load = [{name: value for name, value in r.to_json().items() if name != "requests"} for r in results]
     before, after = ([r for r in results if r.label == side.label] for side in sides)
-    if not before or not after or not all(any(r.summary.requests > r.summary.failed for r in side) for side in (before, after)):
-        reason = report.notes[-1] if report.notes else "no request that came due within the measured time was answered: raise --duration, or lower --users"
-        return _failed_load(after, reason) if after else load.unmeasured(reason)
+    reason = broke or "no request that came due within the measured time was answered: raise --duration, or lower --users"
+    if all(any(r.summary.requests > r.summary.failed for r in own) for own in (before, after)):
+        _record(traffic, report, before, after)
+        lines = load.judge(before, after, wanted.limits, wanted.cost_per_hour)
+    else:
+        lines = _failed_load(after, reason) if after else load.unmeasured(reason)
+    if broke and sides[len(results) % 2] is wanted.model:  # a server that does not come up, or goes, bears no load
+        lines = [replace(line, status="fail", evidence=f"{broke}; {line.evidence}" if line.evidence != broke else broke) if line.name == "load" else line
+                 for line in lines]
+    return lines
+
+
+def _record(traffic: load.Traffic, report: Report, before: Sequence[Result], after: Sequence[Result]) -> None:
+    """What the page and the file hold of a load that was measured."""
     report.settings["load"] = {**after[0].load, "runs": len(after), "endpoint": traffic.endpoint, "prompts": after[0].prompts}
-    report.curves["Share of requests answered within a time"] = {side.label: _answered(own) for side, own in zip(sides, (before, after), strict=True)}
-    report.curves["Tokens per second"] = {side.label: (own[0].summary.timeline["at"], own[0].summary.timeline["tokens_per_s"])
-                                          for side, own in zip(sides, (before, after), strict=True)}
-    return load.judge(before, after, wanted.limits, wanted.cost_per_hour)
+    if traffic.load.duration is not None and after[0].load["duration"] != traffic.load.duration:
+        report.notes.append(f"answers took so long that hardly a user asked anew within {traffic.load.duration:g} s: one run of each, of "
+                            f"{after[0].load['duration']:g} s, took the place of {traffic.runs}")
+    both = list(zip(("original", "model"), (before, after), strict=True))
+    report.curves["Share of requests answered within a time"] = {label: _answered(own) for label, own in both}
+    report.curves["Tokens per second"] = {label: (own[0].summary.timeline["at"], own[0].summary.timeline["tokens_per_s"]) for label, own in both}
 
 
 def _failed_load(after: Sequence[Result], reason: str) -> list[Line]:

@@ -5,20 +5,17 @@ Not part of `make test`: it needs a browser and half a minute of both cores. SCR
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from chromium import chromium, dress, faults, picture, requested
 from conftest import find_smollm2
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -54,14 +51,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1100,1500"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
+    with chromium() as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
@@ -160,35 +151,26 @@ def test_by_keyboard_alone(page: Any) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_serious_fault(page: Any, scheme: str) -> None:
-    found = importlib.util.find_spec("axe_playwright_python")
-    assert found is not None and found.origin is not None
     ask(page, PROMPT, "demo:16bit")
     until(page, lambda: done(page))
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
-    if folder := os.environ.get("SCREENSHOTS"):
-        page.save_screenshot(str(Path(folder) / f"{scheme}.png"))
-    page.execute_script((Path(found.origin).parent / "axe.min.js").read_text())
-    result = page.execute_async_script("axe.run().then(arguments[0])")
-    faults = [(v["impact"], v["id"], [node["html"][:120] for node in v["nodes"]]) for v in result["violations"]]
-    assert not faults, json.dumps(faults, indent=1)
-    assert len(result["passes"]) > 20
+    dress(page, scheme)
+    picture(page, scheme)
+    assert not faults(page)
 
 
 def test_narrow(page: Any) -> None:
     page.set_window_size(400, 900)
     try:
         assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth"), "it scrolls sideways"
-        if folder := os.environ.get("SCREENSHOTS"):
-            page.execute_script("document.getElementById('playground').scrollIntoView()")
-            page.save_screenshot(str(Path(folder) / "narrow.png"))
+        page.execute_script("document.getElementById('playground').scrollIntoView()")
+        picture(page, "narrow")
     finally:
         page.set_window_size(1100, 1500)
 
 
 def test_it_asks_nobody_but_its_server_and_breaks_no_rule_of_its_own(page: Any, server: str) -> None:
     """Last: reads what the browser noted of all that was done above."""
-    events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
-    asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
+    asked = requested(page)
     assert asked and {url for url in asked if not url.startswith((server, "data:"))} <= {"http://127.0.0.1:9/v1/models"}
     told = [entry["message"] for entry in page.get_log("browser") if "127.0.0.1:9/" not in entry["message"]]
     assert not told, told

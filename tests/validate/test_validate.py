@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
@@ -17,18 +18,19 @@ from octavo.cli import main
 from octavo.errors import UsageError
 from octavo.monitor import ALERTS, rules
 from octavo.quality import Comparison, EvaluationText, Rows, Windows
-from octavo.traffic import Closed, Load, Recording, Result, Sample, Target, random_words
+from octavo.traffic import Closed, Difference, Load, Recording, Result, Sample, Target, random_words
 from octavo.validate import Limits, Line, Report, badge, markdown, read_limits
 from octavo.validate.accuracy import accuracy
 from octavo.validate.alerts import alerts
 from octavo.validate.documented import documented
 from octavo.validate.limits import LINES
-from octavo.validate.load import judge, patient
+from octavo.validate.load import judge, patient, wilson
+from octavo.validate.ratios import ratio, turned
 
 QUICK = ["--users", "2", "--requests", "24", "--runs", "1", "--prompt-tokens", "40", "--output-tokens", "8", "--context", "128", "--windows", "12"]
 # How fast a loaded test machine is says nothing about Octavo: only what does not depend on it is judged in whole runs, `judge` is tested below.
-CALM = "latency_ratio = false\nrequests_ratio = false\ncost_ratio = 1000\nmemory_ratio = 3\nrequests_per_s = 0.001\nlatency_p50 = 500\nlatency_p95 = 500\n" \
-       "latency_p99 = 500\nfirst_token_p95 = 500\n"
+CALM = "latency_ratio = false\nrequests_ratio = false\ncost_ratio = false\ncost = 1e9\nmemory_ratio = 3\nrequests_per_s = 0.001\n" \
+       "latency_p50 = 500\nlatency_p95 = 500\nlatency_p99 = 500\nfirst_token_p95 = 500\n"
 
 
 def validated(folder: Path, tiny_model: Path, shared_data: Path, *options: str) -> tuple[int, dict[str, Any]]:
@@ -57,7 +59,7 @@ def test_a_good_quantization_passes(tiny_model: Path, shared_data: Path, tmp_pat
     digest = hashlib.sha256((tiny_model / "model.safetensors").read_bytes()).hexdigest()
     settings = report["settings"]
     assert settings["model"]["sha256"]["model.safetensors"] == digest and digest[:12] in lines["settings"]["evidence"]
-    assert settings["model"]["asked"] == "8bit" and settings["load"]["endpoint"] == "completions" and settings["limits"]["cost_ratio"] == 1000
+    assert settings["model"]["asked"] == "8bit" and settings["load"]["endpoint"] == "completions" and settings["limits"]["cost"] == 1e9
     assert [side["label"] for side in report["load"]] == ["original", "model"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert not re.search(r'(src|href|@import|url\()\s*=?\s*["\']?(https?:)?//', page) and "<script" not in page and page.count("<svg") == 5
@@ -68,7 +70,7 @@ def test_a_good_quantization_passes(tiny_model: Path, shared_data: Path, tmp_pat
 
 
 def test_a_bad_quantization_fails_where_it_is_bad(tiny_model: Path, shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, report = validated(tmp_path, tiny_model, shared_data, "--quantization", "W2A16", "--alerts", str(tmp_path / "nowhere"))
+    status, report = validated(tmp_path, tiny_model, shared_data, "--quantization", "W2A16", "--cost-per-hour", "2", "--alerts", str(tmp_path / "nowhere"))
     results = {line["name"]: line["status"] for line in report["lines"]}
     assert status == 1 and not report["passed"] and report["verdict"] == "failed 3 of 13"
     assert {name for name, result in results.items() if result == "fail"} == {"kl", "perplexity", "agreement"}
@@ -95,7 +97,9 @@ def test_the_documented_limits_are_the_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "said"), [("kll = 1", "kll"), ("kl = true", "True"), ('kl = "low"', "low"), ("kl = -1", "kl"), ("kl = nan", "kl"),
-                                            ('required = ["speed"]', "speed"), ("required = 3", "list"), ("kl 3", "TOML")])
+                                            ('required = ["speed"]', "speed"), ("required = 3", "list"), ("kl 3", "TOML"),
+                                            ("latency_p95 = 4000", "milliseconds"), ('latency_p95 = "2s"', "seconds"), ("agreement = 85", "percent"),
+                                            ("errors = 2", "share"), ("perplexity_ratio = 0.005", "times the original's"), ("latency_95 = 2", "latency_p95")])
 def test_wrong_limits_are_named(text: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "limits.toml"
     path.write_text(text)
@@ -108,12 +112,14 @@ def test_wrong_limits_are_named(text: str, said: str, tmp_path: Path) -> None:
     (["m"], "--against"), (["m", "--quantization", "9bits"], "9bits"), (["m", "--against", "o", "--limits", "/no/l.toml"], "l.toml"),
     (["m", "--against", "o", "--users", "0"], "users"), (["m", "--against", "o", "--duration", "soon"], "--duration"),
     (["m", "--against", "o", "--text", "/no/text"], "/no/text"), (["m", "--against", "o", "--prompts", "/no/p.jsonl"], "p.jsonl"),
+    (["m", "--against", "o", "--serve-option=--max-bach=9"], "--max-bach"), (["m", "--against", "o", "--serve-option=--port=1"], "--port"),
+    (["m", "--against", "o", "--serve-option=--api-key=secret"], "OCTAVO_API_KEY"),
 ])
 def test_mistakes_are_one_line(line: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["validate", *line]) == 2
     told = capsys.readouterr().err.strip().splitlines()
-    assert len(told) == 1 and said in told[0]
+    assert len(told) == 1 and said in told[0] and not list(tmp_path.iterdir())
 
 
 def test_alerts(tmp_path: Path) -> None:
@@ -156,6 +162,26 @@ def test_load_is_judged() -> None:
     assert cost.value == pytest.approx(50, rel=0.1) and cost.original == pytest.approx(100, rel=0.1) and 0.4 < cost.low < 0.5 < cost.high < 0.6
 
 
+def test_a_ratio_is_judged_where_its_interval_says_something() -> None:
+    def judged(low: float, high: float, limit: float | None = 1.1) -> tuple[bool | None, str]:
+        one = ratio(Difference("x", 1.0, 1.0, math.sqrt(low * high), low, high, "no difference"), limit, most=True)
+        return one.kept, one.limit
+
+    assert judged(0.9, 1.05) == (True, "≤ 1.1 x") and judged(1.0, 1.3) == (True, "≤ 1.1 x") and judged(1.2, 1.3) == (False, "≤ 1.1 x")
+    assert judged(1.2, 30.0) == (False, "≤ 1.1 x") and judged(0.01, 1.0) == (True, "≤ 1.1 x"), "wide, but all on one side"
+    assert judged(0.5, 2.0) == (None, "(≤ 1.1 x not judged)") and judged(1e-87, 1e87) == (None, "(≤ 1.1 x not judged)")
+    assert judged(math.nan, math.nan) == (None, "(≤ 1.1 x not judged)") and judged(0.9, 1.0, None) == (None, "")
+    least = ratio(Difference("x", 1.0, 1.0, 0.9, 0.85, 0.93, "lower"), 0.95, most=False)
+    assert least.kept is False and "surely beyond 0.95" in least.said and least.limit == "≥ 0.95 x"
+    assert turned(Difference("x", 1.0, 2.0, 2.0, 1.6, 2.5, "higher")).low == pytest.approx(0.4)
+
+
+def test_a_share_of_few_requests_is_not_known_well() -> None:
+    assert wilson(0, 4) == (0.0, pytest.approx(0.49, abs=0.01)) and wilson(0, 0)[0] != 0
+    low, high = wilson(50, 100)
+    assert (low, high) == (pytest.approx(0.404, abs=0.001), pytest.approx(0.596, abs=0.001))
+
+
 def test_a_slow_model_gets_more_time() -> None:
     asked: list[tuple[float | None, int]] = []
 
@@ -194,6 +220,6 @@ def test_settings_must_be_those_of_the_files() -> None:
 def test_what_is_required_must_be_measured() -> None:
     lines = [Line("kl", "KL", "not measured", "no text"), Line("alerts", "Alerts", "not measured", "none"), Line("load", "Load", "pass", "")]
     report = Report("m", "o", Limits(), lines)
-    assert not report.passed and report.verdict == "not measured: kl" and "#8a6100" in badge(report)
+    assert not report.passed and report.verdict == "not measured: kl, perplexity, agreement, settings" and "#8a6100" in badge(report)
     assert Report("m", "o", Limits(required=()), lines).verdict == "passed 1 of 3, 2 not measured"
-    assert markdown(report, "b.svg", "r.html") == "[![octavo validate: not measured: kl](b.svg)](r.html)"
+    assert markdown(Report("m", "o", Limits(required=("kl",)), lines), "b.svg", "r.html") == "[![octavo validate: not measured: kl](b.svg)](r.html)"
