@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OctavoError
+from ..errors import OctavoError, UsageError
 from .complaint import Complaint
 from .holders import Holders, holders
-from .surroundings import Surroundings, observe
+from .surroundings import Surroundings, observe, turns
 from .tree import NotAskedError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Case:
         self.facts: dict[str, Any] = {}
         self.fatal: OctavoError | None = None
         self._given = surroundings
+        self._lacked: float | None = None
 
     @cached_property
     def surroundings(self) -> Surroundings:
@@ -84,12 +86,26 @@ class Case:
 
     @cached_property
     def original(self) -> LoadedModel:
-        """Raises NotAskedError where none was named."""
+        """Raises NotAskedError where none was named, UsageError for one that cannot be it."""
         from ..loading import load
 
         if self.complaint.against is None:
             raise NotAskedError("name the original with --against")
-        return load(self.complaint.against, max_model_len=self.complaint.max_model_len, **self._how)
+        found = load(self.complaint.against, max_model_len=self.complaint.max_model_len, **self._how)
+        if found.vocab_size != self.loaded.vocab_size:
+            raise UsageError(f"has {found.vocab_size} tokens in its vocabulary, the model {self.loaded.vocab_size}: it is not the original",
+                             where=self.complaint.against, remedy="name the model that this one was made of")
+        return found
+
+    @cached_property
+    def exact_inputs(self) -> LoadedModel:
+        """The model with 16-bit inputs of its linears, computed beside it."""
+        from ..schemes import TensorSpec
+
+        loaded = self.loaded
+        if loaded.backend.name == "native" and loaded.plan.default.activation.quantized:
+            return loaded.with_inputs(TensorSpec("bf16"))
+        return loaded
 
     # What is measured ----------------------------------------------------------------------------------------------------------
 
@@ -139,11 +155,28 @@ class Case:
         from ..workloads import decode
 
         users = self.users
+        self.check_context(self.loaded.max_model_len)
         room = self.loaded.max_model_len - STEPS - WARM - users - 2
         wanted = PROMPT if self.complaint.context is None else self.complaint.context
+        before = turns()
         found = decode(self.loaded, users, max(1, min(wanted, room)), STEPS + WARM, traced=True)[WARM:]
+        if before is not None and (after := turns()) is not None:
+            ran, waited = (now - then for now, then in zip(after, before, strict=True))
+            self._lacked = max(0.0, waited / max(1, ran + waited))
         self.facts["tokens per second"] = float(f"{users * len(found) / sum(step.seconds for step in found):.4g}")
         return found
+
+    @property
+    def lacked(self) -> float | None:
+        """The share of the steps' time in which threads could have run and had no core; None: not known, or no backend that can be timed."""
+        if self.loaded.backend.name == "native":
+            _ = self.steps
+        return self._lacked
+
+    def check_context(self, longest: int) -> None:
+        """Raises UsageError for a context that the model does not take."""
+        if (self.complaint.context or 0) > longest:
+            raise UsageError(f"{self.complaint.context} tokens are beyond the {longest} that the model takes", where="--context", remedy="say at most that")
 
     # What is told --------------------------------------------------------------------------------------------------------------
 
@@ -170,3 +203,12 @@ class Case:
         source = self.complaint.against or self.model
         name = Path(source).name.removesuffix(".gguf")
         return shlex.join(["octavo", "quantize", source, f"{name}-mended", "--scheme", scheme, *options])
+
+
+def wide(model: LoadedModel) -> LoadedModel:
+    """The same model, over the same weights, with a 16-bit key-value cache."""
+    from ..schemes import TensorSpec
+
+    other = copy.copy(model)
+    other.cache_spec = TensorSpec("bf16")
+    return other.twin(getattr(model.backend, "threads", None))

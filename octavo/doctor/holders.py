@@ -63,6 +63,7 @@ def holders(case: Case) -> Holders:
     from ..engine.pages import usually_cached
 
     plans, said = case.plans, case.complaint
+    case.check_context(plans.max_model_len)
     size, model = plans.report.predicted, plans.origin.model
     page = KVPool.bytes_per_page(model.kv_heads, model.head_dims, plans.cache_spec)
     options = EngineOptions(max_batch=said.max_batch or SERVED_BATCH, kv_memory=None if said.kv_memory_mb is None else said.kv_memory_mb * 1_000_000)

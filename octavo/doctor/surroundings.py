@@ -11,6 +11,7 @@ from ..machine import Machine, cpu_quota, detect
 
 STAT = Path("/proc/stat")
 MEMINFO = Path("/proc/meminfo")
+TASKS = Path("/proc/self/task")
 LOOK = 0.3  # seconds that others are watched
 IDLE_FIELDS = (3, 4)  # of the cpu line of /proc/stat: idle, and waiting for a disk (proc(5))
 
@@ -35,6 +36,19 @@ def observe(isa: str | None = None) -> Surroundings:
     """As they are now; takes LOOK seconds."""
     machine = detect(isa)
     return Surroundings(machine, os.cpu_count() or machine.cores, cpu_quota(), _others(), _memory() or machine.memory_total)
+
+
+def turns() -> tuple[int, int] | None:
+    """Nanoseconds that the threads of this process had a core, and that they could have run and had none (schedstat of proc(5)); None where the system
+    does not tell."""
+    ran = waited = 0
+    for task in TASKS.iterdir() if TASKS.is_dir() else ():
+        try:
+            had, lacked, _ = (task / "schedstat").read_text().split()
+        except (OSError, ValueError):
+            continue  # a thread that has just ended
+        ran, waited = ran + int(had), waited + int(lacked)
+    return (ran, waited) if ran else None
 
 
 def _others() -> float | None:

@@ -9,6 +9,7 @@ import importlib
 import json
 import shlex
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from octavo.doctor import Complaint, Finding, Report, accuracy, case, memory, sp
 from octavo.doctor import race as races
 from octavo.doctor.causes.memory import measured
 from octavo.doctor.causes.speed import where
-from octavo.doctor.surroundings import Surroundings
+from octavo.doctor.surroundings import Surroundings, turns
 from octavo.engine import Engine, EngineOptions
 from octavo.loading import load
 from octavo.machine import detect
@@ -52,6 +53,7 @@ def copy(original: Path, tmp_path: Path) -> Path:
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few tokens: the planted losses are large. And no environment that says how to run."""
     monkeypatch.setattr(case, "WINDOWS", 2)
+    monkeypatch.setattr(case.Case, "lacked", None)  # others are invented here: whether they yield is not seen
     for name in ("OCTAVO_ISA", "OCTAVO_THREADS"):
         monkeypatch.delenv(name, raising=False)
 
@@ -271,6 +273,22 @@ def test_speed(code: str, said: dict[str, Any], around: dict[str, Any], command:
     assert command.replace("MODEL", str(original)) in one(report, code).command and one(report, code).evidence
 
 
+@pytest.mark.parametrize(("lacked", "found"), [(0.0, False), (0.3, True)])
+def test_others_that_yield_are_not_accused(lacked: float, found: bool, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(case.Case, "lacked", lacked)
+    report = speed.examine(original, replace(CALM, quantization="W4g32A8"), machine(others=0.9))
+    assert ("other_load" in codes(report)) is found
+
+
+def test_threads_that_lack_a_core_are_seen(original: Path) -> None:
+    before = turns()
+    other = threading.Thread(target=lambda: sum(range(300_000)))
+    other.start()
+    other.join()
+    after = turns()
+    assert before is None or after is None or after[0] > before[0]
+
+
 def test_a_stale_policy(original: Path, tmp_path: Path) -> None:
     from octavo.loading import fingerprint
     from octavo.policy import Policy, policy_path, save
@@ -398,10 +416,13 @@ def test_the_command_prints_what_was_asked_and_what_mends_it(original: Path, cap
     (["checkpoint", "MODEL", "--users", "3"], "--users: means nothing to `octavo doctor checkpoint`"),
     (["memory", "MODEL", "--traffic", "x.jsonl"], "--traffic: means nothing"),
     (["speed", "MODEL", "--users", "0"], "--users: must be above 0"),
+    (["memory", "MODEL", "--context", "100000"], "100000 tokens are beyond the 256"),
     (["accuracy", "/nowhere"], "no such file or folder"),
     (["accuracy", "MODEL", "--against", "/nowhere"], "no such file or folder"),
+    (["accuracy", "MODEL", "--against", "STORIES"], "it is not the original"),
     (["accuracy", "MODEL", "--data", "/nowhere.jsonl", "--traffic", "/nowhere.jsonl"], "/nowhere.jsonl"),
 ])
 def test_refusals(line: list[str], says: str, original: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", *(str(original) if word == "MODEL" else word for word in line)]) == 2
+    places = {"MODEL": str(original), "STORIES": str(original.parent / "stories260k-hf")}
+    assert main(["doctor", *(places.get(word, word) for word in line)]) == 2
     assert says in capsys.readouterr().err

@@ -52,8 +52,10 @@ def look(case: Case) -> Answer:
 def _tokens(case: Case, path: Path) -> list[np.ndarray]:
     try:
         texts = documents(path) if path.suffix == ".jsonl" else [path.read_text(encoding="utf-8")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot be read: {error}", where=str(path)) from None
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror or error}", where=str(path), remedy="name a .txt or .jsonl file") from None
+    except UnicodeDecodeError:
+        raise UsageError("is no text in UTF-8", where=str(path), remedy="name a .txt or .jsonl file") from None
     found, total = [], 0
     for text in texts:
         found.append(np.asarray(case.loaded.text.encode(text, special=False), np.int64))

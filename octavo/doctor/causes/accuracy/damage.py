@@ -23,7 +23,7 @@ def look(case: Case) -> Answer:
     if not errors:
         return Answer("yes")
     first = errors[0]
-    evidence = f"{len(errors)} errors, the first: {first.disorder.what}: {first.evidence}"
+    evidence = f"{len(errors)} error{'s' if len(errors) > 1 else ''}, the first: {first.disorder.what}: {first.evidence}"
     return Answer("no", (DAMAGED(first.tensor, evidence, shlex.join(["octavo", "doctor", "checkpoint", case.model])),))
 
 

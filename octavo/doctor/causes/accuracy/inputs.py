@@ -6,8 +6,7 @@ import numpy as np
 
 from ....errors import OctavoError
 from ....quality import compare
-from ....schemes import TensorSpec
-from ...case import SMALL_LOSS, Case
+from ...case import SMALL_LOSS, Case, wide
 from ...findings import Disorder
 from ...tree import Answer, Cause, NotAskedError
 
@@ -22,11 +21,10 @@ def look(case: Case) -> Answer:
     if not plan.activation.quantized or case.loaded.backend.name != "native":
         raise NotAskedError("inputs are not quantized")
     if case.complaint.against is None:  # against itself with 16-bit inputs: what the inputs alone cost
-        alone = compare(case.loaded.with_inputs(TensorSpec("bf16")), case.loaded, case.windows).kl.value
-        whole = alone
+        alone = whole = compare(wide(case.exact_inputs), wide(case.loaded), case.windows).kl.value
     else:
         whole = case.comparison.kl.value
-        alone = whole - compare(case.original, case.loaded.with_inputs(TensorSpec("bf16")), case.windows).kl.value
+        alone = whole - compare(case.original, case.exact_inputs, case.windows).kl.value
     line = f"with 16-bit inputs the loss is {alone:.4g} nats per token less"
     if alone < SMALL_LOSS / 2 or alone < SHARE * whole:
         return Answer(line)

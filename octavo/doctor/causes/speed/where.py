@@ -34,7 +34,7 @@ def look(case: Case) -> Answer:
     found = []
     if shares.get(OUTSIDE, 0) > LARGE:
         found.append(OUTSIDE_KERNELS("", line))
-    if shares.get(WAITING, 0) > LARGE and not crowded(case.surroundings):  # else the wait is for what others do, which is found already
+    if shares.get(WAITING, 0) > LARGE and not crowded(case):  # else the wait is for what others do, which is found already
         found.append(WAITS("", *_fewer_threads(case, line)))
     if shares.get("attention", 0) > LARGE:
         found.append(ATTENDS("", *_smaller_cache(case, line)))
