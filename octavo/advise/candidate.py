@@ -48,6 +48,7 @@ class Candidate:
     kl, kl_low, kl_high   loss against the original, nats per token, with its 95% interval; NaN: not known
     weight_bytes, fixed_bytes, kv_bytes_per_token   memory of weights, of the process around them, of a token of context
     prefill, decode  a prompt's step; decoding steps by ascending rows, rows 1 among them
+    sweep            decoding steps at more numbers of rows, after less context, from which break-even follows; (): decode serves
     predicted        why it was not measured; "": it was
     runs             whether it can run here at all
     notes            what is not as asked
@@ -60,6 +61,7 @@ class Candidate:
     kv_bytes_per_token: int
     prefill: Step
     decode: tuple[Step, ...]
+    sweep: tuple[Step, ...] = ()
     fixed_bytes: int = 0
     kl_low: float = math.nan
     kl_high: float = math.nan
@@ -68,21 +70,35 @@ class Candidate:
     notes: tuple[str, ...] = ()
 
     def step(self, rows: int) -> tuple[float, float, bool]:
-        """(seconds, deviation, whether it lies beyond what was measured) of a step of so many sequences: on the line through the two nearest."""
+        """(seconds, deviation, whether it lies beyond what was measured) of a step of so many sequences: on the line between the two nearest; beyond them
+        it grows as `predicted_seconds` says."""
         known = self.decode
         for step in known:
             if step.rows == rows:
                 return step.seconds, step.deviation, False
-        if len(known) < 2:
-            return known[0].seconds * max(1.0, rows / known[0].rows), known[0].deviation, True
-        low, high = next(((a, b) for a, b in pairwise(known) if rows < b.rows), known[-2:])
-        part = (rows - low.rows) / (high.rows - low.rows)
-        seconds = low.seconds + (high.seconds - low.seconds) * part
-        return max(seconds, high.seconds if rows > high.rows else 0.0), max(low.deviation, high.deviation), rows > known[-1].rows or rows < known[0].rows
+        between = next(((a, b) for a, b in pairwise(known) if a.rows < rows < b.rows), None)
+        if between is not None:
+            low, high = between
+            part = (rows - low.rows) / (high.rows - low.rows)
+            return low.seconds + (high.seconds - low.seconds) * part, max(low.deviation, high.deviation), False
+        near = known[-1] if rows > known[-1].rows else known[0]
+        growth = predicted_seconds(known[0], self.prefill, rows) / predicted_seconds(known[0], self.prefill, near.rows)
+        return near.seconds * growth, near.deviation, True
 
     def memory(self, load: Load) -> float:
         """Bytes of the process with every user at full length."""
         return self.fixed_bytes + self.weight_bytes + self.kv_bytes_per_token * load.users * (load.prompt + load.answer)
+
+
+def predicted_seconds(one: Step, prompt: Step, rows: int) -> float:
+    """Of a decoding step, from two measurements: `one`, a step of one sequence (its bytes come at the bandwidth that it shows), and `prompt` (the further
+    sequences' operations come at the rate of what it takes beyond reading). Reading and computing add up: on CPUs they overlap little, since the core that
+    computes is the one that waits (docs/advise.md has both laws beside measurements)."""
+    if not one.bytes or not prompt.operations:
+        return one.seconds * rows
+    per_byte = one.seconds / one.bytes
+    computing = max(prompt.seconds - prompt.bytes * per_byte, prompt.seconds / 2) / prompt.operations
+    return (one.weight_bytes + one.cache_bytes * rows) * per_byte + (rows - 1) * one.operations * computing
 
 
 @dataclass(frozen=True)
@@ -95,7 +111,7 @@ class Outcome:
     tokens_per_s    answer tokens of all users together
     memory, kl      bytes; nats per token, NaN where it is not known
     cost            of a million answer tokens, NaN without a price
-    beyond          more users than were measured: the step is on the line through the last two
+    beyond          more users than were measured: the step is predicted
     """
 
     candidate: Candidate

@@ -14,6 +14,7 @@ Goal = Literal["latency", "memory", "cost", "edge", "quality"]
 GOALS: tuple[Goal, ...] = ("latency", "memory", "cost", "edge", "quality")
 NEAR = 0.02          # of the best: as good, and the one that loses least is taken
 USUAL_KL = 0.1       # nats per token, where no limit is given: published 4-bit models lose 0.03 to 0.07 (llama.cpp, LLaMA-3-8B, Q4_K_M and Q4_0)
+USERS = (1, 4, 16, 64)  # that are tried, when it is told what would change the choice
 EDGE_PER_TOKEN = 0.1  # seconds; reading aloud or silently needs 5 tokens a second, half of this rate
 
 
@@ -150,8 +151,8 @@ def _reasons(outcomes: Sequence[Outcome], choice: Outcome | None, nearest: Outco
     if choice is None:
         if nearest is None:
             return ["no candidate runs here"]
-        broken = ", ".join(f"{WORDS[n]} {shown(n, value_of(nearest, n))} where {shown(n, getattr(limits, n))} is allowed" for n in limits.broken(nearest))
-        return [f"nothing keeps all limits; {nearest.name} comes nearest: {broken}"]
+        broken = ", ".join(_excess_said(n, value_of(nearest, n), getattr(limits, n)) for n in limits.broken(nearest))
+        return [f"nothing keeps all limits; {nearest.name} comes nearest: {broken}", *_beyond_all(outcomes, limits)]
     keeping = [one for one in outcomes if one.candidate.runs and not limits.broken(one)]
     told = [f"{choice.name} keeps every limit: " + ", ".join(f"{WORDS[n]} {shown(n, value_of(choice, n))} of {shown(n, getattr(limits, n))} allowed"
                                                               for n in LIMITED if getattr(limits, n) is not None)]
@@ -165,13 +166,31 @@ def _reasons(outcomes: Sequence[Outcome], choice: Outcome | None, nearest: Outco
     if choice.candidate.predicted:
         told.append(f"its figures are a prediction: {choice.candidate.predicted}")
     elif choice.beyond:
-        told.append("its speed with that many users lies beyond what was measured, on the line through the last two batches")
+        told.append("its speed with that many users lies beyond what was measured and is predicted")
     shaky = [one.name for one in outcomes if any(step.disturbed for step in one.candidate.decode)]
     if shaky:
         told.append(f"steps of {', '.join(shaky)} vary by more than {DISTURBED:.0%}: the machine does other work too; do not trust it, run it again")
     if limits.max_kl is not None and choice.candidate.kl_high > limits.max_kl:
         told.append(f"the interval of its loss reaches {choice.candidate.kl_high:.3g}, above the limit: measure it on more text with octavo evaluate")
     return told
+
+
+def _excess_said(name: str, value: float, limit: float) -> str:
+    """A broken limit, and by how much."""
+    ratio = value / limit if limit > 0 and math.isfinite(value) else math.inf
+    much = "" if ratio == math.inf else f" ({ratio - 1:.0%} more)" if ratio < 2 else f" ({ratio:.3g} times as much)"
+    return f"{WORDS[name]} {shown(name, value)} where {shown(name, limit)} is allowed{much}"
+
+
+def _beyond_all(outcomes: Sequence[Outcome], limits: Limits) -> list[str]:
+    """Of limits that no candidate keeps, what the best one reaches; where each is kept by one, that no one keeps them together."""
+    able = [one for one in outcomes if one.candidate.runs]
+    told = []
+    for name in LIMITED:
+        if all(name in limits.broken(one) for one in able):
+            least = min(able, key=lambda one: value_of(one, name))
+            told.append(f"no candidate keeps the limit of {WORDS[name]}: the least is {shown(name, value_of(least, name))}, {least.name}")
+    return told or ["each limit is kept by some candidate, but no candidate keeps them all"]
 
 
 def _why_not(one: Outcome, choice: Outcome | None, goal: Goal, limits: Limits) -> str:
@@ -209,10 +228,11 @@ def _changes(candidates: Sequence[Candidate], outcomes: Sequence[Outcome], choic
                     told.append(f"{WORDS[name]} of {shown(name, value)} allowed: {other.name}")
                     break
     was = choice.name if choice else "nothing"
-    for users in sorted({step.rows for one in candidates for step in one.decode}):
-        other, _ = _choose([outcome(one, replace(load, users=users)) for one in candidates], meant, bounds)
+    for users in sorted({*USERS, load.users}):
+        elsewhere = [outcome(one, replace(load, users=users)) for one in candidates]
+        other, _ = _choose(elsewhere, meant, bounds)
         if (name := other.name if other else "nothing") != was and users != load.users:
-            told.append(f"{users} user{'s' if users > 1 else ''}: {name}")
+            told.append(f"{users} user{'s' if users > 1 else ''}{' (predicted)' if any(one.beyond for one in elsewhere) else ''}: {name}")
             was = name
         elif users == load.users:
             was = choice.name if choice else "nothing"

@@ -1,6 +1,6 @@
 """Hardware: what generations of GPUs, CPUs, TPUs and Inferentia chips multiply themselves, each with its source; which of them this machine is.
 
-native      matrix or vector instructions take numbers of this format
+native      matrix instructions (on CPUs also vector instructions) take numbers of this format
 emulated    numbers are stored in this format and widened on the way to arithmetic that the chip has: they save memory and bandwidth, no operations
 no          no known software runs it there, or only as a curiosity
 
@@ -23,8 +23,9 @@ NAMES = {"16bit": "16 bits", "int8": "INT8", "fp8": "FP8", "int4": "INT4", "fp4"
 SOURCES = {
     "ptx": "NVIDIA, PTX ISA 8.7, warp-level matrix instructions: docs.nvidia.com/cuda/parallel-thread-execution",
     "te": "NVIDIA, Transformer Engine, datatype and hardware support matrix: nvidia.github.io/TransformerEngine/support_matrix.html",
-    "vllm": "vLLM 0.14, supported hardware: docs.vllm.ai/en/v0.14.0/features/quantization",
+    "vllm": "vLLM, supported hardware (INT8, FP8; FP8 and FP4 weights through Marlin; bitsandbytes): docs.vllm.ai/en/latest/features/quantization",
     "marlin": "vLLM, FP4 weights through Marlin where there is no FP4 arithmetic: vllm-project/vllm, marlin_utils_fp4.py",
+    "cutlass": "NVIDIA, CUTLASS, Blackwell functionality (tcgen05.mma: f16, i8, f8f6f4, mxf4nvf4): docs.nvidia.com/cutlass",
     "v100": "NVIDIA, Tesla V100 data sheet",
     "t4": "NVIDIA, Tesla T4 data sheet",
     "a100": "NVIDIA, A100 80 GB data sheet",
@@ -37,8 +38,9 @@ SOURCES = {
     "tpu4": "Google, TPU v4: cloud.google.com/tpu/docs/v4",
     "tpu5e": "Google, TPU v5e: cloud.google.com/tpu/docs/v5e",
     "tpu": "vLLM 0.11, supported hardware (INT8 on TPU, no FP8): docs.vllm.ai/en/v0.11.2/features/quantization",
-    "inf1": "AWS, NeuronCore-v1 and Inferentia architecture: awsdocs-neuron.readthedocs-hosted.com",
-    "inf2": "AWS, NeuronCore-v2 and Inferentia2 architecture: awsdocs-neuron.readthedocs-hosted.com",
+    "jax": "JAX, what TPU matrix units take and at which rate: docs.jax.dev/en/latest/pallas/tpu/hardware.html; jax-ml/jax, tpu_info.py",
+    "inf1": "AWS, NeuronCore-v1 and Inferentia: awsdocs-neuron.readthedocs-hosted.com/en/latest/general/arch/neuron-hardware/inferentia.html",
+    "inf2": "AWS, NeuronCore-v2 and Inferentia2: awsdocs-neuron.readthedocs-hosted.com/en/latest/general/arch/neuron-hardware/inferentia2.html",
     "neuron": "AWS, Neuron data types: awsdocs-neuron.readthedocs-hosted.com/en/latest/general/arch/neuron-features/data-types.html",
 }
 
@@ -75,10 +77,10 @@ def _device(name: str, memory_gb: float, gb_per_s: float, sources: str, **tera: 
 
 
 MATRIX = (
-    Row("volta", "GPU", "Volta (V100, 7.0)", ("native", "emulated", "no", "emulated", "no"),
-        "16 bits are FP16, not BF16; no INT8 matrix units", ("ptx", "vllm"), _device("V100", 32, 900, "v100", bits16=125)),
-    Row("turing", "GPU", "Turing (T4, 7.5)", ("native", "native", "no", "native", "no"),
-        "16 bits are FP16, not BF16", ("ptx", "vllm"), _device("T4", 16, 300, "t4", bits16=65, int8=130, int4=260)),
+    Row("volta", "GPU", "Volta (V100, 7.0)", ("native", "emulated", "no", "emulated", "emulated"),
+        "16 bits are FP16, not BF16; INT8 on vector units alone (dp4a); FP4 is bitsandbytes'", ("ptx", "vllm"), _device("V100", 32, 900, "v100", bits16=125)),
+    Row("turing", "GPU", "Turing (T4, 7.5)", ("native", "native", "emulated", "native", "emulated"),
+        "16 bits are FP16, not BF16; FP8 and FP4 weights are widened to it", ("ptx", "vllm"), _device("T4", 16, 300, "t4", bits16=65, int8=130, int4=260)),
     Row("ampere", "GPU", "Ampere (A100, 8.0; A10, 8.6)", ("native", "native", "emulated", "native", "emulated"),
         "FP8 and FP4 weights are widened to 16 bits", ("ptx", "te", "vllm", "marlin"), _device("A100", 80, 2039, "a100", bits16=312, int8=624, int4=1248)),
     Row("ada", "GPU", "Ada (L4, L40S, 8.9)", ("native", "native", "native", "native", "emulated"),
@@ -86,19 +88,20 @@ MATRIX = (
     Row("hopper", "GPU", "Hopper (H100, H200, 9.0)", ("native", "native", "native", "emulated", "emulated"),
         "warpgroup matrix units take no INT4", ("ptx", "te", "vllm", "marlin"), _device("H100", 80, 3350, "h100", bits16=989, int8=1979, fp8=1979)),
     Row("blackwell", "GPU", "Blackwell (B200, 10.0)", ("native", "native", "native", "emulated", "native"),
-        "FP4 is NVFP4 or MXFP4", ("ptx", "te"), _device("B200", 180, 8000, "b200", bits16=2250, int8=4500, fp8=4500, fp4=9000)),
+        "FP4 is NVFP4 or MXFP4", ("ptx", "te", "cutlass"), _device("B200", 180, 8000, "b200", bits16=2250, int8=4500, fp8=4500, fp4=9000)),
     Row("amx", "CPU", "x86 with AMX (Sapphire Rapids on)", ("native", "native", "emulated", "emulated", "emulated"),
         "16 bits are BF16; 4-bit weights are widened to INT8", ("intel", "octavo")),
     Row("avx512vnni", "CPU", "x86 with AVX-512 VNNI", ("emulated", "native", "emulated", "emulated", "emulated"),
         "16-bit weights meet float32; 4-bit weights are widened to INT8", ("intel", "octavo")),
     Row("avx2", "CPU", "x86 with AVX2", ("emulated", "native", "emulated", "emulated", "emulated"),
         "INT8 in two instructions; 16-bit weights meet float32; 4-bit weights are widened to INT8", ("intel", "octavo")),
-    Row("neon", "CPU", "Arm with NEON (dot product, Armv8.2)", ("emulated", "native", "emulated", "emulated", "emulated"),
-        "BF16 is native from Armv8.6 on; Octavo runs its portable kernels there", ("arm", "octavo")),
+    Row("neon", "CPU", "Arm with NEON (dot product, Armv8.2)", ("native", "native", "emulated", "emulated", "emulated"),
+        "16 bits are FP16, BF16 from Armv8.6 on; Octavo's portable kernels widen them to float32", ("arm", "octavo")),
     Row("tpu4", "TPU", "TPU v4", ("native", "native", "no", "emulated", "no"),
-        "16 bits are BF16; INT8 at the rate of BF16", ("tpu4", "tpu"), _device("TPU v4", 32, 1200, "tpu4", bits16=275, int8=275)),
-    Row("tpu5e", "TPU", "TPU v5e", ("native", "native", "no", "emulated", "no"),
-        "16 bits are BF16; INT8 at twice its rate", ("tpu5e", "tpu"), _device("TPU v5e", 16, 800, "tpu5e", bits16=197, int8=393)),
+        "16 bits are BF16; INT8 at the rate of BF16", ("tpu4", "tpu", "jax"), _device("TPU v4", 32, 1200, "tpu4", bits16=275, int8=275)),
+    Row("tpu5e", "TPU", "TPU v5e", ("native", "native", "emulated", "native", "no"),
+        "16 bits are BF16; INT8 at twice, INT4 at four times its rate; FP8 is widened", ("tpu5e", "tpu", "jax"),
+        _device("TPU v5e", 16, 819, "tpu5e", bits16=197, int8=393, int4=788)),
     Row("inf1", "Inferentia", "Inferentia 1 (Inf1)", ("native", "native", "no", "no", "no"),
         "the chip multiplies INT8, the SDK's list of types has FP32, FP16 and BF16", ("inf1", "neuron"),
         _device("Inferentia 1", 8, 50, "inf1", bits16=64, int8=128)),

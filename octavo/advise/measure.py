@@ -1,13 +1,13 @@
-"""Short runs of every candidate: prompts, decoding at several batches, what it has lost. Each is loaded alone, so that memory holds one at a time."""
+"""Short runs of every candidate: prompts, decoding at several batches, what it has lost. They run in turns; where memory holds all of them, turn by turn."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import CapacityError, CheckpointError, KernelError, ModelError, OctavoError
 from ..kernels.costs import op_costs
@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 CANDIDATES = ("16bit", "8bit", "W8g64A8g64C8", "4bit", "W4g64A8g64C8", "nf4")
 WARM = 3   # decoding steps that are not counted
 STEPS = 12  # that are
-SWEPT = ("16bit", "8bit", "4bit")  # whose break-even is looked for: they run at every batch once; the others, and further rounds, at those of the choice
+SWEPT = ("16bit", "8bit", "4bit")  # whose break-even is looked for
+CONTEXT = 32  # tokens before a step of the sweep: prompts of many sequences take most of its time
+TOGETHER = 0.5  # of the free memory that all candidates may take at once, so that they run in turns step kind by step kind
 Tell = Callable[[str], None]
+Job = tuple[Literal["prompt", "decode", "sweep"], int]  # what is run, and rows
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,15 @@ class Wanted:
     """model      a folder, a file or a hub id; against: its original, where it came quantized
     names         precisions to try, as --quantization takes them
     load          users and lengths that a choice is made for; prompts are measured at its length, decoding after so many tokens
-    batches       numbers of sequences that decode together, ascending, 1 first, to find break-even
-    rounds        how often every candidate is loaded and run, in turns; the least disturbed round counts
+    batches       numbers of sequences that decode together, ascending, 1 first, to find break-even of those in `swept`
+    rounds        how often everything is run, the candidates in turns; the least disturbed round counts
     """
 
     model: str
     names: tuple[str, ...] = CANDIDATES
     load: Load = field(default_factory=Load)
-    batches: tuple[int, ...] = (1, 2, 4, 8, 16)
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    swept: tuple[str, ...] = SWEPT
     rounds: int = 2
     steps: int = STEPS
     against: str | None = None
@@ -59,15 +63,26 @@ class _Runs:
 
     scheme: Scheme
     facts: dict[str, object] = field(default_factory=dict)
-    prefill: list[Step] = field(default_factory=list)
-    decode: dict[int, list[Step]] = field(default_factory=dict)
+    steps: dict[Job, list[Step]] = field(default_factory=dict)
     failed: str = ""
 
 
-def batches_for(users: int) -> tuple[int, ...]:
-    """1, 2, 4 ... 16, further where there are more users, and their number itself."""
-    powers = {1 << i for i in range(max(5, (users - 1).bit_length() + 1))}
-    return tuple(sorted({p for p in powers if p <= max(16, users)} | {users}))
+@dataclass
+class _Models:
+    """Loaded models: all of them at once, or the last one alone."""
+
+    wanted: Wanted
+    together: bool = False
+    held: dict[str, LoadedModel] = field(default_factory=dict)
+
+    def get(self, name: str) -> LoadedModel:
+        if name not in self.held:
+            if not self.together:
+                self.held.clear()  # before the next one takes its memory
+            w = self.wanted
+            self.held[name] = load(w.model, quantization=name, threads=w.threads, isa=w.isa, cache_dir=w.cache_dir, use_cache=w.use_cache,
+                                   allow_pickle=w.allow_pickle)
+        return self.held[name]
 
 
 def measure(wanted: Wanted, machine: Machine, tell: Tell = lambda what: None) -> tuple[list[Candidate], list[Scheme]]:
@@ -76,14 +91,24 @@ def measure(wanted: Wanted, machine: Machine, tell: Tell = lambda what: None) ->
     Raises SchemeError for a name that cannot be read, and the first error where nothing could be measured at all.
     """
     runs = {name: _Runs(choose(name, machine).plan.default) for name in wanted.names}
+    models = _Models(wanted)
     first: OctavoError | None = None
+    for name in wanted.names:
+        try:
+            _learn(wanted, name, runs[name], models, tell)
+        except (CapacityError, KernelError, ModelError) as error:
+            runs[name].failed, first = str(error), first or error
+    able = [name for name in wanted.names if not runs[name].failed]
+    models.together = sum(int(runs[name].facts["weight_bytes"]) for name in able) < TOGETHER * machine.memory_available  # type: ignore[call-overload]
     for turn in range(wanted.rounds):
-        for name in wanted.names if turn % 2 == 0 else reversed(wanted.names):  # what drifts, drifts for all
-            if not runs[name].failed:
-                try:
-                    _run(wanted, name, runs[name], turn, tell)
-                except (CapacityError, KernelError, ModelError) as error:
-                    runs[name].failed, first = str(error), first or error
+        for name, job in _turns(wanted, able, turn, models.together):
+            if runs[name].failed:
+                continue
+            tell(f"round {turn + 1} of {wanted.rounds}, {name}: {'a prompt' if job[0] == 'prompt' else f'{job[1]} at a time'}")
+            try:
+                runs[name].steps.setdefault(job, []).append(_run(wanted, job, models.get(name)))
+            except (CapacityError, KernelError, ModelError) as error:
+                runs[name].failed, first = str(error), first or error
     if first is not None and all(one.failed for one in runs.values()):
         raise first
     fixed = min(int(one.facts["fixed_bytes"]) for one in runs.values() if not one.failed)  # type: ignore[call-overload]
@@ -97,24 +122,33 @@ def measure(wanted: Wanted, machine: Machine, tell: Tell = lambda what: None) ->
     return [done[name] for name in wanted.names], [runs[name].scheme for name in wanted.names]
 
 
-def _run(wanted: Wanted, name: str, runs: _Runs, turn: int, tell: Tell) -> None:
-    about = f"{name}, round {turn + 1} of {wanted.rounds}" if wanted.rounds > 1 else name
-    tell(f"{about}: loading")
-    loaded = load(wanted.model, quantization=name, threads=wanted.threads, isa=wanted.isa, cache_dir=wanted.cache_dir, use_cache=wanted.use_cache,
-                  allow_pickle=wanted.allow_pickle)
-    if not runs.facts:
-        runs.facts = _facts(loaded)
-        if wanted.quality:
-            tell(f"{about}: what it has lost")
-            runs.facts.update(_lost(wanted, loaded))
-    tell(f"{about}: prompts")
-    prompts = list(prefill(loaded, wanted.load.prompt, repetitions=3))[1:]
-    whole = [sum(step.seconds for step in one) for one in prompts]
-    runs.prefill.append(_step(loaded, wanted.load.prompt, whole, prompts[0], len(prompts[0])))
-    for batch in wanted.batches if turn == 0 and name in SWEPT else sorted({1, wanted.load.users}):
-        tell(f"{about}: {batch} at a time")
-        steps = decode(loaded, batch, wanted.load.prompt, wanted.steps + WARM)[WARM:]
-        runs.decode.setdefault(batch, []).append(_step(loaded, batch, [step.seconds for step in steps], steps, 1))
+def _turns(wanted: Wanted, names: Sequence[str], turn: int, together: bool) -> Iterator[tuple[str, Job]]:
+    """Everything once. Together: each job for all names before the next one, so that what drifts on the machine drifts for all; else a model at a time.
+    Every other round goes backwards."""
+    jobs: list[Job] = [("prompt", wanted.load.prompt), *(("decode", rows) for rows in sorted({1, wanted.load.users})),
+                       *(("sweep", rows) for rows in wanted.batches)]
+    order = names if turn % 2 == 0 else list(reversed(names))
+    pairs = ((name, job) for job in jobs for name in order) if together else ((name, job) for name in order for job in jobs)
+    return (pair for pair in pairs if pair[1][0] != "sweep" or pair[0] in wanted.swept)
+
+
+def _learn(wanted: Wanted, name: str, runs: _Runs, models: _Models, tell: Tell) -> None:
+    tell(f"{name}: loading")
+    loaded = models.get(name)
+    runs.facts = _facts(loaded)
+    if wanted.quality:
+        tell(f"{name}: what it has lost")
+        runs.facts.update(_lost(wanted, loaded))
+
+
+def _run(wanted: Wanted, job: Job, loaded: LoadedModel) -> Step:
+    kind, rows = job
+    if kind == "prompt":
+        prompts = list(prefill(loaded, rows, repetitions=3))[1:]
+        return _step(loaded, rows, [sum(step.seconds for step in one) for one in prompts], prompts[0], len(prompts[0]))
+    context = wanted.load.prompt if kind == "decode" else min(CONTEXT, wanted.load.prompt)
+    steps = decode(loaded, rows, context, wanted.steps + WARM)[WARM:]
+    return _step(loaded, rows, [step.seconds for step in steps], steps, 1)
 
 
 def _step(loaded: LoadedModel, rows: int, seconds: Sequence[float], steps: Sequence[Timed], together: int) -> Step:
@@ -150,7 +184,8 @@ def _lost(wanted: Wanted, loaded: LoadedModel) -> dict[str, object]:
 
 
 def _candidate(name: str, runs: _Runs, fixed: int) -> Candidate:
-    """Of each batch the round with the shortest mean: whatever disturbs a run makes it longer."""
-    facts = {**runs.facts, "fixed_bytes": fixed}
-    steps = tuple(min(rounds, key=lambda step: step.seconds) for _, rounds in sorted(runs.decode.items()))
-    return Candidate(name=name, prefill=min(runs.prefill, key=lambda step: step.seconds), decode=steps, **facts)  # type: ignore[arg-type]
+    """Of each job the round with the shortest mean: whatever disturbs a run makes it longer."""
+    best = {job: min(rounds, key=lambda step: step.seconds) for job, rounds in sorted(runs.steps.items())}
+    kinds = {kind: tuple(step for job, step in best.items() if job[0] == kind) for kind in ("prompt", "decode", "sweep")}
+    return Candidate(name=name, prefill=kinds["prompt"][0], decode=kinds["decode"], sweep=kinds["sweep"],
+                     **{**runs.facts, "fixed_bytes": fixed})  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ def without_measuring(name: str, scheme: Scheme, known: Sequence[Candidate], sch
 
     whole = not scheme.weight.quantized and not scheme.activation.quantized and not scheme.cache.quantized
     return replace(like, name=name, scheme=str(scheme), kl=0.0 if whole else math.nan, kl_low=math.nan, kl_high=math.nan,
-                   weight_bytes=int(like.weight_bytes * share), prefill=step(like.prefill), decode=tuple(step(s) for s in like.decode), predicted=why,
+                   weight_bytes=int(like.weight_bytes * share), prefill=step(like.prefill), decode=tuple(step(s) for s in like.decode), sweep=(), predicted=why,
                    runs=False, notes=(f"predicted from {like.name}",))
 
 
@@ -48,7 +48,8 @@ def on_device(candidate: Candidate, scheme: Scheme, device: Device) -> Candidate
 
     room = candidate.weight_bytes <= device.memory
     why = f"at the bandwidth and the {kind} rate that the maker of {device.name} states" + ("" if room else "; its weights do not fit")
-    return replace(candidate, prefill=step(candidate.prefill), decode=tuple(step(s) for s in candidate.decode), fixed_bytes=0, predicted=why, runs=room)
+    return replace(candidate, prefill=step(candidate.prefill), decode=tuple(step(s) for s in candidate.decode), sweep=(),
+                   fixed_bytes=0, predicted=why, runs=room)
 
 
 def arithmetic(scheme: Scheme, row: Row) -> str | None:

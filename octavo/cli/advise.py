@@ -61,7 +61,7 @@ class Options:
     """Other hardware to choose for instead, such as H100 or "TPU v5e": a prediction. list: the names."""
 
     rounds: int = 2
-    """How often each candidate is loaded and run; the least disturbed round counts."""
+    """How often everything is run, the candidates in turns; the least disturbed round counts."""
 
     cost_per_hour: float | None = None
     """Price of the machine, for the cost of a million tokens."""
@@ -157,7 +157,7 @@ def _bytes(text: str, where: str) -> float:
 
 
 def _wanted(options: Options) -> Wanted:
-    from ..advise import CANDIDATES, Load, Wanted, batches_for
+    from ..advise import CANDIDATES, Load, Wanted
 
     users = options.users if options.users is not None else 16 if options.goal == "cost" else 1
     for name, value in (("users", users), ("prompt-tokens", options.prompt_tokens), ("output-tokens", options.output_tokens), ("rounds", options.rounds)):
@@ -166,7 +166,7 @@ def _wanted(options: Options) -> Wanted:
     names = CANDIDATES if options.candidates is None else tuple(name.strip() for name in options.candidates.split(",") if name.strip())
     if not names or len(set(names)) != len(names):
         raise UsageError(f"{options.candidates!r} is no list of different precisions", where="--candidates", remedy="as in 16bit,8bit,4bit")
-    return Wanted(options.model or "", names, Load(users, options.prompt_tokens, options.output_tokens), batches_for(users), options.rounds,
+    return Wanted(options.model or "", names, Load(users, options.prompt_tokens, options.output_tokens), rounds=options.rounds,
                   against=options.against, quality=options.quality, threads=options.threads, isa=options.isa, cache_dir=options.cache_dir,
                   use_cache=options.cache, allow_pickle=options.allow_pickle)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from octavo.advise import batches_for
 from octavo.cli import main
 from octavo.machine import detect
 
@@ -40,10 +39,11 @@ def test_least_memory_within_a_loss(tiny_model: Path, kept: Path, tmp_path: Path
     fixed = found["measurements"][0]["fixed_bytes"]
     assert decision["choice"] == ("16bit" if sizes["16bit"] < 0.02 * fixed else "4bit")
     for one in found["measurements"]:
-        assert [step["rows"] for step in one["decode"]] == [1, 2, 4, 8, 16] and one["prefill"]["rows"] == 16
-        assert all(step["seconds"] > 0 and step["weight_bytes"] > 0 and step["operations"] > 0 for step in one["decode"])
-        assert one["decode"][4]["operations"] > 15 * one["decode"][0]["operations"]
-    assert [(one["few"], one["many"], len(one["gains"])) for one in found["break_even"]] == [("4bit", "8bit", 5), ("8bit", "16bit", 5), ("4bit", "16bit", 5)]
+        assert [step["rows"] for step in one["decode"]] == [1, 2] and one["prefill"]["rows"] == 16
+        assert [step["rows"] for step in one["sweep"]] == [1, 2, 4, 8, 16, 32]
+        assert all(step["seconds"] > 0 and step["weight_bytes"] > 0 and step["operations"] > 0 for step in one["decode"] + one["sweep"])
+        assert one["sweep"][4]["operations"] > 15 * one["sweep"][0]["operations"]
+    assert [(one["few"], one["many"], len(one["gains"])) for one in found["break_even"]] == [("4bit", "8bit", 6), ("8bit", "16bit", 6), ("4bit", "16bit", 6)]
     marked = [row["key"] for row in found["hardware"] if row["this_machine"]]
     assert marked == ([detect().isa] if detect().isa != "portable" else marked)
     text = page.read_text()
@@ -70,8 +70,17 @@ def test_the_hardware_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(json.loads(capsys.readouterr().out)["hardware"]) == 14
 
 
-def test_batches() -> None:
-    assert batches_for(1) == (1, 2, 4, 8, 16) and batches_for(20) == (1, 2, 4, 8, 16, 20) and batches_for(64) == (1, 2, 4, 8, 16, 32, 64)
+def test_candidates_run_in_turns() -> None:
+    """Where memory holds all of them: each kind of step for all candidates before the next kind, every other round backwards. Else a model at a time."""
+    from octavo.advise import Load, Wanted
+    from octavo.advise.measure import _turns
+
+    wanted = Wanted("", ("16bit", "nf4"), Load(3, 8), (1, 2))
+    first = [(name, *job) for name, job in _turns(wanted, wanted.names, 0, True)]
+    assert first == [("16bit", "prompt", 8), ("nf4", "prompt", 8), ("16bit", "decode", 1), ("nf4", "decode", 1), ("16bit", "decode", 3), ("nf4", "decode", 3),
+                     ("16bit", "sweep", 1), ("16bit", "sweep", 2)]
+    assert [name for name, _ in _turns(wanted, wanted.names, 1, True)][:2] == ["nf4", "16bit"]
+    assert [name for name, _ in _turns(wanted, wanted.names, 0, False)] == ["16bit"] * 5 + ["nf4"] * 3
 
 
 @pytest.mark.parametrize(("options", "said"), [

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from octavo.advise import DEVICES, MATRIX, Candidate, Limits, Load, break_even, break_evens, decide, on_device, rows_of
+from octavo.advise import DEVICES, MATRIX, BreakEven, Candidate, Limits, Load, break_even, break_evens, decide, on_device, rows_of
 from octavo.advise.hardware import FORMATS, SOURCES
 from octavo.advise.predict import arithmetic, without_measuring
 from octavo.machine import Machine
@@ -16,12 +17,12 @@ from .synthetic import BATCHES, candidate
 
 
 def test_where_operations_take_over() -> None:
-    """100 M weights at 20 GB/s: 8 bits take 5 ms to read, 4 bits 2.5; a sequence takes 0.5 ms to compute. From 10 sequences on both only compute."""
-    few, many = candidate("4bit", 4, 0.05), candidate("8bit", 8, 0.002)
+    """100 M weights at 20 GB/s: 8 bits take 5 ms to read, 4 bits 2.5; a sequence takes 2 ms to compute, and they add up: 53 / 50.5 ms at 24 sequences."""
+    few, many = candidate("4bit", 4, 0.05, rate=100e9, law="sum"), candidate("8bit", 8, 0.002, rate=100e9, law="sum")
     found = break_even(few, many)
-    assert (found.predicted, found.measured, found.last) == (16, 16, 32) and found.agree
-    assert found.gains[0][2] == pytest.approx(2.0)
-    assert str(found) == "4bit over 8bit: pays below 16 sequences (measured), pays below 16 sequences (predicted)"
+    assert (found.predicted, found.measured, found.last) == (32, 32, 32) and found.agree
+    assert found.gains[0][2] == pytest.approx(7 / 4.5)
+    assert str(found) == "4bit over 8bit: pays below 32 sequences (measured), pays below 32 sequences (predicted); they agree"
 
 
 def test_faster_arithmetic_pays_always() -> None:
@@ -34,14 +35,34 @@ def test_slower_arithmetic_never_pays() -> None:
     assert (found.predicted, found.measured) == (1, 1) and "never pays" in str(found)
 
 
-@pytest.mark.parametrize("law", ["max", "sum"])
-@pytest.mark.parametrize("rate", [100e9, 400e9, 1600e9])
-def test_the_prediction_knows_one_sequence_and_a_prompt_only(law: str, rate: float) -> None:
-    """Where reading and computing overlap it is exact; where they add up, the true batch is further away, and it says less than there is."""
+@pytest.mark.parametrize(("law", "rate", "expected", "agree"), [
+    ("sum", 100e9, (32, 32), True), ("sum", 400e9, (128, None), None), ("sum", 1600e9, (None, None), True),
+    ("max", 100e9, (32, 4), False), ("max", 1600e9, (128, None), None),
+])
+def test_the_prediction_knows_one_sequence_and_a_prompt_only(law: str, rate: float, expected: tuple[int | None, ...], agree: bool | None) -> None:
+    """Where reading and computing add up it is exact; where they overlap, the true batch is nearer. A batch beyond the measured 32 is not known."""
     found = break_even(candidate("4bit", 4, 0.0, rate=rate, law=law), candidate("8bit", 8, 0.0, rate=rate, law=law))
-    assert found.predicted is not None or rate > 400e9
-    assert law == "sum" or (found.predicted == found.measured and found.agree)
-    assert (found.predicted or 64) <= (found.measured or 64)
+    assert ((found.predicted, found.measured), found.agree) == (expected, agree)
+
+
+@pytest.mark.parametrize(("predicted", "measured", "agree"), [
+    (8, 8, True), (4, 8, True), (16, 8, True), (2, 8, False), (32, 8, False), (None, None, True), (None, 32, False), (16, None, False), (32, None, None),
+    (64, None, None), (1, 1, True),
+])
+def test_within_one_power_of_two(predicted: int | None, measured: int | None, agree: bool | None) -> None:
+    """None: beyond the 32 sequences that were measured, or the 256 that were predicted. What nobody measured confirms nothing, nor does it refute."""
+    assert BreakEven("4bit", "8bit", predicted, measured, 32, ()).agree is agree
+
+
+@pytest.mark.parametrize("law", ["max", "sum"])
+def test_a_step_beyond_what_was_measured_is_predicted(law: str) -> None:
+    """On the law of the sum almost exactly; else it is continuous with the last measurement, and never below it."""
+    whole = candidate("8bit", 8, 0.0, law=law)
+    seconds, _, beyond = replace(whole, decode=whole.decode[:3]).step(32)
+    assert beyond and seconds > whole.decode[2].seconds
+    if law == "sum":
+        assert seconds == pytest.approx(whole.decode[5].seconds, rel=0.01)
+    assert whole.step(3) == (pytest.approx((whole.decode[1].seconds + whole.decode[2].seconds) / 2), 0.0, False)
 
 
 def test_only_what_was_measured() -> None:
