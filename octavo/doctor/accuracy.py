@@ -1,6 +1,6 @@
 """Accuracy: why answers got worse. First what has nothing to do with precision, then how much was lost, and where.
 
-damaged files -> tokenizer -> chat template -> loss against the original -> which layers -> inputs -> key-value cache -> calibration text against traffic
+damaged files -> tokenizer -> chat template -> loss against the original -> inputs -> which layers -> key-value cache -> calibration text against traffic
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ SHOWN = ("quantization", "kv_cache", "max_model_len", "threads", "isa", "kv_memo
 
 
 class Case:
-    """facts: what was learned that is worth showing; fatal: what kept the model itself from being loaded."""
+    """facts: what was learned that is worth showing; fatal: what kept the model itself from being loaded;
+    input_loss: nats per token of the loss that come from rounding inputs, once that is measured."""
 
     def __init__(self, path: Path, complaint: Complaint, surroundings: Surroundings | None = None) -> None:
         self.model, self.complaint = str(path), complaint
@@ -39,6 +40,7 @@ class Case:
         self.fatal: OctavoError | None = None
         self._given = surroundings
         self._lacked: float | None = None
+        self.input_loss = 0.0
 
     @cached_property
     def surroundings(self) -> Surroundings:

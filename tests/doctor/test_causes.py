@@ -24,9 +24,11 @@ from octavo.cli import main
 from octavo.cli._app import build, verbs
 from octavo.doctor import Complaint, Finding, Report, accuracy, case, memory, speed, topics
 from octavo.doctor import race as races
+from octavo.doctor.causes.accuracy import layers
 from octavo.doctor.causes.memory import measured
 from octavo.doctor.causes.speed import where
 from octavo.doctor.surroundings import Surroundings, turns
+from octavo.doctor.tree import NotAskedError
 from octavo.engine import Engine, EngineOptions
 from octavo.loading import load
 from octavo.machine import detect
@@ -218,9 +220,16 @@ def test_inputs_with_outliers(copy: Path) -> None:
                     tensors[reader][:, 7] /= 300
 
     reweigh(copy, grow)
-    said = replace(CALM, quantization="W8g32A8", against=str(copy))
-    found = one(accuracy.examine(copy, said, machine()), "activation_outliers")
+    report = accuracy.examine(copy, replace(CALM, quantization="W8g32A8", against=str(copy)), machine())
+    found = one(report, "activation_outliers")
     assert "--quantization W8g32A16" in found.command and "times the median one" in found.evidence
+
+
+def test_layers_are_not_accused_of_what_inputs_lose(original: Path) -> None:
+    losing = case.Case(original, replace(CALM, quantization="W8A16", against=str(original)), machine())
+    losing.comparison, losing.input_loss = SimpleNamespace(kl=SimpleNamespace(value=0.0525)), 0.0468  # type: ignore[assignment]  # SmolLM2 as W8A8
+    with pytest.raises(NotAskedError, match="from inputs, not from weights"):
+        layers.look(losing)
 
 
 def test_a_cache_of_too_few_bits(original: Path) -> None:
@@ -315,7 +324,12 @@ def test_a_stale_policy(original: Path, tmp_path: Path) -> None:
 def test_where_the_time_goes(code: str, part: str, others: float, helps: float, command: str, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Times that no busy machine can change. Waiting has another cause where others use the cores. What does not help is not advised."""
     raced: list[Any] = []
-    monkeypatch.setattr(where, "race", lambda theirs, ours, users, context: raced.append(ours) or races.Race([100.0], [100.0 * helps]))
+
+    def race(theirs: Any, ours: Any, users: int, context: int | None) -> races.Race:
+        raced.append(ours)
+        return races.Race([100.0], [100.0 * helps])
+
+    monkeypatch.setattr(where, "race", race)
     monkeypatch.setattr(where, "native_program", lambda loaded: SimpleNamespace(threads=2))
     monkeypatch.setattr(where, "seconds_by_part", lambda loaded, steps: {"linear": 1.0, part: 2.0})
     report = speed.examine(original, replace(CALM, quantization="W4g32A8"), machine(others=others))

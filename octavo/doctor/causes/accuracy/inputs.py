@@ -25,6 +25,7 @@ def look(case: Case) -> Answer:
     else:
         whole = case.comparison.kl.value
         alone = whole - compare(case.original, case.exact_inputs, case.windows).kl.value
+    case.input_loss = alone
     line = f"with 16-bit inputs the loss is {alone:.4g} nats per token less"
     if alone < SMALL_LOSS / 2 or alone < SHARE * whole:
         return Answer(line)
@@ -63,5 +64,5 @@ def _channels(case: Case) -> str:
     return f"; in the inputs of {name} the largest channel is {ratio:.0f} times the median one"
 
 
-CAUSE = Cause(60, "do inputs have outliers that one scale per token cannot hold?", look, (OUTLIERS,),
+CAUSE = Cause(45, "do inputs have outliers that one scale per token cannot hold?", look, (OUTLIERS,),
               unless=("no_numbers", "loss_is_small", "tokenizer_differs"))

@@ -23,6 +23,8 @@ LADDER = ("4g32", "8g64")  # what is tried instead; 5 and 6 bits take as much me
 
 
 def look(case: Case) -> Answer:
+    if case.comparison.kl.value - case.input_loss < SMALL_LOSS:
+        raise NotAskedError("the loss comes from inputs, not from weights")
     try:
         windows = case.first_windows(PART_WINDOWS)
         layers, kinds = (kl_by_part(case.original, case.loaded, windows, by=by) for by in BY)
