@@ -14,12 +14,23 @@ from .errors import UsageError
 CGROUP = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
 CPU_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+DEVICES = Path("/dev")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """name as its driver has it; capability: compute capability (CUDA C++ Programming Guide, appendix "Compute Capabilities"); memory in bytes."""
+
+    name: str
+    capability: tuple[int, int]
+    memory_total: int
+    memory_free: int
 
 
 @dataclass(frozen=True)
 class Machine:
     """features of the CPU that kernels care about; isa: the instruction set whose kernels run; cores this process may use (affinity and cgroup
-    quota); memory in bytes (the smaller of the machine's and the cgroup's); gpus: none yet; fingerprint: names this kind of machine."""
+    quota); memory in bytes (the smaller of the machine's and the cgroup's); gpus: where they were asked for (`find_gpus`); fingerprint: names this kind of machine."""
 
     features: frozenset[str]
     isas: tuple[str, ...]
@@ -28,7 +39,7 @@ class Machine:
     memory_total: int
     memory_available: int
     cpu: str
-    gpus: tuple[str, ...] = ()
+    gpus: tuple[Gpu, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -46,6 +57,27 @@ def detect(isa: str | None = None) -> Machine:
         raise UsageError(f"the {isa} kernels cannot run on this CPU or are not in this build", where="--isa", remedy=f"possible: {', '.join(isas)}")
     total, available = _memory()
     return Machine(frozenset(_native.cpu_features()), isas, isa or isas[0], _cores(), total, available, _cpu_name())
+
+
+def shows_gpu() -> bool:
+    """Whether the system shows an NVIDIA GPU. Asks no library: a look into /dev."""
+    return any(DEVICES.glob("nvidia[0-9]*")) or (DEVICES / "dxg").exists()  # dxg: Windows' Linux
+
+
+def find_gpus() -> tuple[Gpu, ...]:
+    """The NVIDIA GPUs that torch can use, in its order; none without torch. Imports torch: for those who want a device."""
+    try:
+        import torch
+    except ImportError:
+        return ()
+    if not torch.cuda.is_available():
+        return ()
+    found = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        major, minor = torch.cuda.get_device_capability(index)
+        found.append(Gpu(torch.cuda.get_device_name(index), (major, minor), int(total), int(free)))
+    return tuple(found)
 
 
 def available_memory() -> int:

@@ -121,7 +121,8 @@ def rows_of(machine: Machine) -> frozenset[str]:
     if machine.features & {"neon", "asimd", "dotprod", "asimddp"}:
         found.add("neon")
     for gpu in machine.gpus:
-        words = gpu.replace("-", " ").split()
+        name_of = gpu.name.replace("-", " ")
+        words = name_of.split()
         found |= {key for key, names in _GPU_GENERATIONS for name in names
-                  if name in words or (" " in name and name in gpu.replace("-", " "))}
+                  if name in words or (" " in name and name in name_of)}
     return frozenset(found)

@@ -33,7 +33,10 @@ class ModelOptions(ModelName):
     """With --kv-cache auto: the loss allowed, as mean KL divergence from a 16-bit cache in nats per token (default 0.005)."""
 
     backend: str = "native"
-    """What computes: native, or reference (slow, exact)."""
+    """What computes: native, reference (slow, exact), or triton (a GPU, as --device cuda chooses it)."""
+
+    device: str = "auto"
+    """Where: cpu, cuda, or auto: on an NVIDIA GPU where there is one that the kernels run on (Ampere and newer) and octavo[gpu] is installed."""
 
     threads: int | None = None
     """Threads of the kernels; default and at most: as many as this process may use cores (or OCTAVO_THREADS)."""
@@ -76,7 +79,7 @@ def load_model(options: ModelOptions, check: Callable[[], None] = lambda: None) 
     try:
         return load(
             options.model, quantization=options.quantization, kv_cache=options.kv_cache, max_kl=options.max_kl, backend=options.backend,
-            threads=options.threads,
+            device=options.device, threads=options.threads,
             isa=options.isa, cache_dir=options.cache_dir, use_cache=options.cache, max_model_len=options.max_model_len, allow_pickle=options.allow_pickle,
             on_progress=progress,
         )

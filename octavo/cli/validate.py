@@ -201,7 +201,7 @@ def _check_served(more: list[str]) -> None:
 def _served(options: ModelOptions) -> list[str]:
     """The options of the model, as `octavo serve` takes them."""
     found = []
-    for name in ("quantization", "kv_cache", "max_kl", "backend", "threads", "isa", "max_model_len", "cache_dir"):
+    for name in ("quantization", "kv_cache", "max_kl", "backend", "device", "threads", "isa", "max_model_len", "cache_dir"):
         value = getattr(options, name)
         if value is not None:
             found += [f"--{name.replace('_', '-')}", str(value)]

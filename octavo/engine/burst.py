@@ -33,6 +33,16 @@ class Chooser:
         self.tokens: list[np.ndarray] = []
         self.sound: list[np.ndarray] = []
 
+    @property
+    def greedy(self) -> bool:
+        """Whether every sequence takes its likeliest token."""
+        return not self._drawn
+
+    def keep(self, tokens: np.ndarray, largest: np.ndarray) -> None:
+        """Tokens that were chosen elsewhere, and their logits, both [steps, sequences]."""
+        self.tokens += list(tokens)
+        self.sound += list(np.isfinite(largest))
+
     def __call__(self, logits: np.ndarray, turn: int) -> np.ndarray:
         best, top = self._loaded.best(logits)
         tokens, sound = best.copy(), np.isfinite(top)  # a NaN counts as the largest, so this tells whether the whole row is sound

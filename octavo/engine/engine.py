@@ -45,7 +45,8 @@ class Engine:
         self.loaded, self.options = loaded, options or EngineOptions()
         self.max_model_len = min(self.options.max_model_len or loaded.max_model_len, loaded.max_model_len)
         page_bytes = KVPool.bytes_per_page(loaded.kv_heads, loaded.head_dims, loaded.cache_spec)
-        pages = self.options.pool_pages(page_bytes, self.max_model_len)
+        backend = getattr(loaded, "backend", None)
+        pages = self.options.pool_pages(page_bytes, self.max_model_len, on_device=backend.free_memory() if backend is not None else None)
         self.max_model_len = min(self.max_model_len, pages * PAGE)
         self.kv_pages = pages
         self.kv_bytes = pages * page_bytes
@@ -57,7 +58,7 @@ class Engine:
         self._end_ids = tuple(sorted(set(loaded.eos_token_ids)))
         self._grammars = GrammarCompiler(loaded.text, loaded.vocab_size, self._end_ids)
         self._work = Workspace(loaded.vocab_size)
-        self._drawer = make_drawer(getattr(loaded, "backend", None))
+        self._drawer = make_drawer(backend)
         self._lock = threading.Lock()
         self._inbox: deque[Sequence] = deque()
         self._queued = 0                                  # choices between submission and first admission
@@ -265,7 +266,8 @@ class Engine:
         drawn = iter(draw(self._drawer, logits, draws) if draws else ())
         for (sequence, row), plain in zip(ready, raw, strict=True):
             token = None if not plain else tokens[row] if sequence.sampler.greedy else next(drawn)
-            self._sample(sequence, logits[row], token, now)
+            wanted = token is None or sequence.sampling.logprobs is not None   # rows of a GPU's logits are copied when they are read
+            self._sample(sequence, logits[row] if wanted else NO_ROW, token, now)
         self._hand_in_counts(now)
 
     def _steps(self, chunks: list[Chunk]) -> int:

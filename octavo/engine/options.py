@@ -8,6 +8,7 @@ from ..cache import PAGE
 from ..errors import CapacityError, UsageError
 
 USUAL_KV_MEMORY = 1 << 30  # of a server that was told nothing: a hundred chats of a small model
+GPU_SHARE = 0.85                # of a GPU's free memory: activations and captured steps need the rest
 SERVED_BATCH, SERVED_ROWS = 128, 512  # max_batch and max_batch_tokens of `octavo serve`, where neither the user nor a policy says
 
 
@@ -21,7 +22,7 @@ class EngineOptions:
     max_queue         choices that may wait; one more is refused with QueueFullError
     max_model_len     longest prompt + answer in tokens; None: the model's own
     kv_memory         bytes for the key-value cache; None: 1 GiB, or two sequences of full length if they need more, and at most a quarter
-                      of the memory that is free
+                      of the memory that is free; on a GPU as much as max_batch sequences can use, at most GPU_SHARE of what is free
     kv_pages          the same in pages; wins over kv_memory
     prefix_cache      keep the pages of finished sequences and reuse them for prompts that begin the same
     cached_pages      most free pages kept for reuse while untouched pages are left; None: a quarter of all. Bounds how much memory an
@@ -53,14 +54,17 @@ class EngineOptions:
         if self.cached_pages is not None and self.cached_pages < 0:
             raise UsageError(f"must not be negative, not {self.cached_pages}", where="cached_pages")
 
-    def pool_pages(self, page_bytes: int, longest: int, available: int | None = None) -> int:
+    def pool_pages(self, page_bytes: int, longest: int, available: int | None = None, on_device: int | None = None) -> int:
         """Pages of the key-value cache, by the rule of `kv_memory` and `kv_pages`: page_bytes each, sequences of at most `longest` tokens, `available`
-        bytes of free memory (None: as many as are free now). Raises CapacityError when there is no room for two."""
+        bytes of free memory (None: as many as are free now); on_device: of a GPU's memory, which has no other use. Raises CapacityError when there is no
+        room for two."""
         if self.kv_pages is not None:
             return self.kv_pages
         full = -(-longest // PAGE)
         if self.kv_memory is not None:
             pages = min(self.kv_memory // page_bytes, self.max_batch * full)
+        elif on_device is not None:
+            pages = min(int(on_device * GPU_SHARE) // page_bytes, self.max_batch * full)
         else:
             if available is None:
                 from ..machine import detect

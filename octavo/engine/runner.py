@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +12,7 @@ from .scheduler import Chunk
 if TYPE_CHECKING:
     from ..cache import KVPool
     from ..loading import LoadedModel
+    from .burst import Chooser
     from .sequence import Sequence
 
 
@@ -28,12 +28,16 @@ class Runner:
         step, owned = self.step(chunks)
         return self.loaded.forward(step, self.pool), owned
 
-    def burst(self, chunks: list[Chunk], steps: int, choose: Callable[[np.ndarray, int], np.ndarray]) -> None:
+    def burst(self, chunks: list[Chunk], steps: int, choose: Chooser) -> None:
         """`steps` forwards of sequences that decode, each taking the tokens that `choose(logits [sequences, vocabulary], step)` gave (int32
         [sequences]) after the one before. The sequences must have pages for as many tokens."""
         found = self._decoding(chunks, steps)
         assert found is not None
         step = found[0]
+        ahead = getattr(self.loaded, "ahead", None)
+        if ahead is not None and choose.greedy and (made := ahead(step, self.pool, steps)) is not None:
+            choose.keep(*made)
+            return
         for turn in range(steps):
             tokens = choose(self.loaded.forward(step, self.pool), turn)
             if turn + 1 == steps:

@@ -100,7 +100,7 @@ class Scorer:
             for source, target in copies:
                 self.loaded.copy_page(pool, source, target)
             for step, scored in _steps(tails):
-                logits = self.loaded.forward(step, pool)
+                logits = np.asarray(self.loaded.forward(step, pool))
                 targets = np.array([token for _, token in scored])
                 owners = np.array([number for number, _ in scored])
                 np.add.at(losses, owners, negative_log_likelihood(logits, targets))

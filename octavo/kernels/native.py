@@ -14,11 +14,11 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import _native, layouts
-from ..cache import KVPool, Step
+from ..cache import KVPool, Step, Tuning
 from ..errors import KernelError, UsageError
 from ..machine import detect
 from ..qtensor import QTensor
-from ..schemes import TensorSpec
+from ..schemes import CacheSpec, TensorSpec
 from .op import Ops, Problem, cache_refusal, scale_refusal
 
 GATES = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
@@ -219,6 +219,7 @@ class NativeOps:
     """Implements op.Ops by recording. threads: of the team, all cores by default; isa: force an instruction set."""
 
     name = "native"
+    panels = balanced = True
 
     def __init__(self, threads: int | None = None, isa: str | None = None) -> None:
         machine = detect(isa)
@@ -251,6 +252,15 @@ class NativeOps:
         if (reason := reason or scale_refusal(activation, input_scale)) is not None:
             raise KernelError(reason, where="native")
         return NativeWeight(packed, activation, fixed=(input_scale, 0))
+
+    def on_device(self, tensor: QTensor) -> QTensor:
+        return tensor
+
+    def pool(self, pages: int, kv_heads: list[int], head_dims: list[int], spec: TensorSpec | CacheSpec, tuning: Sequence[Tuning] | None = None) -> KVPool:
+        return KVPool(pages, kv_heads, head_dims, spec, tuning)
+
+    def free_memory(self) -> int | None:
+        return None
 
     def constant(self, array: Any) -> Constant:
         return Constant(array)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..qtensor import QTensor
-from ..schemes import TensorSpec
+from ..schemes import CacheSpec, TensorSpec
 
 if TYPE_CHECKING:
-    from ..cache import KVPool, Step
+    from ..cache import KVPool, Step, Tuning
     from ..layouts import Packed
 
 Value = Any
@@ -129,17 +129,33 @@ class Program(Protocol):
     """A captured description, to be run step after step."""
 
     def run(self, step: Step, pool: KVPool) -> Array:
-        """float32 [logit_rows, vocab]; may be a buffer that the next run writes again."""
+        """float32 [logit_rows, vocab]; may be a buffer that the next run writes again. Of a GPU they stay there until they are read: np.asarray, indexing."""
 
     def best(self, logits: Array) -> tuple[Array, Array]:
         """(place, value) of the largest of each row of the `logits` that the last run gave; a NaN counts as the largest of all."""
 
 
 class Backend(Ops, Protocol):
-    """Ops that can be captured: what loading needs of a backend."""
+    """Ops that can be captured: what loading needs of a backend.
+
+    panels    weights come packed by `layouts` (`adopt`); else as QTensors, whose arrays may lie where `on_device` puts them (`prepare`)
+    balanced  its caches store keys by the balance that a Tuning knows
+    """
+
+    panels: bool
+    balanced: bool
 
     def adopt(self, packed: Packed, activation: TensorSpec, input_scale: float = 0.0) -> Weight:
         """A weight packed by `layouts`, used in place: the array may be a mapped file. input_scale: see `prepare`."""
+
+    def on_device(self, tensor: QTensor) -> QTensor:
+        """The same numbers with arrays where this backend computes, so that they are quantized there."""
+
+    def pool(self, pages: int, kv_heads: list[int], head_dims: list[int], spec: TensorSpec | CacheSpec, tuning: Sequence[Tuning] | None = None) -> KVPool:
+        """An empty key-value cache. MemoryError or CapacityError where there is no room for it."""
+
+    def free_memory(self) -> int | None:
+        """Bytes that are free where weights and cache lie; None: in the machine's memory, which loading knows."""
 
     def capture(self, describe: Callable[[Ops], Value]) -> Program:
         """The description as a program. Weights and constants are made before, outside of it."""

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..cache import PAGE, KVPool, Step, lead
+from ..cache import PAGE, KVPool, Step, Tuning, lead
 from ..errors import KernelError
 from ..qtensor import QTensor, quantize, rotate
-from ..schemes import TensorSpec
+from ..schemes import CacheSpec, TensorSpec
 from . import _cache_codes as codes
 from .op import Ops, Problem, Value, cache_refusal, scale_refusal
 
@@ -80,6 +80,7 @@ class ReferenceOps:
     """Implements `op.Ops`. Values are float64 arrays [rows, width]."""
 
     name = "reference"
+    panels = balanced = True
 
     def __init__(self) -> None:
         self._step: Step | None = None
@@ -130,6 +131,15 @@ class ReferenceOps:
         from ..layouts import unpack
 
         return self.prepare(unpack(packed), activation, input_scale)
+
+    def on_device(self, tensor: QTensor) -> QTensor:
+        return tensor
+
+    def pool(self, pages: int, kv_heads: list[int], head_dims: list[int], spec: TensorSpec | CacheSpec, tuning: Sequence[Tuning] | None = None) -> KVPool:
+        return KVPool(pages, kv_heads, head_dims, spec, tuning)
+
+    def free_memory(self) -> int | None:
+        return None
 
     def constant(self, array: np.ndarray) -> np.ndarray:
         return np.asarray(array, np.float64)

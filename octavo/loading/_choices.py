@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ..checkpoints import Checkpoint
 from ..checkpoints.octavo import OctavoCheckpoint
-from ..errors import KernelError
+from ..errors import KernelError, UsageError
 from ..kernels.op import Backend, Problem
+from ..machine import find_gpus, shows_gpu
 from ..policy import Dispatch
 from ..registry import find
 from ..schemes import CacheSpec, Choice, Plan, Scheme, TensorSpec, cache_of, cache_pairs, choose, parse_cache
@@ -19,7 +21,30 @@ if TYPE_CHECKING:
     from ..machine import Machine
 
 BACKENDS = "octavo.kernels"
+DEVICES = ("auto", "cpu", "cuda")
+LEAST_CAPABILITY = (8, 0)  # of a GPU that `auto` takes: kernels/triton refuses those before
 BF16 = TensorSpec("bf16")
+
+
+def backend_on(device: str | None, backend: str) -> str:
+    """The backend for `--device`: cuda takes the GPU's, auto does so where there is one that can be used; None and cpu: as named.
+
+    Raises UsageError for a device that is not known, and for a backend that does not run on it.
+    """
+    if device is not None and device not in DEVICES:
+        raise UsageError(f"unknown device {device!r}", where="--device", remedy=f"known: {', '.join(DEVICES)}")
+    if device == "cuda" and backend == "reference":
+        raise UsageError("the reference backend computes on the CPU", where="--device cuda", remedy="leave --backend out")
+    if device == "cuda" or (device == "auto" and backend == "native" and _gpu_can()):
+        return "triton"
+    return backend
+
+
+def _gpu_can() -> bool:
+    """Whether a GPU is there that the kernels run on, and what they need is installed. Where the system shows none, nothing is imported."""
+    if not shows_gpu() or find_spec("torch") is None or find_spec("triton") is None:
+        return False
+    return any(gpu.capability >= LEAST_CAPABILITY for gpu in find_gpus()[:1])
 
 
 def make_backend(name: str, threads: int | None, isa: str | None) -> Backend:
@@ -29,10 +54,11 @@ def make_backend(name: str, threads: int | None, isa: str | None) -> Backend:
     return backend
 
 
-def choose_plan(quantization: str | None, checkpoint: Checkpoint, machine: Machine) -> Choice:
-    """The plan for a name, or for none: as stored. (For weights that are quantized, `plan_as_stored` says more once the model is known.)"""
+def choose_plan(quantization: str | None, checkpoint: Checkpoint, machine: Machine, capability: tuple[int, int] | None = None) -> Choice:
+    """The plan for a name, or for none: as stored. (For weights that are quantized, `plan_as_stored` says more once the model is known.) capability: of the
+    GPU that will run it."""
     if quantization is not None:
-        return choose(quantization, machine)
+        return choose(quantization, machine, capability)
     if isinstance(checkpoint, OctavoCheckpoint):
         return Choice(Plan.from_json(checkpoint.plan), "as the checkpoint was quantized")
     sizes: Counter[tuple[str, TensorSpec]] = Counter()

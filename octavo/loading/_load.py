@@ -21,28 +21,29 @@ from ..settings import read_settings
 from ..text import Text
 from ._ahead import Ahead, read_all
 from ._assign import Job, what_runs
-from ._choices import choose_cache, make_backend
+from ._choices import backend_on, choose_cache, make_backend
 from ._kept import KeptWriter, fits, mapped_tokenizer
 from ._memory import check_fits, peak, predict
 from ._model import Bound, LoadedModel
 from ._origin import Origin, Search
 from ._report import LoadReport, OnProgress, Progress
 from ._sensitivity import choose
-from ._stream import make_packed, make_tensor, make_vector
+from ._stream import make_on_device, make_packed, make_tensor, make_vector
 
 LEAST_PAGES = 2       # of the key-value cache
 USUAL_KL = 0.005      # nats per token, where --kv-cache auto is told no limit
 
 
 def load(source: str | Path, *, quantization: str | None = None, kv_cache: str | None = None, max_kl: float | None = None, backend: str = "native",
-         threads: int | None = None, isa: str | None = None, cache_dir: str | Path | None = None, use_cache: bool = True, max_model_len: int | None = None,
-         revision: str | None = None, allow_pickle: bool = False, on_progress: OnProgress | None = None) -> LoadedModel:
+         device: str | None = None, threads: int | None = None, isa: str | None = None, cache_dir: str | Path | None = None, use_cache: bool = True,
+         max_model_len: int | None = None, revision: str | None = None, allow_pickle: bool = False, on_progress: OnProgress | None = None) -> LoadedModel:
     """A model folder, a .gguf file or a hub id, quantized as it loads.
 
     quantization   a preset (32bit 16bit 8bit 4bit) or any name that `octavo explain` reads; None: as stored, or 16 bits
     kv_cache       bf16, int8, fp32 or a name of the grammar (C8, Cfp8, C4, K8V4); auto: by each layer's measured sensitivity; None: what the precision says
     max_kl         with auto: the loss allowed, as the mean KL divergence in nats per token from a bfloat16 cache
-    backend        native or reference (NumPy: slow, any format)
+    backend        native, reference (NumPy: slow, any format), or triton (a GPU)
+    device         cuda: on the GPU; auto: there if one can be used; cpu or None: as `backend` says
     threads, isa   of the native kernels; None: all cores, the best instruction set
     cache_dir      where quantized models are kept for the next start; use_cache=False neither looks there nor writes
     max_model_len  longest sequence to be served; None: what the model was made for
@@ -56,11 +57,12 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
     automatic = kv_cache is not None and kv_cache.strip().lower() == "auto"
     if max_kl is not None and not automatic:
         raise UsageError("bounds the loss of an automatic key-value cache only", where="--max-kl", remedy="add --kv-cache auto, or leave it out")
-    plans = foresee(source, quantization=quantization, kv_cache=kv_cache, backend=backend, threads=threads, isa=isa, cache_dir=cache_dir,
-                    use_cache=use_cache, max_model_len=max_model_len, revision=revision, allow_pickle=allow_pickle)
+    plans = foresee(source, quantization=quantization, kv_cache=kv_cache, backend=backend, device=device, threads=threads, isa=isa,
+                    cache_dir=cache_dir, use_cache=use_cache, max_model_len=max_model_len, revision=revision, allow_pickle=allow_pickle)
     report, origin, ops, machine = plans.report, plans.origin, plans.ops, plans.machine
     checkpoint, model, declared, jobs, plan = origin.checkpoint, origin.model, origin.declared, origin.jobs, origin.choice.plan
-    check_fits(report.predicted, machine.memory_available, LEAST_PAGES * PAGE * report.kv_bytes_per_token)
+    free = ops.free_memory()
+    check_fits(report.predicted, machine.memory_available if free is None else free, LEAST_PAGES * PAGE * report.kv_bytes_per_token)
 
     bound = Bound(ops)
     step = _steps(report, jobs, on_progress)
@@ -110,19 +112,19 @@ class Foreseen:
         return self.origin.model.max_model_len
 
 
-def foresee(source: str | Path, *, quantization: str | None = None, kv_cache: str | None = None, backend: str = "native", threads: int | None = None,
-            isa: str | None = None, cache_dir: str | Path | None = None, use_cache: bool = True, max_model_len: int | None = None,
-            revision: str | None = None, allow_pickle: bool = False) -> Foreseen:
+def foresee(source: str | Path, *, quantization: str | None = None, kv_cache: str | None = None, backend: str = "native", device: str | None = None,
+            threads: int | None = None, isa: str | None = None, cache_dir: str | Path | None = None, use_cache: bool = True,
+            max_model_len: int | None = None, revision: str | None = None, allow_pickle: bool = False) -> Foreseen:
     """What `load` with the same arguments is going to do; reads no weights and does not ask whether they fit. Raises as `load` does."""
     settings = read_settings()
     folder = Path(cache_dir).expanduser() if cache_dir is not None else settings.cache_dir
     isa = isa or settings.isa
     machine = detect(isa)
     asked = threads or settings.threads
-    ops = make_backend(backend, asked if asked is None or asked < 1 else min(asked, machine.cores), isa)
+    ops = make_backend(backend_on(device, backend), asked if asked is None or asked < 1 else min(asked, machine.cores), isa)
     dispatch = Dispatch({ops.name: ops})
     origin = Search(source, quantization, max_model_len, revision, folder if use_cache else None, machine, dispatch, ops.name,
-                    allow_pickle).origin()
+                    allow_pickle, ops.panels, getattr(ops, "capability", None)).origin()
     checkpoint, model, declared, jobs, plan = origin.checkpoint, origin.model, origin.declared, origin.jobs, origin.choice.plan
     automatic = kv_cache is not None and kv_cache.strip().lower() == "auto"
     cache_spec, cache_note = choose_cache("bf16" if automatic else kv_cache, plan, model.head_dims, dispatch, origin.statics is not None)
@@ -148,6 +150,8 @@ def _take(checkpoint: Checkpoint, jobs: list[Job], vectors: Mapping[str, str], b
         mapped = checkpoint.packed(job.name) if isinstance(checkpoint, OctavoCheckpoint) and job.name in checkpoint.tensors else None
         if mapped is not None and fits(mapped, job):
             bound.weights[job.name] = ops.adopt(mapped, job.activation, job.input_scale)
+        elif not ops.panels:
+            bound.weights[job.name] = ops.prepare(make_on_device(checkpoint, job, ops.on_device), job.activation, job.input_scale)
         elif layouts.why_not(job.kept) is None:
             packed = make_packed(checkpoint, job)
             bound.weights[job.name] = ops.adopt(packed, job.activation, job.input_scale)

@@ -107,6 +107,11 @@ class LoadedModel:
         """(place, value) of the largest of each row of what the last `forward` gave; a NaN counts as the largest of all."""
         return self.program.best(logits)
 
+    def ahead(self, step: Step, pool: KVPool, steps: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """(tokens, largest logits), both [steps, sequences], of so many greedy steps that a device computes without coming back; None: go step by step."""
+        go = getattr(self.program, "ahead", None)
+        return None if go is None else go(step, pool, steps)
+
     def copy_page(self, pool: KVPool, source: int, target: int) -> None:
         """Make page `target` of the key-value cache equal to page `source`."""
         pool.copy_page(source, target)
@@ -114,7 +119,7 @@ class LoadedModel:
     def tuning(self, spec: TensorSpec | CacheSpec) -> list[Tuning]:
         """What a cache of this format is told (cache.Tuning). The balance of keys is measured when it is first needed, and kept beside the copy."""
         layers = len(self.kv_heads)
-        if self._balances is None and any(keys.quantized and keys.dynamic for keys, _ in cache_pairs(spec, layers)):
+        if self._balances is None and self.backend.balanced and any(keys.quantized and keys.dynamic for keys, _ in cache_pairs(spec, layers)):
             found = kept(self.report.copy, reach_of(self))
             if found is None or [one.shape for one in found] != [(5, h, d) for h, d in zip(self.kv_heads, self.head_dims, strict=True)]:
                 found = measure(self)
@@ -127,7 +132,7 @@ class LoadedModel:
         """An empty key-value cache of `pages` pages; `spec`: in another format than the model's. Raises CapacityError when there is no memory for it."""
         spec = spec or self.cache_spec
         try:
-            return KVPool(pages, self.kv_heads, self.head_dims, spec, self.tuning(spec))
+            return self.backend.pool(pages, self.kv_heads, self.head_dims, spec, self.tuning(spec))
         except MemoryError:
             size = KVPool.bytes_per_page(self.kv_heads, self.head_dims, spec)
             raise CapacityError(f"a key-value cache of {pages} pages needs {pages * size / 1e6:.0f} MB, which are not there", where="memory",

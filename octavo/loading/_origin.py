@@ -75,6 +75,8 @@ class Search:
     dispatch: Dispatch
     backend: str
     allow_pickle: bool = False
+    panels: bool = True                          # the backend takes packed weights, which a copy in the cache is made of
+    capability: tuple[int, int] | None = None    # of the GPU that it runs on
 
     def origin(self) -> Origin:
         """Raises what opening, describing and planning raise; a record or a copy that is damaged only costs its use."""
@@ -102,7 +104,7 @@ class Search:
 
     def _opened(self, starts: Starts | None) -> Origin:
         checkpoint = open_checkpoint(self.source, revision=self.revision, allow_pickle=self.allow_pickle)
-        choice = choose_plan(self.quantization, checkpoint, self.machine)
+        choice = choose_plan(self.quantization, checkpoint, self.machine, self.capability)
         model, declared, found = self._fit(checkpoint, choice.plan)
         if self.quantization is None and not isinstance(checkpoint, OctavoCheckpoint):
             plan = plan_as_stored(checkpoint, found, [want.name for want in declared.wanted.values() if want.uses])
@@ -112,7 +114,7 @@ class Search:
         stored = sum(info.nbytes for info in checkpoint.tensors.values())
         origin = Origin(checkpoint, checkpoint.config, checkpoint.codec, stored, choice, model, declared, found, jobs, notes,
                         statics=static_scales(getattr(checkpoint, "cache_scales", dict)(), len(model.head_dims)))
-        packable = all(layouts.why_not(job.kept) is None for job in jobs)
+        packable = self.panels and all(layouts.why_not(job.kept) is None for job in jobs)
         if self.cache_dir is None or not packable or isinstance(checkpoint, OctavoCheckpoint):
             return origin
         kept = Kept(self.cache_dir, checkpoint, choice.plan, jobs, declared.wanted)

@@ -109,7 +109,7 @@ def _step(loaded: LoadedModel) -> Step:
 
 
 def _logits(loaded: LoadedModel, step: Step, spec: TensorSpec | CacheSpec) -> np.ndarray:
-    return loaded.forward(step, loaded.new_pool(step.tables.shape[1], spec))
+    return np.asarray(loaded.forward(step, loaded.new_pool(step.tables.shape[1], spec)))
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

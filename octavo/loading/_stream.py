@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from .. import formats, layouts
 from ..checkpoints import Checkpoint, TensorInfo
 from ..errors import CheckpointError, KernelError
 from ..layouts import Packed
-from ..qtensor import NonFiniteError, QTensor, quantize
+from ..qtensor import NonFiniteError, QTensor, join, quantize
 from ..schemes import TensorSpec
 from ._assign import Job
 
@@ -85,6 +85,23 @@ def make_tensor(checkpoint: Checkpoint, job: Job) -> QTensor:
     del stored
     checkpoint.release(job.stored)
     return tensor if same_numbers(tensor.spec, job.kept) else quantize(tensor.dequantize(), job.kept)
+
+
+def make_on_device(checkpoint: Checkpoint, job: Job, move: Callable[[QTensor], QTensor]) -> QTensor:
+    """The weight as one QTensor for a device: rows that must be quantized are moved a few at a time and quantized there, so that no more than a piece of
+    it exists in full precision. What is stored in the precision asked for is not touched."""
+    spec = checkpoint.tensors[job.stored].spec
+    try:
+        if spec is not None and same_numbers(spec, job.asked):
+            tensor = checkpoint.read(job.stored)
+        elif by_rows(job.asked):
+            tensor = join([quantize(move(part).dequantize(), job.asked) for _, part in read_rows(checkpoint, job.stored)])
+        else:
+            tensor = quantize(move(checkpoint.read(job.stored)).dequantize(), job.asked)
+        checkpoint.release(job.stored)
+        return tensor if same_numbers(tensor.spec, job.kept) else quantize(move(tensor).dequantize(), job.kept)
+    except NonFiniteError as error:
+        raise CheckpointError(f"tensor {job.stored!r} {error.what}", where=str(checkpoint.tensors[job.stored].file), remedy=error.remedy) from None
 
 
 def _by_rows(checkpoint: Checkpoint, job: Job, kept: TensorSpec) -> Packed | None:

@@ -143,7 +143,7 @@ def logits_of(model: Model, windows: Windows) -> Iterator[tuple[np.ndarray, np.n
                         lengths=np.array([stop], np.int32), tables=table, select=select.astype(np.int32))
             logits = model.forward(step, pool)
             if len(select):
-                yield logits, tokens[start + select + 1]
+                yield np.asarray(logits), tokens[start + select + 1]
 
 
 def perplexity(model: Model, text: str | Sequence[str], *, context: int = 1024, stride: int | None = None, windows: int | None = None,

@@ -10,7 +10,7 @@ import pytest
 from octavo.advise import DEVICES, MATRIX, BreakEven, Candidate, Limits, Load, break_even, break_evens, decide, on_device, rows_of
 from octavo.advise.hardware import FORMATS, SOURCES
 from octavo.advise.predict import arithmetic, without_measuring
-from octavo.machine import Machine
+from octavo.machine import Gpu, Machine
 from octavo.schemes import Plan, Scheme
 
 from .synthetic import BATCHES, candidate
@@ -139,4 +139,5 @@ def test_the_matrix_is_whole() -> None:
     ("avx2", (), ("NVIDIA GeForce RTX 4090",), {"avx2", "ada"}),
 ])
 def test_this_machine_is_marked(isa: str, features: tuple[str, ...], gpus: tuple[str, ...], rows: set[str]) -> None:
-    assert rows_of(Machine(frozenset(features), (isa,), isa, 2, 1, 1, "", gpus)) == rows
+    found = tuple(Gpu(name, (8, 0), 1, 1) for name in gpus)
+    assert rows_of(Machine(frozenset(features), (isa,), isa, 2, 1, 1, "", found)) == rows

@@ -1,0 +1,298 @@
+"""TritonOps: ops are recorded once as launches over slots, and replayed for every step (program.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from ...cache import Tuning
+from ...errors import KernelError
+from ...qtensor import QTensor
+from ...schemes import CacheSpec, TensorSpec
+from ..op import Ops, Problem, scale_refusal
+from . import attention, embed, norm, rope, store, turn
+from . import gate as gates
+from ._rounding import INTERPRETED
+from .pool import GpuPool, refusal
+from .program import Now, Op, TritonProgram
+from .weights import GpuWeight, linear, prepare, supports
+
+if TYPE_CHECKING:
+    from ...layouts import Packed
+
+LEAST_CAPABILITY = (8, 0)   # bfloat16 in matrix units
+INTERPRETED_AS = (9, 0)     # what the interpreter stands in for
+
+
+class Constant:
+    """A float32 vector or matrix that ops take."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A rotation that was asked for and is not done yet: attention does it while it stores keys."""
+
+    table: Constant
+    heads: int
+    head_dim: int
+    rotary: int
+
+
+class Value:
+    """A value of the program being recorded: a slot that holds `width` numbers a row, for the step's rows or for its logit rows; float32 where `wide`.
+
+    When the last reference goes, the slot is free for later ops. An op that works in place takes the slot over; the old value is then spent.
+    """
+
+    __slots__ = ("_home", "_slot", "logits", "turn", "wide", "width")
+
+    def __init__(self, home: Recording, width: int, logits: bool, wide: bool = False, slot: int | None = None, turn: Turn | None = None) -> None:
+        self._home, self.width, self.logits, self.wide, self.turn = home, width, logits, wide, turn
+        self._slot: int | None = home.take() if slot is None else slot
+
+    @property
+    def slot(self) -> int:
+        """Where it lies, not rotated yet if there is a `turn`."""
+        if self._slot is None:
+            raise KernelError("this value was changed in place and can no longer be read", where="model description", remedy="use the value that the op returned")
+        return self._slot
+
+    @property
+    def id(self) -> int:
+        """Where it lies, all done."""
+        if self.turn is not None:
+            turn, self.turn = self.turn, None
+            raw, self._slot = self.slot, self._home.take()
+            self._home.rope(raw, self._slot, self.width, self.logits, self.wide, turn)
+            self._home.free.append(raw)
+        return self.slot
+
+    def hand_over(self, turn: Turn | None = None) -> Value:
+        """The same slot under a new value; this one is spent."""
+        fresh = Value(self._home, self.width, self.logits, self.wide, self.id, turn)
+        self._slot = None
+        return fresh
+
+    def __del__(self) -> None:
+        if self._slot is not None:
+            self._home.free.append(self._slot)
+
+
+class Recording:
+    """Ops so far, free slots, and what kernels of this program will be asked."""
+
+    def __init__(self) -> None:
+        self.ops: list[Op] = []
+        self.free: list[int] = []
+        self.slots = 0
+        self.full = False                    # a plan with 32-bit activations: everything is float32
+        self.tile_rows: set[int] = set()
+        self.vocabulary = self.positions = 1 << 30
+        self.keep: list[Any] = []
+
+    def take(self) -> int:
+        if self.free:
+            return self.free.pop()
+        self.slots += 1
+        return self.slots - 1
+
+    def add(self, name: str, run: Callable[[Now], None], logits: bool) -> None:
+        self.ops.append(Op(name, run, logits))
+
+    def rope(self, raw: int, out: int, width: int, logits: bool, wide: bool, turn: Turn) -> None:
+        """Record the rotation of slot `raw` into slot `out`."""
+        table, heads, dim, rotary = turn.table.tensor, turn.heads, turn.head_dim, turn.rotary
+        self.add("rope", lambda now: rope.rope(now.values[raw], now.make(out, width, logits, wide), table, now.positions, heads, dim, rotary), logits)
+
+
+class TritonOps:
+    """Implements op.Backend. device: of torch; None: the first GPU, or the CPU where Triton interprets. Raises KernelError where there is neither."""
+
+    name = "triton"
+    panels = False  # weights come as QTensors, not packed
+    balanced = True
+
+    def __init__(self, device: str | None = None) -> None:
+        there = torch.cuda.is_available()
+        self.device = torch.device(device or ("cuda" if there and not INTERPRETED else "cpu"))
+        if self.device.type == "cuda" and not there or self.device.type == "cpu" and not INTERPRETED:
+            raise KernelError("there is no NVIDIA GPU that torch can use", where="backend triton",
+                              remedy="install a torch with CUDA and check nvidia-smi, or use --device cpu")
+        self.capability = torch.cuda.get_device_capability(self.device) if self.device.type == "cuda" else INTERPRETED_AS
+        if self.capability < LEAST_CAPABILITY:
+            name = torch.cuda.get_device_name(self.device)
+            raise KernelError(f"{name} has compute capability {self.capability[0]}.{self.capability[1]}; the kernels need bfloat16 matrix units, from 8.0 "
+                              "(Ampere) on", where="backend triton", remedy="use --device cpu, or a newer GPU")
+        self.isa = f"sm_{self.capability[0]}{self.capability[1]}" if self.device.type == "cuda" else "interpreter"
+        self._recording: Recording | None = None
+
+    def supports(self, problem: Problem) -> str | None:
+        if problem.weight is not None and (reason := supports(problem, self.device)) is not None:
+            return reason
+        return refusal(problem)
+
+    def free_memory(self) -> int | None:
+        """Bytes that are free on the GPU; None where there is none."""
+        return int(torch.cuda.mem_get_info(self.device)[0]) if self.device.type == "cuda" else None
+
+    def prepare(self, tensor: QTensor, activation: TensorSpec, input_scale: float = 0.0) -> GpuWeight:
+        reason = self.supports(Problem("linear", tensor.shape[0], tensor.shape[-1], weight=tensor.spec, activation=activation))
+        if (reason := reason or scale_refusal(activation, input_scale)) is not None:
+            raise KernelError(reason, where="triton")
+        return prepare(tensor, activation, input_scale, self.device)
+
+    def adopt(self, packed: Packed, activation: TensorSpec, input_scale: float = 0.0) -> GpuWeight:
+        """A weight that was packed for the native kernels."""
+        from ...layouts import unpack
+
+        return self.prepare(unpack(packed), activation, input_scale)
+
+    def on_device(self, tensor: QTensor) -> QTensor:
+        """The same numbers with their arrays on the device; bfloat16 bits become float32."""
+        if not tensor.spec.quantized:
+            return replace(tensor, codes=_numbers(tensor.codes).to(self.device).float(), spec=TensorSpec("fp32"))
+        fields = ("codes", "scales", "zeros", "offsets", "outer", "order", "factors")
+        found = {name: value for name in fields if (value := getattr(tensor, name)) is not None}
+        return replace(tensor, **{name: torch.as_tensor(_owned(value)).to(self.device) for name, value in found.items()})
+
+    def constant(self, array: Any) -> Constant:
+        return Constant(torch.from_numpy(_owned(np.ascontiguousarray(array, np.float32))).to(self.device))
+
+    def pool(self, pages: int, kv_heads: list[int], head_dims: list[int], spec: TensorSpec | CacheSpec, tuning: Sequence[Tuning] | None = None) -> GpuPool:
+        """An empty key-value cache on the device."""
+        return GpuPool(pages, kv_heads, head_dims, spec, tuning, self.device)
+
+    def capture(self, describe: Callable[[Ops], Any]) -> TritonProgram:
+        """Records what `describe` does; the value it returns is the result of every run."""
+        now = self._recording = Recording()
+        try:
+            result = describe(self)
+            if not result.logits:
+                raise KernelError("a description must end in rows that were selected (ops.select)", where="model description")
+            now.keep.append(result)  # its slot must not be reused
+            return TritonProgram(now.ops, now.slots, result.id, self.device, torch.float32 if now.full else torch.bfloat16, frozenset(now.tile_rows),
+                                 (now.vocabulary, now.positions), result.width, now.keep)
+        finally:
+            self._recording = None
+
+    @property
+    def _now(self) -> Recording:
+        if self._recording is None:
+            raise KernelError("ops of the triton backend are recorded", where="triton", remedy="call them inside capture(describe)")
+        return self._recording
+
+    def embed(self, weight: GpuWeight, factor: float = 1.0) -> Value:
+        home = self._now
+        out = Value(home, weight.k, False, True)
+        home.vocabulary = min(home.vocabulary, weight.n)
+        slot = out.id
+        home.add("embed", lambda now: embed.embed(weight, now.tokens, now.make(slot, weight.k, False, True), factor), False)
+        return out
+
+    def linear(self, x: Value, weights: Sequence[GpuWeight], biases: Sequence[Constant | None] | None = None, residual: Value | None = None) -> tuple[Value, ...]:
+        home = self._now
+        home.full |= any(weight.activation.format == "fp32" for weight in weights)
+        vectors = [None if bias is None else bias.tensor for bias in biases or [None] * len(weights)]
+        source, added, logits = x.id, None if residual is None else residual.id, x.logits
+        outs = tuple(Value(home, weight.n, logits, True) for weight in weights)
+        slots = [out.id for out in outs]
+
+        def run(now: Now) -> None:
+            made = linear(now.values[source], weights, vectors, None if added is None else now.values[added])
+            for slot, y in zip(slots, made, strict=True):
+                now.values[slot] = y
+
+        home.add("linear", run, logits)
+        return outs
+
+    def rms_norm(self, x: Value, gain: Constant, eps: float, offset: float = 0.0, groups: int = 1) -> Value:
+        home = self._now
+        source, out = x.id, Value(home, x.width, x.logits)
+        slot, width, logits = out.id, x.width, x.logits
+        home.add("rms_norm", lambda now: norm.rms_norm(now.values[source], gain.tensor, now.make(slot, width, logits, False), eps, offset, groups), logits)
+        return out
+
+    def rope(self, x: Value, table: Constant, heads: int, head_dim: int, rotary: int) -> Value:
+        home = self._now
+        home.positions = min(home.positions, len(table.tensor))
+        return x.hand_over(Turn(table, heads, head_dim, rotary))
+
+    def attention(self, q: Value, k: Value, v: Value, layer: int, *, heads: int, kv_heads: int, head_dim: int, scale: float, window: int = 0,
+                  softcap: float = 0.0) -> Value:
+        home = self._now
+        values = v.id
+        both = q.turn is not None and k.turn is not None and q.turn.table is k.turn.table and q.turn.rotary == k.turn.rotary
+        table = q.turn.table.tensor if both and q.turn is not None else None
+        queries, keys = (q.slot, k.slot) if both else (q.id, k.id)
+        turned, changed, out = Value(home, q.width, False), Value(home, k.width, False), Value(home, q.width, False)
+        home.tile_rows.add(attention.tile_rows(heads // kv_heads, head_dim))
+        into, beside, slot, width = turned.id, changed.id, out.id, q.width
+
+        def run(now: Now) -> None:
+            at, x, y, angles = now.pool.layers[layer], now.values[queries], now.values[keys], table
+            ready = now.make(into, width, False, False)
+            if at.balance is not None and at.matrix is not None:
+                if angles is not None:
+                    x, y = (_turned(part, angles, now.positions, count, head_dim) for part, count in ((x, heads), (y, kv_heads)))
+                balanced = now.make(beside, kv_heads * head_dim, False, True)
+                turn.turn(x, ready, None, at.balance[2], at.matrix, heads)
+                turn.turn(y, balanced, at.balance[0], at.balance[1], at.matrix, kv_heads)
+                x, y, angles = ready, balanced, None
+            store.store(x, y, now.values[values], ready, angles, now.positions, now.slots, at, heads)
+            attention.attend(ready if angles is not None else x, now.make(slot, width, False, False), at, now.who, scale, window, softcap)
+
+        home.add("attention", run, False)
+        return out
+
+    def gate(self, kind: Literal["silu", "gelu_tanh", "gelu"], gate: Value, up: Value) -> Value:
+        home = self._now
+        one, other, out = gate.id, up.id, Value(home, up.width, up.logits)
+        slot, width, logits = out.id, up.width, up.logits
+        home.add("gate", lambda now: gates.gate(kind, now.values[one], now.values[other], now.make(slot, width, logits, False)), logits)
+        return out
+
+    def add(self, x: Value, y: Value) -> Value:
+        home = self._now
+        one, other, out = x.id, y.id, Value(home, x.width, x.logits, x.wide or y.wide)
+        slot, width, logits, wide = out.id, x.width, x.logits, out.wide
+        home.add("add", lambda now: gates.add(now.values[one], now.values[other], now.make(slot, width, logits, wide)), logits)
+        return out
+
+    def softcap(self, x: Value, cap: float) -> Value:
+        home = self._now
+        source, out = x.id, Value(home, x.width, x.logits, x.wide)
+        slot, width, logits, wide = out.id, x.width, x.logits, x.wide
+        home.add("softcap", lambda now: gates.softcap(now.values[source], now.make(slot, width, logits, wide), cap), logits)
+        return out
+
+    def select(self, x: Value) -> Value:
+        home = self._now
+        source, out = x.id, Value(home, x.width, True, x.wide)
+        slot, width, wide = out.id, x.width, x.wide
+        home.add("select", lambda now: embed.take(now.values[source], now.select, now.make(slot, width, True, wide)), True)
+        return out
+
+
+def _turned(x: torch.Tensor, table: torch.Tensor, positions: torch.Tensor, heads: int, head_dim: int) -> torch.Tensor:
+    """x [rows, heads * head_dim] rotated by positions, float32."""
+    out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    rope.rope(x, out, table, positions, heads, head_dim, table.shape[1])
+    return out
+
+
+def _owned(array: Any) -> Any:
+    """A NumPy array that torch takes without complaint: mapped files are read-only."""
+    return array.copy() if isinstance(array, np.ndarray) and not array.flags.writeable else array
+
+
+def _numbers(codes: Any) -> torch.Tensor:
+    """Codes of an unquantized format as torch numbers; bfloat16 lies as uint16 bits in NumPy."""
+    found = torch.as_tensor(_owned(codes.view(np.int16) if isinstance(codes, np.ndarray) and codes.dtype == np.uint16 else codes))
+    return found.view(torch.bfloat16) if found.dtype in (torch.int16, torch.uint16) else found

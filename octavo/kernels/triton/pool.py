@@ -1,0 +1,120 @@
+"""GpuPool: the paged key-value cache in the GPU's memory. What cache.KVPool holds, laid out for tiles: token by token, head_dim together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ...cache import PAGE, Tuning
+from ...errors import CapacityError
+from ...schemes import CacheSpec, TensorSpec, cache_pairs
+from ..op import Problem, cache_refusal
+from .turn import matrix_of
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "fp8e4m3": torch.uint8}  # Ampere reads no FP8: codes are bytes, see _rounding
+
+
+def refusal(problem: Problem) -> str | None:
+    """Why keys or values are not stored like this here, or None."""
+    spec = problem.cache
+    if spec is not None and spec.format == "int4":
+        return "the GPU kernels have no 4-bit key-value cache"
+    return cache_refusal(problem)
+
+
+@dataclass(frozen=True)
+class GpuLayer:
+    """The storage of one layer. codes [pages, heads, PAGE, dim]; scales float32 [pages, heads, PAGE] where each token and head has one, else None and one
+    number for all (1 where the format has none). balance float32 [3, heads, dim] as in cache.Tuning and the rotation's matrix [dim, dim], where keys are balanced.
+    """
+
+    keys: TensorSpec
+    values: TensorSpec
+    heads: int
+    dim: int
+    key_codes: torch.Tensor
+    value_codes: torch.Tensor
+    key_scales: torch.Tensor | None
+    value_scales: torch.Tensor | None
+    key_scale: float = 1.0
+    value_scale: float = 1.0
+    balance: torch.Tensor | None = None
+    matrix: torch.Tensor | None = None
+
+    @property
+    def arrays(self) -> list[torch.Tensor]:
+        """What is stored page by page."""
+        return [a for a in (self.key_codes, self.value_codes, self.key_scales, self.value_scales) if a is not None]
+
+    @property
+    def k(self) -> np.ndarray:
+        """A copy of the codes of keys in the order of cache.KVPool, [pages, heads, dim, PAGE]; bfloat16 as its bits."""
+        return _numpy(self.key_codes).transpose(0, 1, 3, 2)
+
+    @property
+    def v(self) -> np.ndarray:
+        """A copy of the codes of values, [pages, heads, PAGE, dim]; bfloat16 as its bits."""
+        return _numpy(self.value_codes)
+
+    @property
+    def k_scale(self) -> np.ndarray | None:
+        """Copies of the scales as cache.Layer has them, for those who read pages on the CPU."""
+        return _scales(self.keys, self.key_scales, self.key_scale)
+
+    @property
+    def v_scale(self) -> np.ndarray | None:
+        return _scales(self.values, self.value_scales, self.value_scale)
+
+
+class GpuPool:
+    """Storage of `pages` pages for every layer on `device`; `tuning` as for cache.KVPool."""
+
+    def __init__(self, pages: int, kv_heads: list[int], head_dims: list[int], spec: TensorSpec | CacheSpec, tuning: Sequence[Tuning] | None = None,
+                 device: torch.device | str = "cuda") -> None:
+        self.pages, self.kv_heads, self.head_dims, self.spec = pages, kv_heads, head_dims, spec
+        self.layers: list[GpuLayer] = []
+        known = tuning or [Tuning()] * len(kv_heads)
+        matrices: dict[int, torch.Tensor] = {}
+        try:
+            for heads, dim, (keys, values), one in zip(kv_heads, head_dims, cache_pairs(spec, len(kv_heads)), known, strict=True):
+                codes = [torch.zeros((pages, heads, PAGE, dim), dtype=DTYPES[half.format], device=device) for half in (keys, values)]
+                scales = [torch.zeros((pages, heads, PAGE), dtype=torch.float32, device=device) if _counted(half) else None for half in (keys, values)]
+                fixed = [float(np.float32(scale)) if half.quantized and not _counted(half) and scale else 1.0 for half, scale in ((keys, one.k_scale), (values, one.v_scale))]
+                balance = matrix = None
+                if one.balance is not None and _counted(keys):
+                    balance = torch.from_numpy(np.ascontiguousarray(one.balance[:3], np.float32)).to(device)
+                    matrix = matrices.setdefault(dim, torch.from_numpy(matrix_of(dim)).to(device))
+                self.layers.append(GpuLayer(keys, values, heads, dim, codes[0], codes[1], scales[0], scales[1], fixed[0], fixed[1], balance, matrix))
+        except torch.cuda.OutOfMemoryError:
+            self.layers = []
+            raise CapacityError(f"the GPU has no room for a key-value cache of {pages} pages", where="memory",
+                                remedy="use fewer pages (--kv-memory-mb) or an 8-bit cache") from None
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Make page `target` equal to page `source` in every layer."""
+        for layer in self.layers:
+            for array in layer.arrays:
+                array[target] = array[source]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for layer in self.layers for array in layer.arrays)
+
+
+def _counted(spec: TensorSpec) -> bool:
+    """Whether each token and head has a scale of its own."""
+    return spec.quantized and spec.granularity != "tensor"
+
+
+def _numpy(array: torch.Tensor) -> np.ndarray:
+    found: np.ndarray = array.view(torch.int16).cpu().numpy().view(np.uint16) if array.dtype == torch.bfloat16 else array.cpu().numpy()
+    return found
+
+
+def _scales(spec: TensorSpec, scales: torch.Tensor | None, fixed: float) -> np.ndarray | None:
+    if not spec.quantized:
+        return None
+    return np.full(PAGE, fixed, np.float32) if scales is None else _numpy(scales)

@@ -1,0 +1,313 @@
+"""TritonProgram: a recorded forward, run step after step; steps that only decode are captured as CUDA graphs.
+
+A graph is a step of a fixed number of rows with tables of a fixed width: buckets of both. Rows that only fill one up have no slot and no tokens, so they
+write nothing and see nothing. Inputs of a graph lie at fixed addresses and come over the bus in one copy; logits stay on the GPU until somebody asks for
+them, only the largest of each row is sent back with the step.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from ...cache import PAGE, Step
+from ._rounding import power
+from .attention import SPLIT, Attending
+from .pool import GpuPool
+
+BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # rows of captured steps
+ALIGN = 32   # int32 numbers: parts of a step begin at 128 bytes, so that kernels are not compiled for every alignment
+MOST_AHEAD = 64  # steps launched without waiting for the first
+TWICE = 2    # a step is captured when its bucket is met for this time: what runs once is not worth it
+
+
+@dataclass
+class Now:
+    """What ops see of the step that runs. values: by slot of the recording."""
+
+    rows: int
+    logit_rows: int
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    select: torch.Tensor
+    who: Attending
+    pool: GpuPool
+    inner: torch.dtype
+    values: list[Any]
+
+    def make(self, slot: int, width: int, logits: bool, wide: bool) -> torch.Tensor:
+        """A new buffer [rows, width] in `slot`; what was there is free from now on."""
+        self.values[slot] = None
+        made = torch.empty((self.logit_rows if logits else self.rows, width), dtype=torch.float32 if wide else self.inner, device=self.tokens.device)
+        self.values[slot] = made
+        return made
+
+
+@dataclass(frozen=True)
+class Op:
+    """`run` reads and fills slots. logits: it works on the step's logit rows, and is left out where there are none."""
+
+    name: str
+    run: Callable[[Now], None]
+    logits: bool
+
+
+class Logits:
+    """Logits float32 [rows, vocabulary] on the GPU; copied where they are read (np.asarray, indexing). The next run writes them again."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self.shape, self.ndim, self.dtype = tuple(tensor.shape), 2, np.dtype(np.float32)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        if isinstance(key, (int, slice)):
+            found: np.ndarray = self.tensor[key].cpu().numpy()
+            return found
+        return np.asarray(self)[key]  # type: ignore[no-any-return]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        whole: np.ndarray = self.tensor.cpu().numpy()
+        return whole if dtype is None else whole.astype(dtype, copy=False)
+
+
+class TritonProgram:
+    """One run at a time. `run` starts the work; it is awaited where its results are read (`best`, Logits)."""
+
+    def __init__(self, ops: Sequence[Op], slots: int, result: int, device: torch.device, inner: torch.dtype, tile_rows: frozenset[int],
+                 bounds: tuple[int, int], width: int, keep: list[Any]) -> None:
+        """tile_rows: of the attentions (attention.tile_rows); bounds: tokens and positions must be below them; width: of the result; keep: what lives as
+        long as this does."""
+        self.ops, self._slots, self._result, self._device, self._inner, self._keep = list(ops), slots, result, device, inner, keep
+        self._tile_rows, self._bounds, self._width = tile_rows, bounds, width
+        self._largest: Any = np.zeros((2, 0), np.int32)  # or a tensor on its way, see _largest
+        self._met: Counter[tuple[int, int]] = Counter()
+        self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._pool: GpuPool | None = None
+        self._memory: Any = None  # shared by the graphs, which never run at once
+
+    def run(self, step: Step, pool: GpuPool) -> Any:
+        """float32 [logit_rows, vocab], a view that the next run overwrites; Logits on a GPU. Raises ValueError for a step that points outside its arrays."""
+        check(step, pool, *self._bounds)
+        graph = self._captured(step, pool) if self._device.type == "cuda" else None
+        if graph is not None:
+            logits, found = graph.run(step)
+            self._largest = found[0]
+        else:
+            logits = self.replay(now_of(step, pool, self._device, self._inner, self._slots, self._tile_rows))
+            self._largest = _largest(logits)
+        return Logits(logits) if self._device.type == "cuda" else logits.numpy()
+
+    def best(self, logits: Any) -> tuple[np.ndarray, np.ndarray]:
+        """(place, value) of the largest logit of each row of the last run; a NaN counts as the largest of all. Waits for the run."""
+        found = self._largest if isinstance(self._largest, np.ndarray) else self._largest.cpu().numpy()
+        self._wait()
+        return found[0, : len(logits)], np.ascontiguousarray(found[1, : len(logits)]).view(np.float32)
+
+    def ahead(self, step: Step, pool: GpuPool, steps: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """(tokens, largest logits), both [steps, sequences], of so many steps in which every sequence goes on with its likeliest token: launched one after
+        another, awaited once. None where that is not captured: then the caller goes step by step. The tables must have pages for all of it."""
+        if self._device.type != "cuda" or steps > MOST_AHEAD:
+            return None
+        check(step, pool, *self._bounds)
+        graph = self._captured(step, pool)
+        if graph is None:
+            return None
+        _, found = graph.run(step, steps)
+        self._wait()
+        return found[:, 0].copy(), np.ascontiguousarray(found[:, 1]).view(np.float32)
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+
+    def replay(self, now: Now) -> torch.Tensor:
+        """All ops in order; the logits."""
+        for op in self.ops:
+            if now.logit_rows or not op.logits:
+                op.run(now)
+        found: torch.Tensor = now.values[self._result] if now.logit_rows else torch.empty((0, self._width), device=self._device)
+        now.values.clear()
+        return found
+
+    def _captured(self, step: Step, pool: GpuPool) -> _Graph | None:
+        """The graph for a step that only decodes, if it has been met often enough; it is captured now where it is not there."""
+        rows = len(step.tokens)
+        if not 0 < rows <= BUCKETS[-1] or len(step.starts) != rows + 1 or len(step.select) != rows or not np.array_equal(step.select, step.starts[:-1]):
+            return None
+        if self._pool is not pool:  # a graph knows the addresses of one cache
+            self._graphs.clear()
+            self._met.clear()
+            self._pool = pool
+        width = step.tables.shape[1]
+        key = next(bucket for bucket in BUCKETS if bucket >= rows), 1 << (width - 1).bit_length()
+        self._met[key] += 1
+        if key not in self._graphs and self._met[key] >= TWICE:
+            self._memory = self._memory or torch.cuda.graph_pool_handle()
+            self._graphs[key] = _Graph(self, *key, pool, self._device, self._memory)
+        return self._graphs.get(key)
+
+    def filled_up(self, rows: int, width: int, pool: GpuPool, numbers: torch.Tensor) -> Now:
+        """A step of `rows` sequences that decode, with its inputs in `numbers` (int32 on the device, see `decode_layout`)."""
+        tokens, positions, slots, lengths, tables = _views(numbers, decode_layout(rows, width))
+        places = torch.arange(rows + 1, dtype=torch.int32, device=self._device)
+        who = Attending(places[:rows], places[:rows], -(-width * PAGE // SPLIT), {}, places, lengths, tables.view(rows, width))
+        return Now(rows, rows, tokens, positions, slots, places[:rows], who, pool, self._inner, [None] * self._slots)
+
+
+class _Graph:
+    """A captured step of `rows` sequences that decode, whose tables are `width` pages wide. After it, its inputs are those of the step that follows."""
+
+    def __init__(self, program: TritonProgram, rows: int, width: int, pool: GpuPool, device: torch.device, memory: Any) -> None:
+        self.rows, self.width, self.pool = rows, width, pool
+        layout = decode_layout(rows, width)
+        self.host = torch.zeros(layout[-1][1], dtype=torch.int32, pin_memory=True)
+        self.parts = [self.host[start:end].numpy() for start, _, end in _ends(layout)]
+        self.parts[2][:] = -1
+        self.inputs = self.host.to(device)
+        self.found = torch.zeros((MOST_AHEAD, 2, rows), dtype=torch.int32, pin_memory=True)
+        self.copied = torch.cuda.Event()
+        here, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        self.now = program.filled_up(rows, width, pool, self.inputs)  # holds what the graph reads
+        slots = list(self.now.values)
+        side.wait_stream(here)
+        with torch.cuda.stream(side):  # what is compiled or allocated at a first run must not happen while capturing
+            self._step(program)
+        here.wait_stream(side)
+        torch.cuda.synchronize(device)
+        self.now.values = slots
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=memory, capture_error_mode="thread_local"):
+            self.logits, self.best = self._step(program)
+
+    def _step(self, program: TritonProgram) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = program.replay(self.now)
+        best = _largest(logits)
+        advance(self.now, best)
+        return logits, best
+
+    def run(self, step: Step, steps: int = 1) -> tuple[torch.Tensor, np.ndarray]:
+        """(logits of the last, `found` int32 [steps, 2, rows] as `_largest` gives it, there once the stream has come so far)."""
+        rows, width = step.tables.shape
+        self.copied.synchronize()  # the copy of the step before has read what is written now
+        for part, array in zip(self.parts, (step.tokens, step.positions, step.slots, step.lengths), strict=False):
+            part[:rows] = array
+        self.parts[2][rows:], self.parts[3][rows:] = -1, 0
+        self.parts[4][: self.rows * self.width].reshape(self.rows, self.width)[:rows, :width] = step.tables
+        self.inputs.copy_(self.host, non_blocking=True)
+        self.copied.record()
+        for turn in range(steps):
+            self.graph.replay()
+            self.found[turn].copy_(self.best, non_blocking=True)
+        return self.logits[:rows], self.found.numpy()[:steps, :, :rows]
+
+
+@triton.jit
+def _advance(tokens, positions, slots, lengths, tables, best, rows, width, PAGE: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    length = tl.load(lengths + at, mask=at < rows, other=0)
+    alive = length > 0
+    position = tl.load(positions + at, mask=alive, other=0) + 1
+    page = tl.load(tables + at * width + position // PAGE, mask=alive & (position < width * PAGE), other=0)
+    tl.store(tokens + at, tl.load(best + at, mask=alive, other=0), mask=alive)
+    tl.store(positions + at, position, mask=alive)
+    tl.store(lengths + at, length + 1, mask=alive)
+    tl.store(slots + at, page * PAGE + position % PAGE, mask=alive)
+
+
+def advance(now: Now, best: torch.Tensor) -> None:
+    """Turns the inputs of a decoding step into those of the next: each sequence goes on with its likeliest token, best[0]."""
+    tables = now.who.tables
+    _advance[(1,)](now.tokens, now.positions, now.slots, now.who.lengths, tables, best, now.rows, tables.shape[1], PAGE=PAGE, BLOCK=power(now.rows),
+                   num_warps=1)
+
+
+def _largest(logits: torch.Tensor) -> torch.Tensor:
+    """int32 [2, rows]: the place of the largest logit of each row, and its value's bits; a NaN counts as the largest of all."""
+    if not len(logits):
+        return torch.zeros((2, 0), dtype=torch.int32)
+    value, place = torch.max(logits, dim=1)  # the first of equal ones
+    return torch.stack([place.to(torch.int32), value.view(torch.int32)])
+
+
+def decode_layout(rows: int, width: int) -> list[tuple[int, int]]:
+    """(length, end) of tokens, positions, slots, lengths and tables in the inputs of a captured step."""
+    layout, end = [], 0
+    for length in (rows, rows, rows, rows, rows * width):
+        end += -(-length // ALIGN) * ALIGN
+        layout.append((length, end))
+    return layout
+
+
+def _ends(layout: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """(start, start + length, end of the room) of each part."""
+    starts = [0, *(end for _, end in layout)]
+    return [(start, start + length, end) for start, (length, end) in zip(starts, layout, strict=False)]
+
+
+def _views(numbers: torch.Tensor, layout: list[tuple[int, int]]) -> list[torch.Tensor]:
+    return [numbers[start:stop] for start, stop, _ in _ends(layout)]
+
+
+def now_of(step: Step, pool: GpuPool, device: torch.device, inner: torch.dtype, slots: int, tile_rows: frozenset[int]) -> Now:
+    """Any step, in one copy to the device."""
+    counts = np.diff(step.starts)
+    singles = np.flatnonzero(counts == 1).astype(np.int32)
+    others = np.flatnonzero(counts > 1)
+    arrays = [step.tokens, step.positions, step.slots, step.select, step.starts, step.lengths, step.tables.reshape(-1), step.starts[:-1][singles], singles]
+    sizes = sorted(tile_rows)
+    arrays += [_tiles(step.starts, others, size) for size in sizes]
+    parts = _upload(arrays, device)
+    tokens, positions, slot, select, starts, lengths, tables, rows, sequences = parts[:9]
+    longest = int(step.lengths[singles].max()) if len(singles) else 1
+    who = Attending(rows, sequences, max(-(-longest // SPLIT), 1), {size: part.view(-1, 2) for size, part in zip(sizes, parts[9:], strict=True)}, starts,
+                    lengths, tables.view(step.tables.shape))
+    return Now(len(step.tokens), len(step.select), tokens, positions, slot, select, who, pool, inner, [None] * slots)
+
+
+def _tiles(starts: np.ndarray, sequences: np.ndarray, size: int) -> np.ndarray:
+    """int32 [2 * count]: sequence and first row of each tile of `size` rows."""
+    found = [np.stack([np.full_like(first, s), first], axis=1) for s in sequences
+             if len(first := np.arange(starts[s], starts[s + 1], size, dtype=np.int32))]
+    return np.concatenate(found).reshape(-1).astype(np.int32) if found else np.zeros(0, np.int32)
+
+
+def _upload(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+    """The int32 arrays (one-dimensional) on the device, in one copy."""
+    layout, end = [], 0
+    for array in arrays:
+        end += -(-len(array) // ALIGN) * ALIGN
+        layout.append((len(array), end))
+    joined = np.zeros(max(end, 1), np.int32)
+    for (start, stop, _), array in zip(_ends(layout), arrays, strict=True):
+        joined[start:stop] = array
+    return _views(torch.from_numpy(joined).to(device), layout)
+
+
+def check(step: Step, pool: GpuPool, vocabulary: int, positions: int) -> None:
+    """Raises ValueError for a step that would make a kernel read or write outside its arrays."""
+    rows, sequences = len(step.tokens), len(step.lengths)
+    if len(step.positions) != rows or len(step.slots) != rows or len(step.starts) != sequences + 1 or len(step.tables) != sequences:
+        raise ValueError("the arrays of the step do not fit each other")
+    if not rows:
+        return
+    if step.starts[0] != 0 or step.starts[-1] != rows or (sequences > 1 and (step.starts[1:] <= step.starts[:-1]).any()):
+        raise ValueError("starts do not cut the rows into sequences")
+    for name, array, limit in (("a token is outside of the vocabulary", step.tokens, vocabulary), ("a position is beyond the rope table", step.positions, positions),
+                               ("a slot is outside the cache", step.slots, pool.pages * PAGE), ("a page is outside the cache", step.tables, pool.pages),
+                               ("select names a row that is not there", step.select, rows),
+                               ("a table is too short for its sequence", step.lengths, step.tables.shape[1] * PAGE + 1)):
+        if len(array) and (int(array.min()) < 0 or int(array.max()) >= limit):
+            raise ValueError(name)
+    if (step.lengths < np.diff(step.starts)).any():
+        raise ValueError("a sequence has fewer tokens than new rows")

@@ -1,0 +1,167 @@
+"""Keys and values into pages and attention over them, against the same in float64 from what the pages hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kernels.test_native import step_of
+from octavo.cache import PAGE, KVPool, Step, Tuning
+from octavo.kernels.reference import ReferenceOps, read_cache, write_cache
+from octavo.kernels.triton import attention, store
+from octavo.kernels.triton.pool import GpuPool, refusal
+from octavo.kernels.triton.program import now_of
+from octavo.kernels.op import Problem
+from octavo.schemes import TensorSpec
+
+CACHES = {"fp32": TensorSpec("fp32"), "bf16": TensorSpec("bf16"), "int8": TensorSpec("int8", "token", dynamic=True),
+          "fp8": TensorSpec("fp8e4m3", "token", dynamic=True)}
+STATIC = {"int8": TensorSpec("int8", "tensor"), "fp8": TensorSpec("fp8e4m3", "tensor")}
+CPU = torch.device("cpu")
+
+
+def numbers(rows: int, width: int, seed: int) -> np.ndarray:
+    found: np.ndarray = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
+    return found
+
+
+def dirty(pool: GpuPool) -> GpuPool:
+    """What a page held before must not matter, NaN least of all."""
+    for layer in pool.layers:
+        for array in layer.arrays:
+            array.fill_(float("nan") if array.is_floating_point() else 0x7F)
+    return pool
+
+
+def attended(pool: GpuPool, step: Step, q: np.ndarray, k: np.ndarray, v: np.ndarray, *, heads: int, window: int = 0, softcap: float = 0.0,
+             dtype: torch.dtype = torch.float32, table: Any = None) -> torch.Tensor:
+    layer = pool.layers[0]
+    who = now_of(step, pool, CPU, dtype, 0, frozenset([attention.tile_rows(heads // layer.heads, layer.dim)]))
+    queries = torch.from_numpy(q).to(dtype)
+    turned = torch.empty_like(queries)
+    store.store(queries, torch.from_numpy(k).to(dtype), torch.from_numpy(v).to(dtype), turned, table, who.positions, who.slots, layer, heads)
+    out = torch.empty_like(queries)
+    attention.attend(queries if table is None else turned, out, layer, who.who, layer.dim**-0.5, window, softcap)
+    return out
+
+
+def expected(pool: KVPool, step: Step, q: np.ndarray, k: np.ndarray, v: np.ndarray, *, heads: int, window: int = 0, softcap: float = 0.0) -> np.ndarray:
+    ops = ReferenceOps()
+    ops.enter(step, pool)
+    dim, kv_heads = pool.head_dims[0], pool.kv_heads[0]
+    return ops.attention(q.astype(np.float64), k.astype(np.float64), v.astype(np.float64), 0, heads=heads, kv_heads=kv_heads, head_dim=dim, scale=dim**-0.5,
+                         window=window, softcap=softcap)
+
+
+STEPS = [step_of([([1] * 70, 0, [3, 1, 7]), ([1] * 5, 0, [2])]),
+         step_of([([1] * 20, 70, [3, 1, 7]), ([1], 5, [2]), ([1, 1], 0, [0])]), step_of([([1], 90, [3, 1, 7]), ([1], 6, [2])])]
+
+
+@pytest.mark.parametrize("kind", [
+    {"heads": 4, "kv_heads": 2, "dim": 24}, {"heads": 3, "kv_heads": 1, "dim": 6, "window": 7}, {"heads": 2, "kv_heads": 2, "dim": 64, "softcap": 20.0},
+    {"heads": 6, "kv_heads": 2, "dim": 16, "window": 40, "softcap": 5.0}, {"heads": 1, "kv_heads": 1, "dim": 130},
+], ids=lambda k: " ".join(f"{a}={b}" for a, b in k.items()))
+def test_attention_equals_the_reference(kind: dict[str, Any]) -> None:
+    heads, kv_heads, dim = kind["heads"], kind["kv_heads"], kind["dim"]
+    more = {"heads": heads, "window": kind.get("window", 0), "softcap": kind.get("softcap", 0.0)}
+    ours, theirs = dirty(GpuPool(9, [kv_heads], [dim], CACHES["fp32"], device="cpu")), KVPool(9, [kv_heads], [dim], CACHES["fp32"])
+    for seed, step in enumerate(STEPS):
+        rows = len(step.tokens)
+        q, k, v = numbers(rows, heads * dim, seed), numbers(rows, kv_heads * dim, seed + 10), numbers(rows, kv_heads * dim, seed + 20)
+        found, wanted = attended(ours, step, q, k, v, **more), expected(theirs, step, q, k, v, **more)
+        np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("name", list(CACHES))
+def test_pages_hold_what_the_reference_writes(name: str) -> None:
+    """Codes to the bit, but for numbers that lie on a border: the GPU divides as exactly as NumPy does."""
+    ours, theirs = dirty(GpuPool(4, [2], [24], CACHES[name], device="cpu")), KVPool(4, [2], [24], CACHES[name])
+    slots = np.array([5, 40, 127, 0], np.int32)
+    k, v = numbers(4, 48, 1), numbers(4, 48, 2) * 100
+    k[1, :24] = 0
+    v[2, 30] = np.nan
+    k[3, 3] = np.inf
+    store.store(torch.zeros(4, 48), torch.from_numpy(k), torch.from_numpy(v), None, None, torch.zeros(4, dtype=torch.int32), torch.from_numpy(slots),
+                ours.layers[0], 2)
+    write_cache(theirs, 0, k.reshape(4, 2, 24).astype(np.float64), v.reshape(4, 2, 24).astype(np.float64), slots)
+    page, offset = np.divmod(slots, PAGE)
+    mine, other = ours.layers[0], theirs.layers[0]
+    assert np.array_equal(mine.k[page, :, :, offset], other.k[page, :, :, offset], equal_nan=name == "fp32")
+    assert np.array_equal(mine.v[page, :, offset], other.v[page, :, offset], equal_nan=name == "fp32")
+    for one, two in ((mine.k_scale, other.k_scale), (mine.v_scale, other.v_scale)):
+        assert (one is None) == (two is None)
+        if one is not None and two is not None:
+            assert np.array_equal(one[page, :, offset], two[page, :, offset], equal_nan=True)
+
+
+@pytest.mark.parametrize(("name", "spec"), [*((name, CACHES[name]) for name in ("bf16", "int8", "fp8")), *STATIC.items()],
+                         ids=["bf16", "int8", "fp8", "static int8", "static fp8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_over_stored_numbers(name: str, spec: TensorSpec, dtype: torch.dtype) -> None:
+    tuning = [Tuning(None, 0.04, 0.03)]
+    ours, theirs = dirty(GpuPool(9, [2], [32], spec, tuning, "cpu")), KVPool(9, [2], [32], spec, tuning)
+    for seed, step in enumerate(STEPS):
+        rows = len(step.tokens)
+        q, k, v = (torch.from_numpy(numbers(rows, width, seed + 30 * i)).to(dtype).float().numpy() for i, width in enumerate((128, 64, 64)))
+        found, wanted = attended(ours, step, q, k, v, heads=4, dtype=dtype), expected(theirs, step, q, k, v, heads=4)
+        np.testing.assert_allclose(found.float().numpy(), wanted, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.02)
+
+
+def test_long_sequences_are_put_together_from_runs() -> None:
+    """A row alone over several runs of tokens, with and without a window that begins behind the first."""
+    length, pages = 2 * attention.SPLIT + 70, list(range(19))
+    for window in (0, 100):
+        ours, theirs = dirty(GpuPool(19, [1], [8], CACHES["fp32"], device="cpu")), KVPool(19, [1], [8], CACHES["fp32"])
+        first, then = step_of([([1] * (length - 1), 0, pages)]), step_of([([1], length - 1, pages)])
+        for seed, step in ((0, first), (1, then)):
+            rows = len(step.tokens)
+            q, k, v = numbers(rows, 16, seed), numbers(rows, 8, seed + 5), numbers(rows, 8, seed + 9)
+            found, wanted = attended(ours, step, q, k, v, heads=2, window=window), expected(theirs, step, q, k, v, heads=2, window=window)
+            np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=3e-6)
+
+
+def test_a_row_depends_on_no_other_sequence() -> None:
+    """The same bits alone and in company, even of a sequence that is no number."""
+    k, v, q = numbers(9, 24, 1), numbers(9, 24, 2), numbers(9, 48, 3)
+    for past, count in ((0, 4), (3, 1)):
+        alone = GpuPool(4, [1], [24], CACHES["int8"], device="cpu")
+        crowd = GpuPool(4, [1], [24], CACHES["int8"], device="cpu")
+        single, both = step_of([([1] * count, past, [2])]), step_of([([1] * 5, 0, [1]), ([1] * count, past, [2])])
+        mine = slice(5, 5 + count)
+        bad = k.copy()
+        bad[2] = np.nan
+        one = attended(alone, single, q[mine], k[mine], v[mine], heads=2)
+        two = attended(crowd, both, q[: mine.stop], bad[: mine.stop], v[: mine.stop], heads=2)
+        assert torch.equal(one, two[mine]) and two[:5].isnan().any()
+
+
+def test_rotation_on_the_way_equals_rotation_before() -> None:
+    angles = np.arange(200)[:, None] * (100.0 ** -(np.arange(12) / 12))
+    table = np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    ours, theirs = GpuPool(9, [2], [24], CACHES["fp32"], device="cpu"), KVPool(9, [2], [24], CACHES["fp32"])
+    step = STEPS[0]
+    q, k, v = numbers(75, 96, 0), numbers(75, 48, 1), numbers(75, 48, 2)
+    found = attended(ours, step, q, k, v, heads=4, table=torch.from_numpy(table))
+    ops = ReferenceOps()
+    ops.enter(step, theirs)
+    wanted = expected(theirs, step, ops.rope(q.astype(np.float64), table, 4, 24, 24), ops.rope(k.astype(np.float64), table, 2, 24, 24), v, heads=4)
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=3e-6)
+    keys, _ = read_cache(theirs, 0, np.array([3, 1, 7]), 70)
+    stored = ours.layers[0].k[[3, 1, 7]].transpose(1, 0, 3, 2).reshape(2, -1, 24)[:, :70]
+    np.testing.assert_allclose(stored, keys, rtol=0, atol=1e-6)
+
+
+def test_pages_are_copied_and_counted() -> None:
+    spec = CACHES["int8"]
+    pool = GpuPool(3, [2, 1], [8, 16], spec, device="cpu")
+    assert pool.nbytes == 3 * KVPool.bytes_per_page([2, 1], [8, 16], spec)
+    for layer in pool.layers:
+        for array in layer.arrays:
+            array[1] = 7
+    pool.copy_page(1, 2)
+    assert all(bool((array[2] == 7).all()) and not array[0].any() for layer in pool.layers for array in layer.arrays)
+    assert "4-bit" in str(refusal(Problem("attention", head_dim=64, cache=TensorSpec("int4", "token", symmetric=False, scale_format="bf16", dynamic=True))))
+    assert all(refusal(Problem("attention", head_dim=64, cache=spec)) is None for spec in [*CACHES.values(), *STATIC.values()])
