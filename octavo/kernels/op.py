@@ -151,7 +151,7 @@ class Backend(Ops, Protocol):
     def on_device(self, tensor: QTensor) -> QTensor:
         """The same numbers with arrays where this backend computes, so that they are quantized there."""
 
-    def pool(self, pages: int, kv_heads: list[int], head_dims: list[int], spec: TensorSpec | CacheSpec, tuning: Sequence[Tuning] | None = None) -> KVPool:
+    def new_pool(self, pages: int, kv_heads: list[int], head_dims: list[int], spec: TensorSpec | CacheSpec, tuning: Sequence[Tuning] | None = None) -> KVPool:
         """An empty key-value cache. MemoryError or CapacityError where there is no room for it."""
 
     def free_memory(self) -> int | None:

@@ -135,7 +135,7 @@ class ReferenceOps:
     def on_device(self, tensor: QTensor) -> QTensor:
         return tensor
 
-    def pool(self, pages: int, kv_heads: list[int], head_dims: list[int], spec: TensorSpec | CacheSpec, tuning: Sequence[Tuning] | None = None) -> KVPool:
+    def new_pool(self, pages: int, kv_heads: list[int], head_dims: list[int], spec: TensorSpec | CacheSpec, tuning: Sequence[Tuning] | None = None) -> KVPool:
         return KVPool(pages, kv_heads, head_dims, spec, tuning)
 
     def free_memory(self) -> int | None:

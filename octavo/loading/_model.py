@@ -132,7 +132,7 @@ class LoadedModel:
         """An empty key-value cache of `pages` pages; `spec`: in another format than the model's. Raises CapacityError when there is no memory for it."""
         spec = spec or self.cache_spec
         try:
-            return self.backend.pool(pages, self.kv_heads, self.head_dims, spec, self.tuning(spec))
+            return self.backend.new_pool(pages, self.kv_heads, self.head_dims, spec, self.tuning(spec))
         except MemoryError:
             size = KVPool.bytes_per_page(self.kv_heads, self.head_dims, spec)
             raise CapacityError(f"a key-value cache of {pages} pages needs {pages * size / 1e6:.0f} MB, which are not there", where="memory",

@@ -80,7 +80,7 @@ def measure(loaded: LoadedModel) -> list[np.ndarray]:
     heads = [seen[-1].heads.get(layer, 0) for layer in range(layers)] if loaded.backend.name != "reference" else [0] * layers
     if not all(heads):  # a backend that describes anew at each run: one run tells
         heads = [loaded.model.config.get("num_attention_heads", 1)] * layers
-    pool = loaded.backend.pool(int(step.tables.max()) + 1, [*loaded.kv_heads, *heads], [*loaded.head_dims, *loaded.head_dims], TensorSpec("fp32"))
+    pool = loaded.backend.new_pool(int(step.tables.max()) + 1, [*loaded.kv_heads, *heads], [*loaded.head_dims, *loaded.head_dims], TensorSpec("fp32"))
     program.run(step, pool)
     taken = [(table, int(length)) for table, length in zip(step.tables, step.lengths, strict=True)]
     pieces, firsts = taken[:PLACES], taken[PLACES:]

@@ -24,7 +24,7 @@ from octavo.schemes import TensorSpec
 
 def run(ops: Any, steps: list[Step], cache: str = "fp32", pages: int = 20, tuning: list[Tuning] | None = None, **kind: Any) -> list[np.ndarray]:
     program, heads, dims = toy(ops, **kind)
-    pool = ops.pool(pages, heads, dims, CACHES[cache], tuning)
+    pool = ops.new_pool(pages, heads, dims, CACHES[cache], tuning)
     for array in (a for layer in pool.layers for a in layer.arrays):
         if isinstance(array, torch.Tensor):
             array.fill_(float("nan") if array.is_floating_point() else 111)
@@ -80,7 +80,7 @@ def test_inputs_of_a_captured_step_give_the_same_logits() -> None:
     ops = TritonOps()
     program, heads, dims = toy(ops)
     step, first = step_of([([7], 40, [3, 1]), ([3], 5, [2]), ([1], 0, [6])]), STEPS[0]
-    pools = [ops.pool(20, heads, dims, CACHES["fp32"]) for _ in range(2)]
+    pools = [ops.new_pool(20, heads, dims, CACHES["fp32"]) for _ in range(2)]
     for pool in pools:
         program.run(first, pool)
     wanted = np.array(program.run(step, pools[0]))
@@ -104,7 +104,7 @@ def test_inputs_of_a_captured_step_give_the_same_logits() -> None:
 
 def test_a_step_is_cut_into_single_rows_and_tiles() -> None:
     ops = TritonOps()
-    pool = ops.pool(20, [1], [8], TensorSpec("fp32"))
+    pool = ops.new_pool(20, [1], [8], TensorSpec("fp32"))
     step = step_of([([1], 4, [0]), ([1] * 70, 0, [1, 2, 3]), ([1], 0, [4]), ([1, 1], 0, [5])])
     who = now_of(step, pool, torch.device("cpu"), torch.float32, 0, frozenset([32])).who
     assert who.rows.tolist() == [0, 71] and who.sequences.tolist() == [0, 2] and who.splits == 1
@@ -114,7 +114,7 @@ def test_a_step_is_cut_into_single_rows_and_tiles() -> None:
 def test_the_largest_logit_and_steps_without_logits() -> None:
     ops = TritonOps()
     program, heads, dims = toy(ops)
-    pool = ops.pool(4, heads, dims, CACHES["fp32"])
+    pool = ops.new_pool(4, heads, dims, CACHES["fp32"])
     step = step_of([(prompt(6), 0, [1])])
     logits = np.array(program.run(step, pool))
     place, value = program.best(logits)
@@ -129,7 +129,7 @@ def test_the_largest_logit_and_steps_without_logits() -> None:
 def test_bad_steps_are_refused() -> None:
     ops = TritonOps()
     program, heads, dims = toy(ops)
-    pool = ops.pool(4, heads, dims, CACHES["fp32"])
+    pool = ops.new_pool(4, heads, dims, CACHES["fp32"])
     good = ([1, 2, 3], 0, [2])
     for field, value, message in [("tokens", [1, 2, VOCAB], "vocabulary"), ("tokens", [-1, 2, 3], "vocabulary"), ("positions", [0, 1, 400], "rope"),
                                   ("slots", [0, 1, 4 * PAGE], "outside the cache"), ("starts", [0, 2], "starts"), ("lengths", [2], "fewer tokens"),
@@ -168,7 +168,7 @@ def test_a_rotation_that_attention_does_not_take_is_done_anyway() -> None:
         weight = ops.prepare(qtensor.quantize(values, TensorSpec("fp32")), TensorSpec("fp32"))
         table = ops.constant(angles)
         program = ops.capture(lambda ops: ops.linear(ops.select(ops.rope(ops.rms_norm(ops.embed(weight), ops.constant(np.ones(HIDDEN)), 1e-5), table, 4, 12, 12)), [weight])[0])
-        return np.array(program.run(step_of([([1, 2, 3], 0, [0])]), ops.pool(1, [1], [8], TensorSpec("fp32"))))
+        return np.array(program.run(step_of([([1, 2, 3], 0, [0])]), ops.new_pool(1, [1], [8], TensorSpec("fp32"))))
 
     close(logits(ops), logits(reference), 2e-5)
 
@@ -187,4 +187,4 @@ def test_the_engine_answers_as_on_the_reference(tiny_model: Path, quantization: 
     assert ours.report.backend == "triton" and not ours.report.copy
     theirs = load(tiny_model, quantization=quantization, backend="reference", use_cache=False, max_model_len=64)
     assert answers(ours, prompts, 8) == answers(theirs, prompts, 8)
-    assert isinstance(ours.new_pool(1), type(ours.backend.pool(1, [1], [8], TensorSpec("fp32")))) and not isinstance(ours.new_pool(1), KVPool)
+    assert isinstance(ours.new_pool(1), type(ours.backend.new_pool(1, [1], [8], TensorSpec("fp32")))) and not isinstance(ours.new_pool(1), KVPool)

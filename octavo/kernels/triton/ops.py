@@ -165,7 +165,7 @@ class TritonOps:
     def constant(self, array: Any) -> Constant:
         return Constant(torch.from_numpy(_owned(np.ascontiguousarray(array, np.float32))).to(self.device))
 
-    def pool(self, pages: int, kv_heads: list[int], head_dims: list[int], spec: TensorSpec | CacheSpec, tuning: Sequence[Tuning] | None = None) -> GpuPool:
+    def new_pool(self, pages: int, kv_heads: list[int], head_dims: list[int], spec: TensorSpec | CacheSpec, tuning: Sequence[Tuning] | None = None) -> GpuPool:
         """An empty key-value cache on the device."""
         return GpuPool(pages, kv_heads, head_dims, spec, tuning, self.device)
 
@@ -201,11 +201,13 @@ class TritonOps:
         home.full |= any(weight.activation.format == "fp32" for weight in weights)
         vectors = [None if bias is None else bias.tensor for bias in biases or [None] * len(weights)]
         source, added, logits = x.id, None if residual is None else residual.id, x.logits
-        outs = tuple(Value(home, weight.n, logits, True) for weight in weights)
+        wide = logits or residual is not None
+        outs = tuple(Value(home, weight.n, logits, wide) for weight in weights)
         slots = [out.id for out in outs]
 
         def run(now: Now) -> None:
-            made = linear(now.values[source], weights, vectors, None if added is None else now.values[added])
+            made = linear(now.values[source], weights, vectors, None if added is None else now.values[added],
+                          narrow=not wide and now.inner == torch.bfloat16)
             for slot, y in zip(slots, made, strict=True):
                 now.values[slot] = y
 
