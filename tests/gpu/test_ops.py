@@ -35,13 +35,12 @@ def close(a: np.ndarray, b: np.ndarray, tolerance: float) -> None:
     assert np.abs(a.astype(np.float64) - b.astype(np.float64)).max() <= tolerance * max(1.0, float(np.abs(b).max()))
 
 
-STEPS = [step_of([(prompt(40), 0, [3, 1]), (prompt(5, 1), 0, [2])]), step_of([(prompt(9, 2), 40, [3, 1]), ([4], 5, [2]), ([9, 8], 0, [11])]),
-         step_of([([7], 49, [3, 1]), ([3], 6, [2])])]
+STEPS = [step_of([(prompt(6), 0, [3]), (prompt(2, 1), 0, [2])]), step_of([(prompt(2, 2), 6, [3]), ([4], 2, [2])])]
 
 
 @pytest.mark.parametrize("kind", [
-    {}, {"heads": 3, "kv_heads": 3, "dim": 6, "window": 7}, {"heads": 6, "kv_heads": 1, "dim": 80, "softcap": 20.0, "gate": "gelu_tanh"},
-    {"weight": "bf16", "act": "bf16"}, {"weight": "8", "act": "bf16"}, {"weight": "4g32", "act": "bf16"}, {"weight": "nf4", "act": "bf16"},
+    {}, {"heads": 3, "kv_heads": 1, "dim": 6, "window": 4, "softcap": 20.0, "gate": "gelu_tanh"}, {"weight": "bf16", "act": "bf16"},
+    {"weight": "4g32", "act": "bf16"}, {"weight": "8", "act": "int8"},
 ], ids=lambda k: " ".join(f"{a}={b}" for a, b in k.items()) or "plain")
 def test_logits_equal_the_reference(kind: dict[str, Any]) -> None:
     """float32 plans to float32; others to what bfloat16 between ops costs."""
@@ -65,21 +64,19 @@ def test_balanced_keys_equal_the_reference() -> None:
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:
-    """A decoded token alone and in company; a prompt whole and beside another one."""
-    text, pages = prompt(37), [4, 0]
-    whole = run(TritonOps(), [step_of([(text, 0, pages)])], "int8")[0]
-    beside = run(TritonOps(), [step_of([(prompt(7, 7), 0, [1]), (text, 0, pages)])], "int8")[0]
-    close(beside[7:], whole, 1e-6)
-    token = [step_of([(text, 0, pages)]), step_of([([5], 37, pages)])]
-    crowd = [step_of([(text, 0, pages), (prompt(7, 7), 0, [1])]), step_of([([9], 7, [1]), ([5], 37, pages)])]
-    close(run(TritonOps(), crowd, "int8")[1][1:], run(TritonOps(), token, "int8")[1], 1e-6)
+    """A prompt and a decoded token, alone and in company."""
+    text = prompt(5)
+    alone = run(TritonOps(), [step_of([(text, 0, [4])]), step_of([([5], 5, [4])])], "int8")
+    crowd = run(TritonOps(), [step_of([(prompt(3, 7), 0, [1]), (text, 0, [4])]), step_of([([9], 3, [1]), ([5], 5, [4])])], "int8")
+    close(crowd[0][3:], alone[0], 1e-6)
+    close(crowd[1][1:], alone[1], 1e-6)
 
 
 def test_inputs_of_a_captured_step_give_the_same_logits() -> None:
     """What a CUDA graph replays: the step in fixed places, filled up with rows that write nothing and see nothing."""
     ops = TritonOps()
     program, heads, dims = toy(ops)
-    step, first = step_of([([7], 40, [3, 1]), ([3], 5, [2]), ([1], 0, [6])]), STEPS[0]
+    step, first = step_of([([7], 6, [3, 1]), ([3], 2, [2]), ([1], 0, [6])]), STEPS[0]
     pools = [ops.new_pool(20, heads, dims, CACHES["fp32"]) for _ in range(2)]
     for pool in pools:
         program.run(first, pool)
@@ -98,7 +95,7 @@ def test_inputs_of_a_captured_step_give_the_same_logits() -> None:
     close(found[:3].numpy(), wanted, 1e-6)
     after = [array for layer in pools[1].layers for array in layer.arrays]
     changed = {int(page) for a, b in zip(before, after, strict=True) for page in (a != b).flatten(1).any(dim=1).nonzero()}
-    assert changed == {1, 2, 6}
+    assert changed == {2, 3, 6}
     assert all(a < b for a, b in zip(BUCKETS, BUCKETS[1:], strict=False))
 
 

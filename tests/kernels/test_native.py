@@ -41,7 +41,7 @@ def toy(ops: Any, *, heads: int = 4, kv_heads: int = 2, dim: int = 24, window: i
         gate: str = "silu", seed: int = 0) -> Any:
     """Two layers with everything in them, on any backend."""
     rng = np.random.default_rng(seed)
-    spec, activation = schemes.parse(f"W{weight}").weight, TensorSpec("fp32") if act == "fp32" else CACHES["int8"]
+    spec, activation = schemes.parse(f"W{weight}").weight, CACHES["int8"] if act == "int8" else TensorSpec(act)
 
     def weight_of(n: int, k: int) -> Any:
         return ops.prepare(qtensor.quantize((rng.standard_normal((n, k)) / np.sqrt(k)).astype(np.float32), spec), activation)
