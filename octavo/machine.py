@@ -30,7 +30,8 @@ class Gpu:
 @dataclass(frozen=True)
 class Machine:
     """features of the CPU that kernels care about; isa: the instruction set whose kernels run; cores this process may use (affinity and cgroup
-    quota); memory in bytes (the smaller of the machine's and the cgroup's); gpus: where they were asked for (`find_gpus`); fingerprint: names this kind of machine."""
+    quota); memory in bytes (the smaller of the machine's and the cgroup's); gpus: where they were asked for (`find_gpus`); fingerprint: names this kind of
+    machine."""
 
     features: frozenset[str]
     isas: tuple[str, ...]

@@ -136,7 +136,8 @@ class Sampler:
 def draw(drawer: _native.Drawer, logits: np.ndarray, wanted: Sequence[tuple[Sampler, int, int]]) -> list[int]:
     """The tokens of (sampler, row of the logits, place in the answer), none greedy, by softmax(row / temperature) cut by top_k, top_p and min_p."""
     settings = [sampler.sampling for sampler, _, _ in wanted]
-    return drawer.draw(np.asarray(logits), [row for _, row, _ in wanted], [s.temperature for s in settings], [s.top_k for s in settings], [s.top_p for s in settings],
+    logits = np.asarray(logits)  # a GPU's are copied here
+    return drawer.draw(logits, [row for _, row, _ in wanted], [s.temperature for s in settings], [s.top_k for s in settings], [s.top_p for s in settings],
                        [s.min_p for s in settings], [uniform(sampler.seed, sampler.choice, index) for sampler, _, index in wanted])
 
 

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from kernels.test_native import step_of
+
 from octavo.cache import PAGE, KVPool, Step, Tuning
+from octavo.kernels.op import Problem
 from octavo.kernels.reference import ReferenceOps, read_cache, write_cache
 from octavo.kernels.triton import attention, store
 from octavo.kernels.triton.pool import GpuPool, refusal
 from octavo.kernels.triton.program import now_of
-from octavo.kernels.op import Problem
 from octavo.schemes import TensorSpec
 
 CACHES = {"fp32": TensorSpec("fp32"), "bf16": TensorSpec("bf16"), "int8": TensorSpec("int8", "token", dynamic=True),

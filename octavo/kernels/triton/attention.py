@@ -90,7 +90,7 @@ def _alone(q, out, parts, sums, splits, rows, sequences, lengths, tables, width,
     sequence = tl.load(sequences + item)
     length = tl.load(lengths + sequence)
     first = split * SPLIT
-    if not WHOLE:
+    if not WHOLE:  # noqa: SIM102 (decided while compiling)
         if first >= length:
             return
     m = tl.arange(0, M)
@@ -166,7 +166,7 @@ def _tiled(q, out, tiles, starts, lengths, tables, width, key_codes, key_scales,
     if WINDOWED:
         first = tl.maximum(length - end + begin - window + 1, 0) // BLOCK * BLOCK
     last = length - end + tl.minimum(begin + M // GROUP, end)
-    largest, total, mixed = _over(queries, first, last, length, at, head, tables + sequence.to(tl.int64) * width, key_codes, key_scales, value_codes,
+    _, total, mixed = _over(queries, first, last, length, at, head, tables + sequence.to(tl.int64) * width, key_codes, key_scales, value_codes,
                                   value_scales, kv_heads, scale, softcap, window, DIM, D, M, BLOCK, PAGE, K_FORMAT, K_COUNTED, V_FORMAT, V_COUNTED,
                                   CAPPED, WINDOWED, DOT)
     divisor = tl.where(total == 0.0, 1.0, total)

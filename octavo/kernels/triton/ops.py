@@ -61,7 +61,8 @@ class Value:
     def slot(self) -> int:
         """Where it lies, not rotated yet if there is a `turn`."""
         if self._slot is None:
-            raise KernelError("this value was changed in place and can no longer be read", where="model description", remedy="use the value that the op returned")
+            raise KernelError("this value was changed in place and can no longer be read", where="model description",
+                              remedy="use the value that the op returned")
         return self._slot
 
     @property
@@ -122,7 +123,7 @@ class TritonOps:
     def __init__(self, device: str | None = None) -> None:
         there = torch.cuda.is_available()
         self.device = torch.device(device or ("cuda" if there and not INTERPRETED else "cpu"))
-        if self.device.type == "cuda" and not there or self.device.type == "cpu" and not INTERPRETED:
+        if (self.device.type == "cuda" and not there) or (self.device.type == "cpu" and not INTERPRETED):
             raise KernelError("there is no NVIDIA GPU that torch can use", where="backend triton",
                               remedy="install a torch with CUDA and check nvidia-smi, or use --device cpu")
         self.capability = torch.cuda.get_device_capability(self.device) if self.device.type == "cuda" else INTERPRETED_AS
@@ -196,7 +197,8 @@ class TritonOps:
         home.add("embed", lambda now: embed.embed(weight, now.tokens, now.make(slot, weight.k, False, True), factor), False)
         return out
 
-    def linear(self, x: Value, weights: Sequence[GpuWeight], biases: Sequence[Constant | None] | None = None, residual: Value | None = None) -> tuple[Value, ...]:
+    def linear(self, x: Value, weights: Sequence[GpuWeight], biases: Sequence[Constant | None] | None = None,
+               residual: Value | None = None) -> tuple[Value, ...]:
         home = self._now
         home.full |= any(weight.activation.format == "fp32" for weight in weights)
         vectors = [None if bias is None else bias.tensor for bias in biases or [None] * len(weights)]

@@ -28,7 +28,8 @@ def refusal(problem: Problem) -> str | None:
 @dataclass(frozen=True)
 class GpuLayer:
     """The storage of one layer. codes [pages, heads, PAGE, dim]; scales float32 [pages, heads, PAGE] where each token and head has one, else None and one
-    number for all (1 where the format has none). balance float32 [3, heads, dim] as in cache.Tuning and the rotation's matrix [dim, dim], where keys are balanced.
+    number for all (1 where the format has none). balance float32 [3, heads, dim] as in cache.Tuning and the rotation's
+    matrix [dim, dim], where keys are balanced.
     """
 
     keys: TensorSpec
@@ -82,7 +83,7 @@ class GpuPool:
             for heads, dim, (keys, values), one in zip(kv_heads, head_dims, cache_pairs(spec, len(kv_heads)), known, strict=True):
                 codes = [torch.zeros((pages, heads, PAGE, dim), dtype=DTYPES[half.format], device=device) for half in (keys, values)]
                 scales = [torch.zeros((pages, heads, PAGE), dtype=torch.float32, device=device) if _counted(half) else None for half in (keys, values)]
-                fixed = [float(np.float32(scale)) if half.quantized and not _counted(half) and scale else 1.0 for half, scale in ((keys, one.k_scale), (values, one.v_scale))]
+                fixed = [_fixed(keys, one.k_scale), _fixed(values, one.v_scale)]
                 balance = matrix = None
                 if one.balance is not None and _counted(keys):
                     balance = torch.from_numpy(np.ascontiguousarray(one.balance[:3], np.float32)).to(device)
@@ -107,6 +108,11 @@ class GpuPool:
 def _counted(spec: TensorSpec) -> bool:
     """Whether each token and head has a scale of its own."""
     return spec.quantized and spec.granularity != "tensor"
+
+
+def _fixed(spec: TensorSpec, scale: float) -> float:
+    """The one scale of a static format in float32, 1 where there is none."""
+    return float(np.float32(scale)) if spec.quantized and not _counted(spec) and scale else 1.0
 
 
 def _numpy(array: torch.Tensor) -> np.ndarray:

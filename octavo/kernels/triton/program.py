@@ -303,7 +303,8 @@ def check(step: Step, pool: GpuPool, vocabulary: int, positions: int) -> None:
         return
     if step.starts[0] != 0 or step.starts[-1] != rows or (sequences > 1 and (step.starts[1:] <= step.starts[:-1]).any()):
         raise ValueError("starts do not cut the rows into sequences")
-    for name, array, limit in (("a token is outside of the vocabulary", step.tokens, vocabulary), ("a position is beyond the rope table", step.positions, positions),
+    for name, array, limit in (("a token is outside of the vocabulary", step.tokens, vocabulary),
+                               ("a position is beyond the rope table", step.positions, positions),
                                ("a slot is outside the cache", step.slots, pool.pages * PAGE), ("a page is outside the cache", step.tables, pool.pages),
                                ("select names a row that is not there", step.select, rows),
                                ("a table is too short for its sequence", step.lengths, step.tables.shape[1] * PAGE + 1)):

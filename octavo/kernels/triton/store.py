@@ -52,7 +52,7 @@ def _store(q, k, v, turned, table, positions, slots, key_codes, key_scales, key_
     at = tl.program_id(1)
     d = tl.arange(0, D)
     wider = row.to(tl.int64)
-    if ROTARY > 0:
+    if ROTARY > 0:  # noqa: SIM102 (decided while compiling)
         if at < first:
             start = (wider * heads + at) * DIM
             tl.store(turned + start + d, stored(rotated(q + start, table, tl.load(positions + row), d, DIM, ROTARY), WIDE), mask=d < DIM)
@@ -88,4 +88,5 @@ def store(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, turned: torch.Tenso
         q, k, v, q if turned is None else turned, table, positions, slots, layer.key_codes, key_scales, _inverse(key_fixed), layer.value_codes,
         value_scales, _inverse(value_fixed), heads, layer.heads, first, DIM=dim, D=power(dim), ROTARY=0 if table is None else table.shape[1], PAGE=PAGE,
         K_FORMAT=keys.format, K_COUNTED=key_scales is not None, K_LARGEST=LARGEST.get(keys.format, 1.0),
-        V_FORMAT=values.format, V_COUNTED=value_scales is not None, V_LARGEST=LARGEST.get(values.format, 1.0), WIDE=turned is not None and wide(turned), num_warps=1)
+        V_FORMAT=values.format, V_COUNTED=value_scales is not None, V_LARGEST=LARGEST.get(values.format, 1.0), WIDE=turned is not None and wide(turned),
+        num_warps=1)
