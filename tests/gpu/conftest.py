@@ -3,5 +3,27 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
 collect_ignore_glob = [] if find_spec("triton") is not None else ["test_*.py"]
+
+
+def _hasten() -> None:
+    """Calls between kernels' functions without preparing triton.language anew each time, which takes milliseconds: the kernel that is running has done so. Only
+    triton's own functions (max, sum ...) look it up elsewhere, and what is prepared for them once stays."""
+    from triton.runtime import interpreter
+
+    prepared: set[str] = set()
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        module = self.fn.__module__
+        if module.startswith("triton.") and module not in prepared:
+            prepared.add(module)
+            interpreter._patch_lang(self.fn)
+        return self.rewrite()(*args, **kwargs)
+
+    interpreter.InterpretedFunction.__call__ = call
+
+
+if not collect_ignore_glob:
+    _hasten()

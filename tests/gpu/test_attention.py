@@ -12,7 +12,7 @@ from kernels.test_native import step_of
 from octavo.cache import PAGE, KVPool, Step, Tuning
 from octavo.kernels.op import Problem
 from octavo.kernels.reference import ReferenceOps, read_cache, write_cache
-from octavo.kernels.triton import attention, store
+from octavo.kernels.triton import attention, program, store
 from octavo.kernels.triton.pool import GpuPool, refusal
 from octavo.kernels.triton.program import now_of
 from octavo.schemes import TensorSpec
@@ -109,11 +109,13 @@ def test_attention_over_stored_numbers(name: str, spec: TensorSpec, dtype: torch
         np.testing.assert_allclose(found.float().numpy(), wanted, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.02)
 
 
-def test_long_sequences_are_put_together_from_runs() -> None:
-    """A row alone over several runs of tokens, with and without a window that begins behind the first."""
-    length, pages = 2 * attention.SPLIT + 70, list(range(19))
-    for window in (0, 100):
-        ours, theirs = dirty(GpuPool(19, [1], [8], CACHES["fp32"], device="cpu")), KVPool(19, [1], [8], CACHES["fp32"])
+def test_long_sequences_are_put_together_from_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row alone over several runs of tokens, with and without a window that begins behind the first. Runs are short here, for time."""
+    for module in (attention, program):
+        monkeypatch.setattr(module, "SPLIT", 64)
+    length, pages = 2 * 64 + 9, list(range(5))
+    for window in (0, 50):
+        ours, theirs = dirty(GpuPool(5, [1], [8], CACHES["fp32"], device="cpu")), KVPool(5, [1], [8], CACHES["fp32"])
         first, then = step_of([([1] * (length - 1), 0, pages)]), step_of([([1], length - 1, pages)])
         for seed, step in ((0, first), (1, then)):
             rows = len(step.tokens)
