@@ -161,7 +161,8 @@ class TritonOps:
             return replace(tensor, codes=_numbers(tensor.codes).to(self.device).float(), spec=TensorSpec("fp32"))
         fields = ("codes", "scales", "zeros", "offsets", "outer", "order", "factors")
         found = {name: value for name in fields if (value := getattr(tensor, name)) is not None}
-        return replace(tensor, **{name: torch.as_tensor(_owned(value)).to(self.device) for name, value in found.items()})
+        moved: dict[str, Any] = {name: torch.as_tensor(_owned(value)).to(self.device) for name, value in found.items()}
+        return replace(tensor, **moved)
 
     def constant(self, array: Any) -> Constant:
         return Constant(torch.from_numpy(_owned(np.ascontiguousarray(array, np.float32))).to(self.device))
