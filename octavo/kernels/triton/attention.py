@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .pool import GpuLayer
 
 SPLIT = 256       # tokens of a program that attends for a single row
-BLOCK = 64        # tokens read at a time
+BLOCK = 64        # tokens read at a time; half as many of INT8 and for wide heads
 TILE = 64         # queries (rows times heads that share keys) of a program that attends for several rows
 LEAST = tl.constexpr(-1.0e30)
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -201,7 +201,8 @@ def attend(q: torch.Tensor, out: torch.Tensor, layer: GpuLayer, who: Attending, 
     """out [rows, heads * dim]: causal attention of q over the pages of each row's sequence, which hold the keys and values of these rows already."""
     dim, kv_heads = layer.dim, layer.heads
     group = q.shape[1] // dim // kv_heads
-    block = BLOCK if dim <= 128 else BLOCK // 2
+    narrow = "int8" in (layer.keys.format, layer.values.format)  # widening bytes takes registers: with more tokens at a time Ada spills
+    block = BLOCK if dim <= 128 and not narrow else BLOCK // 2
     heads = {"GROUP": group, "DIM": dim, "D": power(dim, 16)}
     kind = {"BLOCK": block, "PAGE": PAGE, "K_FORMAT": layer.keys.format, "K_COUNTED": layer.key_scales is not None, "V_FORMAT": layer.values.format,
             "V_COUNTED": layer.value_scales is not None, "CAPPED": softcap > 0, "WINDOWED": window > 0, "DOT": tl.float32 if wide(out) else DOT}
