@@ -1,8 +1,8 @@
 """Compiles GPU kernels for given architectures without a GPU, in the configurations that their launchers choose. Run as a program: see `main`.
 
 A case is a function that calls launchers with tensors of torch's meta device (shapes and types, no numbers) on a pretended GPU. Kernels are replaced by
-recorders meanwhile, so what is compiled is what would be launched: the same constants, warps and stages. A module of cases ends with CASES = {name: (modules whose
-kernels are called, function of a Gpu)}; test_compile.py lists the modules.
+recorders meanwhile, so what is compiled is what would be launched: the same constants, warps and stages. A module of cases ends with CASES = {name: (modules
+whose kernels are called, function of a Gpu)}; test_compile.py lists the modules.
 """
 
 from __future__ import annotations

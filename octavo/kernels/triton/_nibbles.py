@@ -1,9 +1,9 @@
 """PTX that turns packed codes into numbers of the tensor cores, four bytes at a time. tests/triton/ptx.py runs it without a GPU, on every byte.
 
-A register holds four bytes b0..b3; element i of a result belongs to byte i. Left alone, Triton takes bytes apart one by one, four instructions and more to
-a weight; these sequences need 1.4 (integers), 2.5 (small floats) and 4.5 (any table of 16 numbers), which decides whether a product with one row is limited
-by memory or by its own arithmetic. Results of 16-bit floats are two registers ("=r,=r,r"), of bytes one ("=r,r"). Each has one input and one result: only then does
-Triton's layout pass move it behind the read from shared memory.
+A register holds four bytes b0..b3; element i of a result belongs to byte i. Left alone, Triton takes bytes apart one by one, four instructions and
+more to a weight; these sequences need 1.4 (integers), 2.5 (small floats) and 4.5 (any table of 16 numbers), which decides whether a product with one
+row is limited by memory or by its own arithmetic. Results of 16-bit floats are two registers ("=r,=r,r"), of bytes one ("=r,r"). Each has one input and
+one result: only then does Triton's layout pass move it behind the read from shared memory.
 """
 
 from __future__ import annotations

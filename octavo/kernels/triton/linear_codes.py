@@ -155,6 +155,15 @@ def _operand(x, WIDE: tl.constexpr):
 
 
 @triton.jit
+def _integers(codes, WIDE: tl.constexpr):
+    """int8, which bfloat16 holds exactly. Without a step over float32: Triton's layout pass would stop at it."""
+    if WIDE:
+        return codes.to(tl.float32)
+    else:
+        return codes.to(tl.bfloat16)
+
+
+@triton.jit
 def _widened(codes, table, PART: tl.constexpr, KIND: tl.constexpr, ASM: tl.constexpr, WIDE: tl.constexpr):
     """The stored numbers of one part of a tile of packed codes, as matrix units take them."""
     if KIND == "fp32":
@@ -164,11 +173,11 @@ def _widened(codes, table, PART: tl.constexpr, KIND: tl.constexpr, ASM: tl.const
     elif ASM is not None:
         return tl.inline_asm_elementwise(ASM, "=r,=r,r", [codes], dtype=tl.bfloat16, is_pure=True, pack=4)
     elif KIND == "ints4":
-        return _operand((((codes >> (4 * PART)) & 15).to(tl.int8) - 8).to(tl.float32), WIDE)
+        return _integers(((codes >> (4 * PART)) & 15).to(tl.int8) - 8, WIDE)
     elif KIND == "ints2":
-        return _operand((((codes >> (2 * PART)) & 3).to(tl.int8) - 2).to(tl.float32), WIDE)
+        return _integers(((codes >> (2 * PART)) & 3).to(tl.int8) - 2, WIDE)
     elif KIND == "ints8":
-        return _operand(codes.to(tl.float32), WIDE)
+        return _integers(codes, WIDE)
     elif KIND == "table":
         return _operand(tl.load(table + ((codes >> (4 * PART)) & 15).to(tl.int32)), WIDE)
     else:

@@ -1,8 +1,8 @@
 """FP8 weights and activations with many rows, on GPUs with a copy engine for tiles (Hopper and newer): the product that prefill spends its time in.
 
 What `linear_fp8` computes, step by step of K in the same order; what differs is how the tiles come. The copy engine fetches them (no thread computes an
-address), and a program keeps two sums over a tile of the weight, for two tiles of rows: L2 would have to give 12 TB/s to feed 128 x 128 tiles at full rate, which it does
-not, and a single sum of twice the rows would need, with the step's own product beside it, more registers than there are.
+address), and a program keeps two sums over a tile of the weight, for two tiles of rows: L2 would have to give 12 TB/s to feed 128 x 128 tiles at full rate,
+which it does not, and a single sum of twice the rows would need, with the step's own product beside it, more registers than there are.
 """
 
 from __future__ import annotations

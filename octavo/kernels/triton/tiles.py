@@ -1,8 +1,8 @@
 """How a product y [rows, n] = x [rows, k] W^T is cut into programs, and what the kernels of all families have in common.
 
 The weight is the left operand of the matrix units: a tile of y is computed as [n, rows], so that one row of x costs eight or sixteen columns, not 64 rows,
-and packed codes become numbers in registers (Hopper's wgmma reads its left operand there). With few rows K is split over programs as well; the last of them to arrive
-adds the parts in ascending order, so neither their number nor their order of arrival shows in the bits.
+and packed codes become numbers in registers (Hopper's wgmma reads its left operand there). With few rows K is split over programs as well; the last of
+them to arrive adds the parts in ascending order, so their order of arrival does not show in the bits.
 
 A tile depends on n, k, the GPU and a bucket of rows, never on the rows themselves: within a bucket a row's bits are its own.
 """
