@@ -1,4 +1,4 @@
-"""PTX that turns packed codes into numbers of the tensor cores, four bytes at a time. tests/triton/ptx.py runs it without a GPU, on every byte.
+"""PTX that turns packed codes into numbers of the tensor cores, four bytes at a time. tests/gpu/ptx.py runs it without a GPU, on every byte.
 
 A register holds four bytes b0..b3; element i of a result belongs to byte i. Left alone, Triton takes bytes apart one by one, four instructions and
 more to a weight; these sequences need 1.4 (integers), 2.5 (small floats) and 4.5 (any table of 16 numbers), which decides whether a product with one

@@ -27,7 +27,7 @@ from ..op import Problem
 from . import _nibbles
 from ._rounding import INTERPRETED, to_bf16
 from .rows import span_sums
-from .tiles import BAND, INTERPRETER, Gpu, Tile, bucket, even, finish, fitted, gathered, gpu, grid, place, split_of, workspace
+from .tiles import BAND, INTERPRETER, Gpu, Tile, bucket, empty, even, finish, fitted, gathered, gpu, grid, place, split_of, workspace
 
 if TYPE_CHECKING:
     from .weights import GpuWeight
@@ -319,12 +319,12 @@ def multiply_codes(x, codes, scales, offsets, sums, table, bias, residual, y, pa
 
 
 def multiply(given: Inputs, weight: GpuWeight, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None,
-             tile: Tile | None = None) -> torch.Tensor:
-    """float32 [rows, n] = x W^T + bias + residual. tile: another than the usual one; its step must be the plan's where `inputs` made sums."""
+             tile: Tile | None = None, narrow: bool = False) -> torch.Tensor:
+    """[rows, n] float32, or bfloat16 where `narrow` = x W^T + bias + residual. tile: another than the usual one; its step must be the plan's where `inputs` made sums."""
     x, rows = given.x, len(given.x)
     usual, mode = plan(weight, rows, gpu(x.device))
     tile = tile or usual
-    y = torch.empty((rows, weight.n), dtype=torch.float32, device=x.device)
+    y = empty(rows, weight.n, x.device, narrow)
     if not rows:
         return y
     text = assembly(weight)

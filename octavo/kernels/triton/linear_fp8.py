@@ -19,7 +19,7 @@ from . import _nibbles, linear_fp8_wide
 from ._rounding import INTERPRETED
 from .linear_int8 import columns_of, n_factor, row_factor, shared, whole_scaled
 from .rows import Rounded, rounded, rounded_sums
-from .tiles import BAND, Gpu, Tile, bucket, even, fitted, gathered, gpu, grid, place, split_of, workspace
+from .tiles import BAND, Gpu, Tile, bucket, empty, even, fitted, gathered, gpu, grid, place, split_of, workspace
 
 if TYPE_CHECKING:
     from .weights import GpuWeight
@@ -169,14 +169,14 @@ def multiply_fp8(x, x_scales, codes, scales, offsets, sums, table, bias, residua
 
 
 def multiply(given: Rounded, weight: GpuWeight, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None,
-             tile: Tile | None = None) -> torch.Tensor:
-    """float32 [rows, n] = x W^T + bias + residual, of rounded x."""
+             tile: Tile | None = None, narrow: bool = False) -> torch.Tensor:
+    """[rows, n] float32, or bfloat16 where `narrow` = x W^T + bias + residual, of rounded x."""
     rows, device = len(given.codes), given.codes.device
     if tile is None and linear_fp8_wide.fits(weight, rows, gpu(device)):
         wide, halves = linear_fp8_wide.plan(weight, rows, step_of(weight), gpu(device))
-        return linear_fp8_wide.multiply(given, weight, wide, halves, bias, residual)
+        return linear_fp8_wide.multiply(given, weight, wide, halves, bias, residual, narrow)
     tile = tile or plan(weight, rows, gpu(device))
-    y = torch.empty((rows, weight.n), dtype=torch.float32, device=device)
+    y = empty(rows, weight.n, device, narrow)
     if not rows:
         return y
     parts, arrivals = workspace(given.codes, rows, weight.n, tile, weight.counters)

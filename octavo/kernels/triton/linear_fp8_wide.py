@@ -16,7 +16,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .linear_codes import scale_at
 from .rows import Rounded
-from .tiles import BAND, Gpu, Tile, place
+from .tiles import BAND, Gpu, Tile, empty, narrowed, place
 
 if TYPE_CHECKING:
     from .weights import GpuWeight
@@ -83,7 +83,7 @@ def _stored(total, x_scales, scales, bias, residual, y, row_at, n_at, rows, n, G
         total += tl.load(bias + n_at, mask=n_inside, other=0.0)[None, :]
     if residual is not None:
         total += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + at, total, mask=inside)
+    tl.store(y + at, narrowed(total, y.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -116,10 +116,11 @@ def multiply_fp8_wide(x, codes, x_scales, scales, bias, residual, y, rows, n, k,
         _stored(other, x_scales, scales, bias, residual, y, row_at + TILE_ROWS, n_at, rows, n, GROUP, X_GROUP)
 
 
-def multiply(given: Rounded, weight: GpuWeight, tile: Tile, halves: int, bias: torch.Tensor | None, residual: torch.Tensor | None) -> torch.Tensor:
-    """float32 [rows, n] = x W^T + bias + residual, of rounded x; `fits` says for which."""
+def multiply(given: Rounded, weight: GpuWeight, tile: Tile, halves: int, bias: torch.Tensor | None, residual: torch.Tensor | None,
+             narrow: bool = False) -> torch.Tensor:
+    """[rows, n] float32, or bfloat16 where `narrow` = x W^T + bias + residual, of rounded x; `fits` says for which."""
     rows = len(given.codes)
-    y = torch.empty((rows, weight.n), dtype=torch.float32, device=given.codes.device)
+    y = empty(rows, weight.n, given.codes.device, narrow)
     x = TensorDescriptor.from_tensor(given.codes.view(torch.float8_e4m3fn), [tile.rows, tile.k])
     codes = TensorDescriptor.from_tensor(weight.codes.view(torch.float8_e4m3fn), [tile.n, tile.k])
     grid = (-(-rows // (tile.rows * halves)) * -(-weight.n // tile.n),)

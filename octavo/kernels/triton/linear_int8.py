@@ -21,7 +21,7 @@ from . import _nibbles
 from ._rounding import INTERPRETED
 from .linear_codes import scale_at
 from .rows import Rounded, rounded, rounded_sums
-from .tiles import BAND, Gpu, Tile, bucket, even, finish, fitted, gathered, gpu, grid, place, split_of, workspace
+from .tiles import BAND, Gpu, Tile, bucket, empty, even, finish, fitted, gathered, gpu, grid, place, split_of, workspace
 
 if TYPE_CHECKING:
     from .weights import GpuWeight
@@ -217,11 +217,11 @@ def whole_scaled(total, x_scales, scales, offsets, sums, bias, residual, y, rows
 
 
 def multiply(given: Rounded, weight: GpuWeight, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None,
-             tile: Tile | None = None) -> torch.Tensor:
-    """float32 [rows, n] = x W^T + bias + residual, of rounded x."""
+             tile: Tile | None = None, narrow: bool = False) -> torch.Tensor:
+    """[rows, n] float32, or bfloat16 where `narrow` = x W^T + bias + residual, of rounded x."""
     rows, device = len(given.codes), given.codes.device
     tile = tile or plan(weight, rows, gpu(device))
-    y = torch.empty((rows, weight.n), dtype=torch.float32, device=device)
+    y = empty(rows, weight.n, device, narrow)
     if not rows:
         return y
     parts, arrivals = workspace(given.codes, rows, weight.n, tile, weight.counters)

@@ -17,6 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ._rounding import to_bf16
+
 BUCKETS = (16, 32, 64, 128)  # rows of a tile; from the last on, several tiles
 BAND = 8  # tiles of rows that share a weight's tiles while these are in the L2 cache
 MOST_SPLITS = 16
@@ -132,7 +134,21 @@ def finish(y, bias, residual, tile, n_at, row_at, rows, n):
         tile += tl.load(bias + n_at, mask=n_at < n, other=0.0)[:, None]
     if residual is not None:
         tile += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + at, tile, mask=inside)
+    tl.store(y + at, narrowed(tile, y.dtype.element_ty), mask=inside)
 
 
-__all__ = ["BAND", "Gpu", "Tile", "bucket", "counters_for", "even", "finish", "fitted", "gathered", "gpu", "grid", "place", "split_of", "workspace"]
+@triton.jit
+def narrowed(tile, DTYPE: tl.constexpr):
+    """float32 as y holds it, rounded to the same bits everywhere."""
+    if DTYPE == tl.bfloat16:
+        return to_bf16(tile)
+    else:
+        return tile
+
+
+def empty(rows: int, n: int, device: torch.device, narrow: bool) -> torch.Tensor:
+    """Room for y."""
+    return torch.empty((rows, n), dtype=torch.bfloat16 if narrow else torch.float32, device=device)
+
+
+__all__ = ["BAND", "Gpu", "Tile", "bucket", "counters_for", "empty", "even", "finish", "fitted", "gathered", "gpu", "grid", "narrowed", "place", "split_of", "workspace"]

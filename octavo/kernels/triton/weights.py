@@ -123,8 +123,8 @@ def prepare(tensor: QTensor, activation: TensorSpec, input_scale: float = 0.0, d
 
 
 def linear(x: torch.Tensor, weights: Sequence[GpuWeight], biases: Sequence[torch.Tensor | None] | None = None,
-           residual: torch.Tensor | None = None) -> list[torch.Tensor]:
-    """y [rows, n] float32 for each weight, of x [rows, k] float32 or bfloat16, rounded once for all weights that want the same. biases float32 [n];
+           residual: torch.Tensor | None = None, narrow: bool = False) -> list[torch.Tensor]:
+    """y [rows, n] float32 (bfloat16 where `narrow`) for each weight, of x [rows, k] float32 or bfloat16, rounded once for all weights that want the same. biases float32 [n];
     residual [rows, n] goes with exactly one weight."""
     if residual is not None and len(weights) != 1:
         raise KernelError("a residual goes with exactly one weight", where="linear")
@@ -137,7 +137,7 @@ def linear(x: torch.Tensor, weights: Sequence[GpuWeight], biases: Sequence[torch
         key = (weight.columns, *family.wants(weight, len(x)))
         if key not in known:
             known[key] = family.inputs(known[weight.columns], weight)
-        outputs.append(family.multiply(known[key], weight, None if biases is None else biases[index], residual))
+        outputs.append(family.multiply(known[key], weight, None if biases is None else biases[index], residual, narrow=narrow))
     return outputs
 
 

@@ -105,6 +105,7 @@ def test_bias_residual_and_several_weights() -> None:
     residual = torch.randn(4, 40)
     assert torch.equal(linear(x, weights[:1], residual=residual)[0], plain[0] + residual)
     assert linear(x[:0], weights)[1].shape == (0, 8)
+    assert torch.equal(linear(x, weights[:1], narrow=True)[0], plain[0].to(torch.bfloat16))
 
 
 def test_modes_are_those_that_the_page_describes() -> None:
