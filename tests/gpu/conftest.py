@@ -1,10 +1,7 @@
-"""The GPU kernels in Triton's interpreter. Without Triton none of these tests is collected: it comes with octavo[gpu], which no CPU needs."""
+"""The GPU's kernels in Triton's interpreter. Where triton is not installed, nothing here is collected."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
+from importlib.util import find_spec
 
-os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, here and in what tests import
-
-collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["test_*.py"]
+collect_ignore_glob = [] if find_spec("triton") is not None else ["test_*.py"]

@@ -1,6 +1,6 @@
 """Kernels compile for Ampere, Ada, Hopper and Blackwell without a GPU, within registers and shared memory, and on the matrix units meant for them.
 
-A few cases here, since each takes a second; `make test-triton` compiles all of them: python tests/triton/test_compile.py.
+A few cases here, since each takes a second; all of them: python tests/gpu/test_compile.py (minutes).
 """
 
 from __future__ import annotations

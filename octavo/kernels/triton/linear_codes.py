@@ -197,6 +197,7 @@ def accumulated(x_rows, row_inside, codes_rows, scales, offsets, sums_rows, tabl
     PARTS: tl.constexpr = 8 // BITS if BITS < 8 else 1
     BYTES: tl.constexpr = STEP // PARTS          # codes' elements of a step
     LANE: tl.constexpr = 64 // PARTS             # elements that lie together in a block of 64 columns
+    RUN: tl.constexpr = GROUP if GROUP < LANE else LANE  # of which so many share a scale
     element = tl.arange(0, BYTES)
     n_inside = n_at < n
     total = tl.zeros((TILE_N, TILE_ROWS), tl.float32)
@@ -243,7 +244,6 @@ def accumulated(x_rows, row_inside, codes_rows, scales, offsets, sums_rows, tabl
                     sums = tl.load(sums_rows + group, mask=row_inside & (group < groups), other=0.0)
                     total += tl.load(offsets + group * n + n_at, mask=there, other=0.0)[:, None] * sums[None, :]
             elif MODE == "run":
-                RUN: tl.constexpr = GROUP if GROUP < LANE else LANE
                 run = tl.arange(0, BYTES // RUN) * RUN
                 if PARTS == 1:
                     group = (base + run) // GROUP
@@ -320,7 +320,8 @@ def multiply_codes(x, codes, scales, offsets, sums, table, bias, residual, y, pa
 
 def multiply(given: Inputs, weight: GpuWeight, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None,
              tile: Tile | None = None, narrow: bool = False) -> torch.Tensor:
-    """[rows, n] float32, or bfloat16 where `narrow` = x W^T + bias + residual. tile: another than the usual one; its step must be the plan's where `inputs` made sums."""
+    """[rows, n] float32, or bfloat16 where `narrow` = x W^T + bias + residual. tile: another than the usual one; its step must be the plan's where
+    `inputs` made sums."""
     x, rows = given.x, len(given.x)
     usual, mode = plan(weight, rows, gpu(x.device))
     tile = tile or usual

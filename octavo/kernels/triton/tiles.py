@@ -138,9 +138,9 @@ def finish(y, bias, residual, tile, n_at, row_at, rows, n):
 
 
 @triton.jit
-def narrowed(tile, DTYPE: tl.constexpr):
+def narrowed(tile, kept: tl.constexpr):
     """float32 as y holds it, rounded to the same bits everywhere."""
-    if DTYPE == tl.bfloat16:
+    if kept == tl.bfloat16:
         return to_bf16(tile)
     else:
         return tile
@@ -151,4 +151,5 @@ def empty(rows: int, n: int, device: torch.device, narrow: bool) -> torch.Tensor
     return torch.empty((rows, n), dtype=torch.bfloat16 if narrow else torch.float32, device=device)
 
 
-__all__ = ["BAND", "Gpu", "Tile", "bucket", "counters_for", "empty", "even", "finish", "fitted", "gathered", "gpu", "grid", "narrowed", "place", "split_of", "workspace"]
+__all__ = ["BAND", "Gpu", "Tile", "bucket", "counters_for", "empty", "even", "finish", "fitted", "gathered", "gpu", "grid", "narrowed", "place", "split_of",
+           "workspace"]

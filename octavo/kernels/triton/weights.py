@@ -124,8 +124,8 @@ def prepare(tensor: QTensor, activation: TensorSpec, input_scale: float = 0.0, d
 
 def linear(x: torch.Tensor, weights: Sequence[GpuWeight], biases: Sequence[torch.Tensor | None] | None = None,
            residual: torch.Tensor | None = None, narrow: bool = False) -> list[torch.Tensor]:
-    """y [rows, n] float32 (bfloat16 where `narrow`) for each weight, of x [rows, k] float32 or bfloat16, rounded once for all weights that want the same. biases float32 [n];
-    residual [rows, n] goes with exactly one weight."""
+    """y [rows, n] float32 (bfloat16 where `narrow`) for each weight, of x [rows, k] float32 or bfloat16, rounded once for all weights that want the same.
+    biases float32 [n]; residual [rows, n] goes with exactly one weight."""
     if residual is not None and len(weights) != 1:
         raise KernelError("a residual goes with exactly one weight", where="linear")
     known: dict[Any, Any] = {}
