@@ -110,7 +110,7 @@ def test_assembly_of_nibbles(part: int) -> None:
 def test_assembly_of_small_floats(name: str) -> None:
     expected = formats.get(name).decode(EVERY)
     known = np.isfinite(expected)
-    assert np.array_equal(floats(_nibbles.small_float(int(name[3])))[known], expected[known])
+    assert np.array_equal(floats(_nibbles.small_float(int(name[4])))[known], expected[known])
 
 
 def test_fp8_bytes_stand_for_the_numbers() -> None:

@@ -78,6 +78,19 @@ def split_of(n: int, k: int, tile_n: int, step: int, count: int) -> int:
     return split
 
 
+def candidates(usual: Tile, bits: int, x_bytes: int, on: Gpu) -> list[Tile]:
+    """Tiles worth timing instead of the usual one, which comes first. The step over K stays, since sums of x are made for it; where `split` differs, so may the
+    last bits of y, as between any two kernels here."""
+    found = [usual]
+    for n, warps in ((64, 4), (128, 4), (128, 8), (256, 8)):
+        for split in {usual.split, max(1, usual.split // 2), min(MOST_SPLITS, 2 * usual.split) if usual.split > 1 else 1}:
+            for stages in (3, 5, 7):
+                tile = fitted(replace(usual, n=n, warps=warps, split=split, stages=stages), bits, x_bytes, on)
+                if tile not in found and n * usual.rows <= warps * 4096:  # 128 sums to a thread
+                    found.append(tile)
+    return found
+
+
 def grid(rows: int, n: int, tile: Tile) -> tuple[int, int]:
     return -(-rows // tile.rows) * -(-n // tile.n), tile.split
 
@@ -151,5 +164,5 @@ def empty(rows: int, n: int, device: torch.device, narrow: bool) -> torch.Tensor
     return torch.empty((rows, n), dtype=torch.bfloat16 if narrow else torch.float32, device=device)
 
 
-__all__ = ["BAND", "Gpu", "Tile", "bucket", "counters_for", "empty", "even", "finish", "fitted", "gathered", "gpu", "grid", "narrowed", "place", "split_of",
-           "workspace"]
+__all__ = ["BAND", "Gpu", "Tile", "bucket", "candidates", "counters_for", "empty", "even", "finish", "fitted", "gathered", "gpu", "grid", "narrowed", "place",
+           "split_of", "workspace"]
