@@ -40,7 +40,7 @@ def rows_of(count: int, k: int, seed: int, exact: bool = False) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_against_float64(name: str) -> None:
-    for seed, (n, k, rows) in enumerate(((33, 200, 3), (64, 128, 16), (1, 1, 1), (70, 192, 33))):
+    for seed, (n, k, rows) in enumerate(((33, 200, 3), (1, 1, 1), (20, 128, 17))):
         _, weight = weight_of(name, n, k, seed)
         x = rows_of(rows, k, seed, exact=weight.kind == "fp32")
         close(linear(x, [weight])[0], x, weight, error_of(weight, rows))
@@ -57,10 +57,10 @@ def test_x_is_rounded_to_bfloat16() -> None:
 
 @pytest.mark.parametrize("name", ["int4 g128", "int4 g64 zeros", "int4 g32 zeros", "int2 g16 zeros", "nvfp4", "bf16", "int8 g128 zeros bf16"])
 def test_split_k_gives_the_same_bits_every_time(name: str) -> None:
-    _, weight = weight_of(name, 70, 640)
+    _, weight = weight_of(name, 40, 640)
     x = rows_of(5, 640, 1)
     usual, _ = plan(weight, 5, INTERPRETER)
-    bias, residual = torch.randn(70), torch.randn(5, 70)
+    bias, residual = torch.randn(40), torch.randn(5, 40)
     tile = Tile(32, 16, usual.k, 4, 4, 2)
     y = multiply(inputs(x, weight), weight, bias, residual, tile)
     close(y - bias - residual, x, weight, max(error_of(weight, 5), 1e-5))

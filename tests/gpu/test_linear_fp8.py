@@ -33,7 +33,7 @@ def close(y: torch.Tensor, wanted: np.ndarray) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("spec", [TOKEN, GROUP], ids=["token", "g128"])
 def test_against_float64(name: str, spec: TensorSpec) -> None:
-    for seed, (n, k, rows) in enumerate(((33, 200, 3), (140, 256, 17), (1, 1, 1))):
+    for seed, (n, k, rows) in enumerate(((70, 200, 3), (1, 1, 1))):
         _, weight = weight_of(name, n, k, seed, spec)
         x = torch.from_numpy(np.random.default_rng(seed).standard_normal((rows, k)).astype(np.float32))
         close(linear(x, [weight])[0], expected(x, weight, spec))
@@ -70,7 +70,7 @@ def test_many_rows_by_the_copy_engine(name: str) -> None:
 
 def test_split_k_company_and_rows_that_are_no_numbers() -> None:
     for name, spec in (("fp8e4m3 channel", TOKEN), ("fp8e4m3 block", GROUP), ("int4 g32 zeros", TOKEN)):
-        _, weight = weight_of(name, 70, 640, 0, spec)
+        _, weight = weight_of(name, 40, 640, 0, spec)
         x = torch.randn(9, 640)
         tile = Tile(32, 16, step_of(weight), 4, 4, 2)
         y = multiply(inputs(x, weight), weight, tile=tile)

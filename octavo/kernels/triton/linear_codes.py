@@ -27,7 +27,7 @@ from ..op import Problem
 from . import _nibbles
 from ._rounding import INTERPRETED, to_bf16
 from .rows import span_sums
-from .tiles import BAND, INTERPRETER, Gpu, Tile, bucket, empty, even, finish, fitted, gathered, gpu, grid, place, split_of, workspace
+from .tiles import BAND, INTERPRETER, Gpu, Tile, bucket, empty, even, finish, fitted, gathered, gpu, grid, place, split_of, within, workspace
 
 if TYPE_CHECKING:
     from .weights import GpuWeight
@@ -202,11 +202,11 @@ def accumulated(x_rows, row_inside, codes_rows, scales, offsets, sums_rows, tabl
     n_inside = n_at < n
     total = tl.zeros((TILE_N, TILE_ROWS), tl.float32)
     if MODE == "step":
-        factor = scale_at(scales, (first * STEP // GROUP) * n + n_at, n_inside & (first < last))
+        factor = scale_at(scales, (first * STEP // GROUP) * n + n_at, within(n_at, n, first < last))
     for step in range(first, last):
         base = step * STEP
         if MODE == "step":  # the next step's, since Triton reads ahead only what products take
-            factor_ahead = scale_at(scales, ((base + STEP) // GROUP) * n + n_at, n_inside & (step + 1 < last))
+            factor_ahead = scale_at(scales, ((base + STEP) // GROUP) * n + n_at, within(n_at, n, step + 1 < last))
         byte = step * BYTES + element
         if EVEN:
             codes = tl.load(codes_rows[:, None] + byte[None, :])
@@ -238,10 +238,10 @@ def accumulated(x_rows, row_inside, codes_rows, scales, offsets, sums_rows, tabl
                 partial = tl.dot(numbers, x, partial, input_precision="ieee")
             elif MODE == "part":
                 group = step * (64 // GROUP) + part * LANE // GROUP
-                there = n_inside & (group < groups)
+                there = within(n_at, n, group < groups)
                 total += tl.dot(numbers, x, input_precision="ieee") * scale_at(scales, group * n + n_at, there)[:, None]
                 if offsets is not None:
-                    sums = tl.load(sums_rows + group, mask=row_inside & (group < groups), other=0.0)
+                    sums = tl.load(sums_rows + tl.minimum(group, groups - 1), mask=row_inside, other=0.0)
                     total += tl.load(offsets + group * n + n_at, mask=there, other=0.0)[:, None] * sums[None, :]
             elif MODE == "run":
                 run = tl.arange(0, BYTES // RUN) * RUN

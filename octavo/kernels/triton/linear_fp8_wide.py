@@ -16,7 +16,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .linear_codes import scale_at
 from .rows import Rounded
-from .tiles import BAND, Gpu, Tile, empty, narrowed, place
+from .tiles import BAND, Gpu, Tile, empty, narrowed, place, within
 
 if TYPE_CHECKING:
     from .weights import GpuWeight
@@ -58,7 +58,7 @@ def _n_factor(scales, column, n_at, n_first, n, k, GROUP: tl.constexpr, ALIKE: t
     elif ALIKE:
         return scale_at(scales, (column // GROUP) * n + n_first, column < k)
     else:
-        return scale_at(scales, (column // GROUP) * n + n_at, (n_at < n) & (column < k))[None, :]
+        return scale_at(scales, (column // GROUP) * n + n_at, within(n_at, n, column < k))[None, :]
 
 
 @triton.jit
@@ -66,7 +66,7 @@ def _row_factor(x_scales, column, row_at, rows, k, X_GROUP: tl.constexpr):
     if X_GROUP == 0:
         return tl.full((), 1.0, tl.float32)
     else:
-        return tl.load(x_scales + (column // X_GROUP) * rows + row_at, mask=(row_at < rows) & (column < k), other=0.0)[:, None]
+        return tl.load(x_scales + (column // X_GROUP) * rows + row_at, mask=within(row_at, rows, column < k), other=0.0)[:, None]
 
 
 @triton.jit

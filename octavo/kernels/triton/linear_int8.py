@@ -21,7 +21,7 @@ from . import _nibbles
 from ._rounding import INTERPRETED
 from .linear_codes import scale_at
 from .rows import Rounded, rounded, rounded_sums
-from .tiles import BAND, Gpu, Tile, bucket, empty, even, finish, fitted, gathered, gpu, grid, place, split_of, workspace
+from .tiles import BAND, Gpu, Tile, bucket, empty, even, finish, fitted, gathered, gpu, grid, place, split_of, within, workspace
 
 if TYPE_CHECKING:
     from .weights import GpuWeight
@@ -108,13 +108,13 @@ def n_factor(scales, column, n_at, n_first, n, end, GROUP: tl.constexpr, ALIKE: 
     if ALIKE:
         return scale_at(scales, (column // GROUP) * n + n_first, column < end)
     else:
-        return scale_at(scales, (column // GROUP) * n + n_at, (n_at < n) & (column < end))[:, None]
+        return scale_at(scales, (column // GROUP) * n + n_at, within(n_at, n, column < end))[:, None]
 
 
 @triton.jit
 def row_factor(x_scales, column, row_at, rows, end, X_GROUP: tl.constexpr):
     """The activations' scales of a column before `end` (0 beyond): [1, TILE_ROWS]."""
-    return tl.load(x_scales + (column // X_GROUP) * rows + row_at, mask=(row_at < rows) & (column < end), other=0.0)[None, :]
+    return tl.load(x_scales + (column // X_GROUP) * rows + row_at, mask=within(row_at, rows, column < end), other=0.0)[None, :]
 
 
 @triton.jit(do_not_specialize=["rows"])

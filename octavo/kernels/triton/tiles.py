@@ -124,6 +124,12 @@ def place(rows, n, TILE_N: tl.constexpr, TILE_ROWS: tl.constexpr, BAND: tl.const
 
 
 @triton.jit
+def within(at, size, known):
+    """at < size where the number `known` says so, else nowhere. (A mask joined with a single truth value is what the interpreter cannot do.)"""
+    return at < tl.where(known, size, 0)
+
+
+@triton.jit
 def gathered(tile, parts, arrivals, at, inside, size, tile_index, SPLIT: tl.constexpr):
     """(is this the last program of its tile, the sum of all parts in ascending order if it is). at: places in y of the tile's elements; size: of y."""
     mine = tl.program_id(1).to(tl.int64) * size
@@ -165,4 +171,4 @@ def empty(rows: int, n: int, device: torch.device, narrow: bool) -> torch.Tensor
 
 
 __all__ = ["BAND", "Gpu", "Tile", "bucket", "candidates", "counters_for", "empty", "even", "finish", "fitted", "gathered", "gpu", "grid", "narrowed", "place",
-           "split_of", "workspace"]
+           "split_of", "within", "workspace"]
