@@ -58,6 +58,7 @@ def fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 INSTRUCTIONS = {
     "mov.b32": lambda a: a,
+    "cvt.u32.u16": lambda a: a & U32(0xFFFF),
     "and.b32": lambda a, b: a & b,
     "or.b32": lambda a, b: a | b,
     "shl.b32": lambda a, b: a << b,

@@ -33,7 +33,7 @@ def close(y: torch.Tensor, wanted: np.ndarray) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("spec", [TOKEN, GROUP], ids=["token", "g128"])
 def test_against_float64(name: str, spec: TensorSpec) -> None:
-    for seed, (n, k, rows) in enumerate(((70, 200, 3), (1, 1, 1))):
+    for seed, (n, k, rows) in enumerate(((70, 200, 3),)):
         _, weight = weight_of(name, n, k, seed, spec)
         x = torch.from_numpy(np.random.default_rng(seed).standard_normal((rows, k)).astype(np.float32))
         close(linear(x, [weight])[0], expected(x, weight, spec))
@@ -41,9 +41,9 @@ def test_against_float64(name: str, spec: TensorSpec) -> None:
 
 def test_a_tile_within_a_block_has_one_scale() -> None:
     rng = np.random.default_rng(2)
-    q = qtensor.quantize((rng.standard_normal((300, 384)) * np.exp(rng.standard_normal((300, 1)))).astype(np.float32), SPECS["fp8e4m3 block"])
+    q = qtensor.quantize((rng.standard_normal((200, 256)) * np.exp(rng.standard_normal((200, 1)))).astype(np.float32), SPECS["fp8e4m3 block"])
     weight = prepare(q, GROUP)
-    x = torch.randn(7, 384)
+    x = torch.randn(7, 256)
     for high, alike in ((64, True), (128, True), (256, False)):
         tile = Tile(high, 16, 128, 2, 4, 2)
         assert constants(weight, 128, tile)["ALIKE"] is alike
@@ -53,29 +53,29 @@ def test_a_tile_within_a_block_has_one_scale() -> None:
 @pytest.mark.parametrize("name", ["fp8e4m3 channel", "fp8e4m3 block"])
 def test_many_rows_by_the_copy_engine(name: str) -> None:
     spec = GROUP if "block" in name else TOKEN
-    weight = weight_of(name, 140, 272, 3, spec)[1]
-    bias, residual = torch.randn(140), torch.randn(300, 140)
-    for rows, halves in ((70, 1), (300, 2)):
+    weight = weight_of(name, 40, 144, 3, spec)[1]
+    bias, residual = torch.randn(40), torch.randn(140, 40)
+    for rows, halves in ((70, 1), (140, 2)):
         assert fits(weight, rows, INTERPRETER) and linear_fp8_wide.plan(weight, rows, 128, INTERPRETER)[1] == halves
-        x = torch.randn(rows, 272)
-        x[5, 270] = float("nan")
+        x = torch.randn(rows, 144)
+        x[5, 140] = float("nan")
         y = linear(x, [weight], [bias], residual[:rows])[0] - bias - residual[:rows]
         sound = [row for row in range(rows) if row != 5]
         assert torch.isnan(y[5]).all()
         close(y[sound], expected(x[sound], weight, spec))
-        narrow = multiply(inputs(x, weight), weight, bias, residual[:rows], Tile(64, 32, 128, 1, 4, 2)) - bias - residual[:rows]
+        narrow = multiply(inputs(x, weight), weight, bias, residual[:rows], Tile(64, 128, 128, 1, 4, 2)) - bias - residual[:rows]
         np.testing.assert_allclose(y[sound].numpy(), narrow[sound].numpy(), atol=1e-5 * float(narrow[sound].abs().max()))
     assert not fits(weight, 64, INTERPRETER) and not fits(weight_of(name, 8, 200, 0, spec)[1], 300, INTERPRETER)
 
 
 def test_split_k_company_and_rows_that_are_no_numbers() -> None:
-    for name, spec in (("fp8e4m3 channel", TOKEN), ("fp8e4m3 block", GROUP), ("int4 g32 zeros", TOKEN)):
-        _, weight = weight_of(name, 40, 640, 0, spec)
-        x = torch.randn(9, 640)
+    for name, spec in (("fp8e4m3 block", GROUP), ("int4 g32 zeros", TOKEN)):
+        _, weight = weight_of(name, 40, 320, 0, spec)
+        x = torch.randn(9, 320)
         tile = Tile(32, 16, step_of(weight), 4, 4, 2)
         y = multiply(inputs(x, weight), weight, tile=tile)
         close(y, expected(x, weight, spec))
-        x[4, 5], x[6, 600] = float("nan"), float("-inf")
+        x[4, 5], x[6, 300] = float("nan"), float("-inf")
         z = multiply(inputs(x, weight), weight, tile=tile)
         sound = [0, 1, 2, 3, 5, 7, 8]
         assert torch.isnan(z[[4, 6]]).all() and torch.equal(z[sound], y[sound])

@@ -85,10 +85,12 @@ def test_halves_and_quarters_lie_as_documented() -> None:
 EVERY = np.random.default_rng(0).permutation(np.tile(np.arange(256, dtype=np.uint8), 16)).reshape(-1, 4)  # four bytes a register
 
 
-def floats(text: str) -> np.ndarray:
-    first, second = ptx.run(text, np.ascontiguousarray(EVERY).view(np.uint32)[:, 0], 2)
-    halves = np.stack([first & 0xFFFF, first >> 16, second & 0xFFFF, second >> 16], axis=1).astype(np.uint32)
-    return (halves << 16).view(np.float32)
+def floats(text: str, pack: int = 2) -> np.ndarray:
+    """What a sequence makes of EVERY, `pack` bytes at a time."""
+    source = EVERY.reshape(-1, pack).copy().view(np.uint16 if pack == 2 else np.uint32)[:, 0].astype(np.uint32)
+    registers = ptx.run(text, source, pack // 2)
+    halves = np.stack([part for r in registers for part in (r & 0xFFFF, r >> 16)], axis=1).astype(np.uint32)
+    return (halves << 16).view(np.float32).reshape(EVERY.shape)
 
 
 @pytest.mark.parametrize("part", [0, 1])
@@ -100,7 +102,7 @@ def test_assembly_of_nibbles(part: int) -> None:
     for name in ("nf4", "fp4", "iq4nl", "mxfp4"):
         values = formats.get(name).decode(np.arange(16, dtype=np.uint8))
         expected = torch.from_numpy(values).to(torch.bfloat16).to(torch.float32).numpy()
-        assert np.array_equal(floats(_nibbles.table(values.tolist(), part)), expected[nibble])
+        assert np.array_equal(floats(_nibbles.table(values.tolist(), part), 4), expected[nibble])
     for codes in ([code & 0xFF for code in range(-8, 8)], list(linear_fp8.E2M1_BYTES), list(range(255, 239, -1))):
         (got,) = ptx.run(_nibbles.byte_table(codes, part), np.ascontiguousarray(EVERY).view(np.uint32)[:, 0], 1)
         assert np.array_equal(got[:, None].view(np.uint8), np.array(codes, np.uint8)[nibble])

@@ -1,9 +1,10 @@
-"""PTX that turns packed codes into numbers of the tensor cores, four bytes at a time. tests/gpu/ptx.py runs it without a GPU, on every byte.
+"""PTX that turns packed codes into numbers of the tensor cores. tests/gpu/ptx.py runs it without a GPU, on every byte.
 
-A register holds four bytes b0..b3; element i of a result belongs to byte i. Left alone, Triton takes bytes apart one by one, four instructions and
-more to a weight; these sequences need 1.4 (integers), 2.5 (small floats) and 4.5 (any table of 16 numbers), which decides whether a product with one
-row is limited by memory or by its own arithmetic. Results of 16-bit floats are two registers ("=r,=r,r"), of bytes one ("=r,r"). Each has one input and
-one result: only then does Triton's layout pass move it behind the read from shared memory.
+Element i of a result belongs to byte i of the input. For 16-bit floats two bytes at a time (constraints "=r,h"), as Hopper's products read them from shared
+memory: Triton would take wider reads apart and put them together again. For bytes, and for tables, four ("=r,r" and "=r,=r,r"). Left alone, Triton needs four
+instructions and more to a weight; these sequences need 1.8 (integers), 2.8 (small floats) and 4.5 (any table of 16 numbers), which decides whether a product
+with one row is limited by memory or by its own arithmetic. Each has one input and one result: only then does Triton's layout pass move it behind the read
+from shared memory.
 """
 
 from __future__ import annotations
@@ -21,26 +22,25 @@ def bf16_bits(value: float) -> int:
 def integers(part: int) -> str:
     """Nibbles (`part` 0: the low ones) as the bfloat16 numbers n - 8. 0x43nn is the bfloat16 number 128 + nn, from which 136 is taken, exactly."""
     return f"""{{
-    .reg .b32 t, a, b, one, less;
-    {_nibble(part)}
+    .reg .b32 t, a, one, less;
+    cvt.u32.u16 t, $1;
+    {_nibble(part, "t")}
     mov.b32 one, 0x3F803F80;
     mov.b32 less, 0xC308C308;
     prmt.b32 a, t, 0x43434343, 0x4140;
-    prmt.b32 b, t, 0x43434343, 0x4342;
     fma.rn.bf16x2 $0, a, one, less;
-    fma.rn.bf16x2 $1, b, one, less;
     }}"""
 
 
 def e2m1(part: int) -> str:
     """Nibbles as the bfloat16 numbers 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives: the bits slide into place, 2^126 mends the bias of the exponent."""
-    return _floats("shl.b32 s, {0}, 4;" if part == 0 else "mov.b32 s, {0};", 2 if part == 0 else 6, 0x01C0, 2.0**126)
+    return _floats("shl.b32 s, a, 4;" if part == 0 else "mov.b32 s, a;", 2 if part == 0 else 6, 0x01C0, 2.0**126)
 
 
 def small_float(exponent: int) -> str:
     """Bytes of 1 sign, `exponent` and 7 - exponent mantissa bits (E4M3, E5M2) as bfloat16. NaN and infinity become large numbers: weights hold none."""
     shift = 8 - exponent
-    return _floats("mov.b32 s, {0};", shift, 0x7F00 >> shift, 2.0 ** (128 - 2 ** (exponent - 1)))
+    return _floats("mov.b32 s, a;", shift, 0x7F00 >> shift, 2.0 ** (128 - 2 ** (exponent - 1)))
 
 
 def table(values: Sequence[float], part: int) -> str:
@@ -92,20 +92,18 @@ def _look_up(name: str, codes: Sequence[int]) -> str:
 
 
 def _floats(sign: str, shift: int, mask: int, scale: float) -> str:
-    """Both registers: pairs of bytes in the upper halves of 16-bit lanes; a lane's sign in bit 15, its other bits `shift` lower, times `scale`."""
+    """Two bytes in the upper halves of 16-bit lanes; a lane's sign in bit 15, its other bits `shift` lower, times `scale`."""
     factor, mask = bf16_bits(scale) * 0x10001, mask * 0x10001
-    pairs = [f"""{sign.format(lane)}
-    and.b32 s, s, 0x80008000;
-    shr.u32 m, {lane}, {shift};
-    and.b32 m, m, 0x{mask:08X};
-    or.b32 m, m, s;
-    fma.rn.bf16x2 {result}, m, scale, none;""" for lane, result in (("a", "$0"), ("b", "$1"))]
     return f"""{{
-    .reg .b32 a, b, s, m, scale, none;
+    .reg .b32 t, a, s, m, scale, none;
     mov.b32 scale, 0x{factor:08X};
     mov.b32 none, 0x80008000;
-    prmt.b32 a, $2, 0x00000000, 0x1404;
-    prmt.b32 b, $2, 0x00000000, 0x3424;
-    {pairs[0]}
-    {pairs[1]}
+    cvt.u32.u16 t, $1;
+    prmt.b32 a, t, 0x00000000, 0x1404;
+    {sign}
+    and.b32 s, s, 0x80008000;
+    shr.u32 m, a, {shift};
+    and.b32 m, m, 0x{mask:08X};
+    or.b32 m, m, s;
+    fma.rn.bf16x2 $0, m, scale, none;
     }}"""

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from ...errors import KernelError
 from ._rounding import INTERPRETED, power
-from .linear_codes import accumulated, assembly, mode_of, plan, scaled
+from .linear_codes import accumulated, assembly, mode_of, pack_of, plan, scaled
 from .rows import span_sums
 from .tiles import Gpu, Tile, even, fitted
 from .weights import GpuWeight
@@ -94,7 +94,8 @@ def route(chosen: torch.Tensor, count: int, size: int) -> Routing:
 @triton.jit
 def multiply_experts(x, pairs, experts, firsts, ends, codes, scales, offsets, sums, table, bias, y, n, k, groups, runs, x_stride, row_bytes, outer,
                      TOP: tl.constexpr, KIND: tl.constexpr, BITS: tl.constexpr, MODE: tl.constexpr, GROUP: tl.constexpr, ASM: tl.constexpr,
-                     ASM_HIGH: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr, TILE_N: tl.constexpr, TILE_ROWS: tl.constexpr, STEP: tl.constexpr):
+                     ASM_HIGH: tl.constexpr, PACK: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr, TILE_N: tl.constexpr, TILE_ROWS: tl.constexpr,
+                     STEP: tl.constexpr):
     """Program (tile of n, tile of pairs)."""
     expert = tl.load(experts + tl.program_id(1))
     if expert >= 0:
@@ -112,7 +113,7 @@ def multiply_experts(x, pairs, experts, firsts, ends, codes, scales, offsets, su
         else:
             sums_rows = pair
         tile = accumulated(x + (pair // TOP).to(tl.int64) * x_stride, inside, codes + (wide * n + tl.minimum(n_at, n - 1)) * row_bytes, scales, offsets,
-                           sums_rows, table, n_at, n, k, groups, runs, row_bytes, 0, tl.cdiv(k, STEP), KIND, BITS, MODE, GROUP, ASM, ASM_HIGH, WIDE, EVEN,
+                           sums_rows, table, n_at, n, k, groups, runs, row_bytes, 0, tl.cdiv(k, STEP), KIND, BITS, MODE, GROUP, ASM, ASM_HIGH, PACK, WIDE, EVEN,
                            TILE_N, TILE_ROWS, STEP)
         tile = scaled(tile, scales, offsets, sums_rows, n_at, n, inside, outer, MODE)
         if bias is not None:
@@ -154,8 +155,8 @@ def multiply(x: torch.Tensor, experts: Experts, routing: Routing, tile: Tile, bi
         x, routing.pairs, routing.experts, routing.firsts, routing.ends, experts.codes, experts.scales, experts.offsets, sums, weight.table, bias, y,
         weight.n, weight.k, 0 if experts.scales is None else experts.scales.shape[1], 0 if sums is None else sums.shape[1], x.stride(0),
         weight.codes.shape[1], weight.outer, TOP=top, KIND=weight.kind, BITS=weight.bits, MODE=mode, GROUP=weight.group or 1,
-        ASM=text[0] if text else None, ASM_HIGH=text[1] if len(text) > 1 else None, WIDE=INTERPRETED, EVEN=even((weight.k,), tile.k), TILE_N=tile.n,
-        TILE_ROWS=tile.rows, STEP=tile.k, num_warps=tile.warps, num_stages=tile.stages)
+        ASM=text[0] if text else None, ASM_HIGH=text[1] if len(text) > 1 else None, PACK=pack_of(weight), WIDE=INTERPRETED, EVEN=even((weight.k,), tile.k),
+        TILE_N=tile.n, TILE_ROWS=tile.rows, STEP=tile.k, num_warps=tile.warps, num_stages=tile.stages)
     return y
 
 

@@ -130,6 +130,11 @@ def assembly(weight: GpuWeight) -> tuple[str, ...]:
     return ()
 
 
+def pack_of(weight: GpuWeight) -> int:
+    """Bytes that `assembly` takes at a time."""
+    return 4 if weight.kind == "table" and weight.spec.format not in ("mxfp4", "nvfp4") else 2
+
+
 def scale_values(scales: torch.Tensor) -> torch.Tensor:
     """float32 scales of any stored type."""
     return (scales.to(torch.int32) << 23).view(torch.float32) if scales.dtype == torch.uint8 else scales.to(torch.float32)
@@ -164,14 +169,17 @@ def _integers(codes, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _widened(codes, table, PART: tl.constexpr, KIND: tl.constexpr, ASM: tl.constexpr, WIDE: tl.constexpr):
+def _widened(codes, table, PART: tl.constexpr, KIND: tl.constexpr, ASM: tl.constexpr, PACK: tl.constexpr, WIDE: tl.constexpr):
     """The stored numbers of one part of a tile of packed codes, as matrix units take them."""
     if KIND == "fp32":
         return codes
     elif KIND == "bf16":
         return _operand(codes, WIDE)
     elif ASM is not None:
-        return tl.inline_asm_elementwise(ASM, "=r,=r,r", [codes], dtype=tl.bfloat16, is_pure=True, pack=4)
+        if KIND == "table" and PACK == 4:
+            return tl.inline_asm_elementwise(ASM, "=r,=r,r", [codes], dtype=tl.bfloat16, is_pure=True, pack=4)
+        else:
+            return tl.inline_asm_elementwise(ASM, "=r,h", [codes], dtype=tl.bfloat16, is_pure=True, pack=2)
     elif KIND == "ints4":
         return _integers(((codes >> (4 * PART)) & 15).to(tl.int8) - 8, WIDE)
     elif KIND == "ints2":
@@ -192,7 +200,7 @@ def _widened(codes, table, PART: tl.constexpr, KIND: tl.constexpr, ASM: tl.const
 @triton.jit
 def accumulated(x_rows, row_inside, codes_rows, scales, offsets, sums_rows, table, n_at, n, k, groups, runs, row_bytes, first, last,
                 KIND: tl.constexpr, BITS: tl.constexpr, MODE: tl.constexpr, GROUP: tl.constexpr, ASM: tl.constexpr, ASM_HIGH: tl.constexpr,
-                WIDE: tl.constexpr, EVEN: tl.constexpr, TILE_N: tl.constexpr, TILE_ROWS: tl.constexpr, STEP: tl.constexpr):
+                PACK: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr, TILE_N: tl.constexpr, TILE_ROWS: tl.constexpr, STEP: tl.constexpr):
     """float32 [TILE_N, TILE_ROWS]: the product over steps first .. last - 1 of K. x_rows, codes_rows, sums_rows: where each row begins."""
     PARTS: tl.constexpr = 8 // BITS if BITS < 8 else 1
     BYTES: tl.constexpr = STEP // PARTS          # codes' elements of a step
@@ -227,11 +235,11 @@ def accumulated(x_rows, row_inside, codes_rows, scales, offsets, sums_rows, tabl
             else:
                 x = x.to(tl.float32)
             if part == 0:
-                numbers = _widened(codes, table, 0, KIND, ASM, WIDE)
+                numbers = _widened(codes, table, 0, KIND, ASM, PACK, WIDE)
             elif part == 1:
-                numbers = _widened(codes, table, 1, KIND, ASM_HIGH, WIDE)
+                numbers = _widened(codes, table, 1, KIND, ASM_HIGH, PACK, WIDE)
             else:
-                numbers = _widened(codes, table, part, KIND, None, WIDE)
+                numbers = _widened(codes, table, part, KIND, None, PACK, WIDE)
             if MODE == "row":
                 total = tl.dot(numbers, x, total, input_precision="ieee")
             elif MODE == "step":
@@ -292,8 +300,8 @@ def scaled(tile, scales, offsets, sums_rows, n_at, n, row_inside, outer, MODE: t
 @triton.jit(do_not_specialize=["rows"])
 def multiply_codes(x, codes, scales, offsets, sums, table, bias, residual, y, parts, arrivals, rows, n, k, groups, runs, x_stride, row_bytes, outer,
                    KIND: tl.constexpr, BITS: tl.constexpr, MODE: tl.constexpr, GROUP: tl.constexpr, ASM: tl.constexpr, ASM_HIGH: tl.constexpr,
-                   WIDE: tl.constexpr, EVEN: tl.constexpr, SPLIT: tl.constexpr, TILE_N: tl.constexpr, TILE_ROWS: tl.constexpr, STEP: tl.constexpr,
-                   BAND: tl.constexpr):
+                   PACK: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr, SPLIT: tl.constexpr, TILE_N: tl.constexpr, TILE_ROWS: tl.constexpr,
+                   STEP: tl.constexpr, BAND: tl.constexpr):
     row_tile, n_tile = place(rows, n, TILE_N, TILE_ROWS, BAND)
     row_at = row_tile * TILE_ROWS + tl.arange(0, TILE_ROWS)
     n_at = n_tile * TILE_N + tl.arange(0, TILE_N)
@@ -306,7 +314,7 @@ def multiply_codes(x, codes, scales, offsets, sums, table, bias, residual, y, pa
     each = tl.cdiv(steps, SPLIT)
     first = tl.program_id(1) * each
     tile = accumulated(x + row_at.to(tl.int64) * x_stride, row_inside, codes + tl.minimum(n_at, n - 1).to(tl.int64) * row_bytes, scales, offsets, sums_rows,
-                       table, n_at, n, k, groups, runs, row_bytes, first, tl.minimum(first + each, steps), KIND, BITS, MODE, GROUP, ASM, ASM_HIGH, WIDE,
+                       table, n_at, n, k, groups, runs, row_bytes, first, tl.minimum(first + each, steps), KIND, BITS, MODE, GROUP, ASM, ASM_HIGH, PACK, WIDE,
                        EVEN, TILE_N, TILE_ROWS, STEP)
     if SPLIT > 1:
         at = row_at.to(tl.int64)[None, :] * n + n_at[:, None]
@@ -340,5 +348,5 @@ def multiply(given: Inputs, weight: GpuWeight, bias: torch.Tensor | None = None,
 def constants(weight: GpuWeight, mode: str, tile: Tile, text: tuple[str, ...]) -> dict[str, object]:
     """What the kernel is compiled for."""
     return {"KIND": weight.kind, "BITS": weight.bits, "MODE": mode, "GROUP": weight.group or 1, "ASM": text[0] if text else None,
-            "ASM_HIGH": text[1] if len(text) > 1 else None, "WIDE": INTERPRETED, "EVEN": even((weight.k,), tile.k), "SPLIT": tile.split, "TILE_N": tile.n,
-            "TILE_ROWS": tile.rows, "STEP": tile.k, "BAND": BAND}
+            "ASM_HIGH": text[1] if len(text) > 1 else None, "PACK": pack_of(weight), "WIDE": INTERPRETED, "EVEN": even((weight.k,), tile.k), "SPLIT": tile.split,
+            "TILE_N": tile.n, "TILE_ROWS": tile.rows, "STEP": tile.k, "BAND": BAND}

@@ -122,6 +122,8 @@ def multiply_fp8(x, x_scales, codes, scales, offsets, sums, table, bias, residua
         byte = step * BYTES + element
         if EVEN:
             packed = tl.load(codes_rows[:, None] + byte[None, :])
+        elif BITS == 8:
+            packed = tl.load(codes_rows[:, None] + byte[None, :], mask=(byte < row_bytes)[None, :], other=0.0)
         else:
             packed = tl.load(codes_rows[:, None] + byte[None, :], mask=(byte < row_bytes)[None, :], other=0)
         partial = tl.zeros((TILE_N, TILE_ROWS), tl.float32)
