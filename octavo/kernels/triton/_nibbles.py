@@ -12,6 +12,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
+INTEGERS_LOW = 64  # by which `integers` makes its numbers too small
+
 
 def bf16_bits(value: float) -> int:
     """The bits of the bfloat16 nearest to a finite float32."""
@@ -20,15 +22,16 @@ def bf16_bits(value: float) -> int:
 
 
 def integers(part: int) -> str:
-    """Nibbles (`part` 0: the low ones) as the bfloat16 numbers n - 8. 0x43nn is the bfloat16 number 128 + nn, from which 136 is taken, exactly."""
+    """Nibbles (`part` 0: the low ones) as the bfloat16 numbers (n - 8) / INTEGERS_LOW. The bits of n are the subnormal n * 2^-133, which one fused
+    multiplication and addition makes n / 64 - 1 / 8, exactly; without constants in registers, of which the assembler would make a copy for each use."""
     return f"""{{
-    .reg .b32 t, a, one, less;
+    .reg .b32 t, a, factor, less;
     cvt.u32.u16 t, $1;
     {_nibble(part, "t")}
-    mov.b32 one, 0x3F803F80;
-    mov.b32 less, 0xC308C308;
-    prmt.b32 a, t, 0x43434343, 0x4140;
-    fma.rn.bf16x2 $0, a, one, less;
+    mov.b32 factor, 0x7F007F00;
+    mov.b32 less, 0xBE00BE00;
+    prmt.b32 a, t, 0x00000000, 0x4140;
+    fma.rn.bf16x2 $0, a, factor, less;
     }}"""
 
 

@@ -115,7 +115,7 @@ def multiply_experts(x, pairs, experts, firsts, ends, codes, scales, offsets, su
         tile = accumulated(x + (pair // TOP).to(tl.int64) * x_stride, inside, codes + (wide * n + tl.minimum(n_at, n - 1)) * row_bytes, scales, offsets,
                            sums_rows, table, n_at, n, k, groups, runs, row_bytes, 0, tl.cdiv(k, STEP), KIND, BITS, MODE, GROUP, ASM, ASM_HIGH, PACK, WIDE, EVEN,
                            TILE_N, TILE_ROWS, STEP)
-        tile = scaled(tile, scales, offsets, sums_rows, n_at, n, inside, outer, MODE)
+        tile = scaled(tile, scales, offsets, sums_rows, n_at, n, inside, outer, MODE, KIND, ASM)
         if bias is not None:
             tile += tl.load(bias + wide * n + n_at, mask=n_at < n, other=0.0)[:, None]
         tl.store(y + pair.to(tl.int64)[None, :] * n + n_at[:, None], tile, mask=inside[None, :] & (n_at < n)[:, None])

@@ -206,15 +206,16 @@ def accumulated(x_rows, row_inside, codes_rows, scales, offsets, sums_rows, tabl
     BYTES: tl.constexpr = STEP // PARTS          # codes' elements of a step
     LANE: tl.constexpr = 64 // PARTS             # elements that lie together in a block of 64 columns
     RUN: tl.constexpr = GROUP if GROUP < LANE else LANE  # of which so many share a scale
+    LIFT: tl.constexpr = 64.0 if KIND == "ints4" and ASM is not None else 1.0  # _nibbles.INTEGERS_LOW
     element = tl.arange(0, BYTES)
     n_inside = n_at < n
     total = tl.zeros((TILE_N, TILE_ROWS), tl.float32)
     if MODE == "step":
-        factor = scale_at(scales, (first * STEP // GROUP) * n + n_at, within(n_at, n, first < last))
+        factor = scale_at(scales, (first * STEP // GROUP) * n + n_at, within(n_at, n, first < last)) * LIFT
     for step in range(first, last):
         base = step * STEP
         if MODE == "step":  # the next step's, since Triton reads ahead only what products take
-            factor_ahead = scale_at(scales, ((base + STEP) // GROUP) * n + n_at, within(n_at, n, step + 1 < last))
+            factor_ahead = scale_at(scales, ((base + STEP) // GROUP) * n + n_at, within(n_at, n, step + 1 < last)) * LIFT
         byte = step * BYTES + element
         if EVEN:
             codes = tl.load(codes_rows[:, None] + byte[None, :])
@@ -247,7 +248,7 @@ def accumulated(x_rows, row_inside, codes_rows, scales, offsets, sums_rows, tabl
             elif MODE == "part":
                 group = step * (64 // GROUP) + part * LANE // GROUP
                 there = within(n_at, n, group < groups)
-                total += tl.dot(numbers, x, input_precision="ieee") * scale_at(scales, group * n + n_at, there)[:, None]
+                total += tl.dot(numbers, x, input_precision="ieee") * (scale_at(scales, group * n + n_at, there) * LIFT)[:, None]
                 if offsets is not None:
                     sums = tl.load(sums_rows + tl.minimum(group, groups - 1), mask=row_inside, other=0.0)
                     total += tl.load(offsets + group * n + n_at, mask=there, other=0.0)[:, None] * sums[None, :]
@@ -260,7 +261,7 @@ def accumulated(x_rows, row_inside, codes_rows, scales, offsets, sums_rows, tabl
                 at = group[None, :] * n + n_at[:, None]
                 there = n_inside[:, None] & (group < groups)[None, :]
                 numbers = tl.reshape(numbers, (TILE_N, BYTES // RUN, RUN))
-                factor = scale_at(scales, at, there)[:, :, None]
+                factor = (scale_at(scales, at, there) * LIFT)[:, :, None]
                 if offsets is not None:
                     shifted = numbers.to(tl.float32) * factor + tl.load(offsets + at, mask=there, other=0.0)[:, :, None]
                     numbers = _operand(shifted, WIDE)
@@ -273,7 +274,7 @@ def accumulated(x_rows, row_inside, codes_rows, scales, offsets, sums_rows, tabl
                 group = column // GROUP
                 at = group[None, :] * n + n_at[:, None]
                 there = n_inside[:, None] & (group < groups)[None, :]
-                scaled = numbers.to(tl.float32) * scale_at(scales, at, there)
+                scaled = numbers.to(tl.float32) * (scale_at(scales, at, there) * LIFT)
                 if offsets is not None:
                     scaled += tl.load(offsets + at, mask=there, other=0.0)
                 total = tl.dot(_operand(scaled, WIDE), x, total, input_precision="ieee")
@@ -287,10 +288,11 @@ def accumulated(x_rows, row_inside, codes_rows, scales, offsets, sums_rows, tabl
 
 
 @triton.jit
-def scaled(tile, scales, offsets, sums_rows, n_at, n, row_inside, outer, MODE: tl.constexpr):
+def scaled(tile, scales, offsets, sums_rows, n_at, n, row_inside, outer, MODE: tl.constexpr, KIND: tl.constexpr, ASM: tl.constexpr):
     """What is left to do once K is through: one scale per row, the outer factor."""
+    LIFT: tl.constexpr = 64.0 if KIND == "ints4" and ASM is not None else 1.0
     if MODE == "row" and scales is not None:
-        tile *= scale_at(scales, n_at, n_at < n)[:, None]
+        tile *= (scale_at(scales, n_at, n_at < n) * LIFT)[:, None]
         if offsets is not None:
             sums = tl.load(sums_rows, mask=row_inside, other=0.0)
             tile += tl.load(offsets + n_at, mask=n_at < n, other=0.0)[:, None] * sums[None, :]
@@ -321,9 +323,9 @@ def multiply_codes(x, codes, scales, offsets, sums, table, bias, residual, y, pa
         size = rows.to(tl.int64) * n
         last, tile = gathered(tile, parts, arrivals, at, row_inside[None, :] & (n_at < n)[:, None], size, n_tile, SPLIT)
         if last:
-            finish(y, bias, residual, scaled(tile, scales, offsets, sums_rows, n_at, n, row_inside, outer, MODE), n_at, row_at, rows, n)
+            finish(y, bias, residual, scaled(tile, scales, offsets, sums_rows, n_at, n, row_inside, outer, MODE, KIND, ASM), n_at, row_at, rows, n)
     else:
-        finish(y, bias, residual, scaled(tile, scales, offsets, sums_rows, n_at, n, row_inside, outer, MODE), n_at, row_at, rows, n)
+        finish(y, bias, residual, scaled(tile, scales, offsets, sums_rows, n_at, n, row_inside, outer, MODE, KIND, ASM), n_at, row_at, rows, n)
 
 
 def multiply(given: Inputs, weight: GpuWeight, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None,
@@ -348,5 +350,5 @@ def multiply(given: Inputs, weight: GpuWeight, bias: torch.Tensor | None = None,
 def constants(weight: GpuWeight, mode: str, tile: Tile, text: tuple[str, ...]) -> dict[str, object]:
     """What the kernel is compiled for."""
     return {"KIND": weight.kind, "BITS": weight.bits, "MODE": mode, "GROUP": weight.group or 1, "ASM": text[0] if text else None,
-            "ASM_HIGH": text[1] if len(text) > 1 else None, "PACK": pack_of(weight), "WIDE": INTERPRETED, "EVEN": even((weight.k,), tile.k), "SPLIT": tile.split,
-            "TILE_N": tile.n, "TILE_ROWS": tile.rows, "STEP": tile.k, "BAND": BAND}
+            "ASM_HIGH": text[1] if len(text) > 1 else None, "PACK": pack_of(weight), "WIDE": INTERPRETED, "EVEN": even((weight.k,), tile.k),
+            "SPLIT": tile.split, "TILE_N": tile.n, "TILE_ROWS": tile.rows, "STEP": tile.k, "BAND": BAND}
