@@ -1,0 +1,55 @@
+"""Kernels compile for Ampere, Ada, Hopper and Blackwell without a GPU, within registers and shared memory, and on the matrix units meant for them.
+
+A few cases here, since each takes a second; all of them: python tests/gpu/test_compile.py (minutes).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+MODULES = ["linear_cases"]
+FEW = r"^(int4 g128|FP8 blocks), (1|4096) rows$|^W8A8, 4096"
+LARGEST_STACK = 0  # bytes: nothing is spilled
+
+
+def lines(*options: str) -> list[dict]:
+    """What compiled.py prints, from a process where Triton compiles."""
+    env = {**{k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+    run = subprocess.run([sys.executable, str(HERE / "compiled.py"), "--cases", *MODULES, *options], capture_output=True, text=True, env=env)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+def judged(found: list[dict]) -> list[str]:
+    """What is wrong with compiled kernels."""
+    wrong = []
+    for line in found:
+        name = f"{line['case']} ({line['kernel']}, sm_{line['arch']})"
+        if line["shared"] > line["limit"]:
+            wrong.append(f"{name}: {line['shared']} bytes of shared memory, the GPU has {line['limit']}")
+        if line["registers"] > 255 or line["stack"] > LARGEST_STACK:
+            wrong.append(f"{name}: {line['registers']} registers, {line['stack']} bytes spilled")
+        if line["kernel"].startswith("multiply") and not line["units"] and "fp32" not in line["case"]:
+            wrong.append(f"{name}: no matrix unit is used")
+    return wrong
+
+
+def test_a_few_kernels_on_every_architecture() -> None:
+    found = lines("--only", FEW)
+    assert {line["arch"] for line in found} == {80, 89, 90, 100} and not judged(found)
+    hopper = {line["case"]: line["units"] for line in found if line["arch"] == 90}
+    assert all(any(unit.startswith("wgmma") for unit in units) for units in hopper.values()), hopper
+
+
+if __name__ == "__main__":
+    every = lines(*sys.argv[1:])
+    for line in every:
+        print(f"{line['case']:28} {line['kernel']:18} sm_{line['arch']:<4} {line['registers']:4} registers {line['stack']:5} spilled "
+              f"{line['shared']:7} of {line['limit']} shared  {' '.join(line['units'])}")
+    print(*judged(every), sep="\n")
+    sys.exit(bool(judged(every)))
