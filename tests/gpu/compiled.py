@@ -111,7 +111,7 @@ def compiled(kernel: Any, launched: dict[str, Any], arch: int) -> dict[str, Any]
 
 
 def main() -> int:
-    """Prints a JSON line for each kernel of each case and architecture: case, kernel, arch, registers, stack, shared, limit, units."""
+    """Prints a JSON line for each kernel of each case and architecture: case, kernel, arch, registers, stack, shared, limit, units, triton."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--cases", nargs="+", required=True)
     parser.add_argument("--arch", type=int, nargs="+", default=list(GPUS))
@@ -125,7 +125,7 @@ def main() -> int:
                 with recorded([importlib.import_module(m) for m in modules], GPUS[arch]) as calls:
                     function(GPUS[arch])
                 for kernel, launched in calls:
-                    line = {"case": case, "kernel": kernel.__name__, "arch": arch, "limit": GPUS[arch].shared}
+                    line = {"case": case, "kernel": kernel.__name__, "arch": arch, "limit": GPUS[arch].shared, "triton": triton.__version__}
                     print(json.dumps({**line, **compiled(kernel, launched, arch)}), flush=True)
     return 0
 

@@ -10,7 +10,7 @@ import torch
 from octavo import formats, qtensor, schemes
 from octavo.errors import KernelError
 from octavo.kernels.op import Problem
-from octavo.kernels.triton import _nibbles, linear_fp8
+from octavo.kernels.triton import _nibbles, embed, linear_fp8
 from octavo.kernels.triton.weights import linear, prepare, supports, unpacked
 from octavo.schemes import TensorSpec
 
@@ -69,6 +69,31 @@ def test_bytes_of_the_usual_precisions() -> None:
     for name, bits in (("int4 g128", 4.125), ("int4 g64 zeros", 4.75), ("mxfp4", 4.25), ("nvfp4", 5.0), ("fp8e4m3 channel", 8.0625), ("int2 g64", 2.25)):
         _, weight = weight_of(name, 128, 512)
         assert 8 * (weight.nbytes - (0 if weight.table is None else 64)) / (128 * 512) == bits, name
+
+
+def test_groups_of_zeros_have_the_smallest_exponent() -> None:
+    x = np.random.default_rng(0).standard_normal((6, 128)).astype(np.float32)
+    x[2, 32:64] = 0
+    q = qtensor.quantize(x, SPECS["mxfp4"])
+    weight = prepare(q, FLOATS)
+    assert weight.scales is not None and weight.scales.dtype == torch.uint8 and weight.scales[1, 2] == 0
+    assert np.array_equal(unpacked(weight).numpy(), q.dequantize())
+    y = linear(torch.ones(1, 128), [weight])[0]
+    np.testing.assert_allclose(y[0].numpy(), q.dequantize().sum(axis=1), atol=1e-5)
+    rows = torch.empty(2, 128)
+    embed.embed(weight, torch.tensor([2, 5], dtype=torch.int32), rows)
+    assert np.array_equal(rows.numpy(), q.dequantize()[[2, 5]])
+
+
+def test_inputs_need_not_be_contiguous_nor_there() -> None:
+    for name, activation in (("int4 g128", FLOATS), ("int8 channel", TensorSpec("int8", "token", dynamic=True)),
+                             ("fp8e4m3 channel", TensorSpec("fp8e4m3", "token", dynamic=True))):
+        weight = weight_of(name, 24, 128, 0, activation)[1]
+        x, residual = torch.randn(128, 3).T, torch.randn(24, 3).T
+        assert torch.equal(linear(x, [weight], residual=residual)[0], linear(x.contiguous(), [weight], residual=residual.contiguous())[0])
+        wide = torch.randn(3, 200)
+        assert torch.equal(linear(wide[:, 5:133], [weight])[0], linear(wide[:, 5:133].contiguous(), [weight])[0])
+        assert linear(torch.empty(0, 128), [weight], narrow=True)[0].shape == (0, 24)
 
 
 def test_halves_and_quarters_lie_as_documented() -> None:

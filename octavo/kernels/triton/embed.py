@@ -11,6 +11,7 @@ import triton.language as tl
 
 from ...qtensor import rotate
 from ._rounding import from_e4m3, stored, wide
+from .linear_codes import scale_at
 
 if TYPE_CHECKING:
     from .weights import GpuWeight
@@ -29,7 +30,7 @@ def _take(x, places, out, stride, width, factor, BLOCK: tl.constexpr, WIDE: tl.c
 
 @triton.jit
 def _decode(tokens, codes, scales, offsets, table, out, n, k, stride, group, factor, BLOCK: tl.constexpr, KIND: tl.constexpr, BITS: tl.constexpr,
-            EXPONENTS: tl.constexpr, WIDE: tl.constexpr):
+            WIDE: tl.constexpr):
     """Rows of codes as weights.py lays them out: of fewer than 8 bits, the columns of a byte are 8 * BITS apart."""
     row = tl.program_id(0)
     token = tl.load(tokens + row).to(tl.int64)
@@ -50,10 +51,7 @@ def _decode(tokens, codes, scales, offsets, table, out, n, k, stride, group, fac
     else:
         value = code.to(tl.float32)
     place = at // group * n + token
-    scale = tl.load(scales + place, mask=inside, other=0)
-    if EXPONENTS:
-        scale = tl.maximum(scale.to(tl.int32) << 23, 0x00400000).to(tl.float32, bitcast=True)
-    value = value * scale.to(tl.float32)
+    value = value * scale_at(scales, place, inside)
     if offsets is not None:
         value += tl.load(offsets + place, mask=inside, other=0.0)
     tl.store(out + row.to(tl.int64) * k + at, stored(value * factor, WIDE), mask=inside)
@@ -77,7 +75,7 @@ def embed(weight: GpuWeight, tokens: torch.Tensor, out: torch.Tensor, factor: fl
     else:
         _decode[(len(tokens), triton.cdiv(weight.k, BLOCK))](
             tokens, weight.codes, weight.scales, weight.offsets, weight.table, out, weight.n, weight.k, weight.codes.shape[1], weight.group or weight.k,
-            factor * weight.outer, BLOCK=BLOCK, KIND=weight.kind, BITS=weight.bits, EXPONENTS=weight.scales.dtype == torch.uint8, WIDE=wide(out))
+            factor * weight.outer, BLOCK=BLOCK, KIND=weight.kind, BITS=weight.bits, WIDE=wide(out))
 
 
 def _arranged(weight: GpuWeight, tokens: torch.Tensor) -> torch.Tensor:

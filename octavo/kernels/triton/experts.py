@@ -142,7 +142,7 @@ def tile_for(weight: GpuWeight, pairs: int, count: int, on: Gpu) -> Tile:
 def multiply(x: torch.Tensor, experts: Experts, routing: Routing, tile: Tile, bias: torch.Tensor | None = None, repeated: bool = True) -> torch.Tensor:
     """float32 [rows * top, n]: for each (row, choice) the product of x's row with the expert chosen. bias float32 [experts, n]. x [rows, k]; or, where it is
     not `repeated`, [rows * top, k], a row for each pair (the second product of a layer)."""
-    weight, pairs = experts.like, len(routing.pairs)
+    weight, pairs, x = experts.like, len(routing.pairs), x.contiguous()
     top = routing.top if repeated else 1
     mode = mode_of(weight, tile.rows)
     span = {"row": weight.k, "step": tile.k, "part": weight.group}.get(mode, 0) if experts.offsets is not None else 0

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .weights import GpuWeight
 
 BLOCK = 64  # columns that are packed together
+SMALLEST_EXPONENT = tl.constexpr(0x00400000)  # 2^-127, which zero stands for (E8M0: formats/e8m0.py), has no exponent of its own in float32
 WIDEST_STEP = {2: 256, 4: 256, 8: 128, 16: 64, 32: 32}  # columns of a step over K, by bits: 64 to 128 bytes of a row
 
 
@@ -137,15 +138,17 @@ def pack_of(weight: GpuWeight) -> int:
 
 def scale_values(scales: torch.Tensor) -> torch.Tensor:
     """float32 scales of any stored type."""
-    return (scales.to(torch.int32) << 23).view(torch.float32) if scales.dtype == torch.uint8 else scales.to(torch.float32)
+    if scales.dtype == torch.uint8:
+        return (scales.to(torch.int32) << 23).clamp(min=SMALLEST_EXPONENT.value).view(torch.float32)
+    return scales.to(torch.float32)
 
 
 @triton.jit
 def scale_at(scales, at, inside):
-    """float32 scales of any stored type, 0 outside."""
+    """float32 scales of any stored type, 0 outside (of exponents 2^-127)."""
     found = tl.load(scales + at, mask=inside, other=0)
     if scales.dtype.element_ty == tl.uint8:
-        return (found.to(tl.int32) << 23).to(tl.float32, bitcast=True)
+        return tl.maximum(found.to(tl.int32) << 23, SMALLEST_EXPONENT).to(tl.float32, bitcast=True)
     else:
         return found.to(tl.float32)
 

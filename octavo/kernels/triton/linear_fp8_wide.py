@@ -98,18 +98,17 @@ def multiply_fp8_wide(x, codes, x_scales, scales, bias, residual, y, rows, n, k,
     by_row = _row_factor(x_scales, 0, row_at, rows, k, X_GROUP)
     if HALVES == 2:
         other = tl.zeros((TILE_ROWS, TILE_N), tl.float32)
-        by_other = _row_factor(x_scales, 0, row_at + TILE_ROWS, rows, k, X_GROUP)
     for step in range(0, tl.cdiv(k, STEP)):
         base = step * STEP
         n_ahead = _n_factor(scales, base + STEP, n_at, n_first, n, k, GROUP, ALIKE)
         row_ahead = _row_factor(x_scales, base + STEP, row_at, rows, k, X_GROUP)
+        if HALVES == 2:  # not a step ahead, since registers are few; the first tile's product gives it time
+            by_other = _row_factor(x_scales, base, row_at + TILE_ROWS, rows, k, X_GROUP)
         numbers = codes.load([n_first, base])
         total = _added(total, numbers, x.load([row_first, base]), by_n, by_row, GROUP, X_GROUP, ALIKE)
         by_row = row_ahead
         if HALVES == 2:
-            other_ahead = _row_factor(x_scales, base + STEP, row_at + TILE_ROWS, rows, k, X_GROUP)
             other = _added(other, numbers, x.load([row_first + TILE_ROWS, base]), by_n, by_other, GROUP, X_GROUP, ALIKE)
-            by_other = other_ahead
         by_n = n_ahead
     _stored(total, x_scales, scales, bias, residual, y, row_at, n_at, rows, n, GROUP, X_GROUP)
     if HALVES == 2:

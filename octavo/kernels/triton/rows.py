@@ -28,19 +28,18 @@ class Rounded:
 
 
 @triton.jit
-def _codes(values, inside, scale, FORMAT: tl.constexpr):
-    """(codes, scale) of float32 values that share a scale; scale None: the one that just holds the largest."""
-    sound = tl.max((~(tl.abs(values) < float("inf")) & inside).to(tl.int32), axis=0) == 0
-    values = tl.where(sound & inside, values, 0.0)
-    if FORMAT == "int8":
-        LARGEST: tl.constexpr = 127.0
+def _codes(values, inside, fixed, FORMAT: tl.constexpr, FIXED: tl.constexpr):
+    """(codes [runs, run], scales [runs]) of float32 values [runs, run]; each run shares a scale: `fixed`, or the one that just holds the largest."""
+    LARGEST: tl.constexpr = 127.0 if FORMAT == "int8" else 448.0
+    sound = tl.max((~(tl.abs(values) < float("inf")) & inside).to(tl.int32), axis=1) == 0
+    values = tl.where(sound[:, None] & inside, values, 0.0)
+    largest = tl.max(tl.abs(values), axis=1)
+    if FIXED:
+        scale = tl.zeros_like(largest) + fixed
+        divided = values * tl.div_rn(tl.full((), 1.0, tl.float32), fixed)
     else:
-        LARGEST: tl.constexpr = 448.0
-    if scale is None:
-        scale = tl.div_rn(tl.max(tl.abs(values), axis=0), tl.full((), LARGEST, tl.float32))
-        divided = tl.div_rn(values, tl.where(scale == 0.0, 1.0, scale) + tl.zeros_like(values))
-    else:
-        divided = values * tl.div_rn(tl.full((), 1.0, tl.float32), scale)
+        scale = tl.div_rn(largest, tl.zeros_like(largest) + LARGEST)
+        divided = tl.div_rn(values, tl.where(scale == 0.0, 1.0, scale)[:, None] + tl.zeros_like(values))
     if FORMAT == "int8":
         codes = whole(tl.minimum(tl.maximum(divided, -127.0), 127.0)).to(tl.int8)
     else:
@@ -56,18 +55,15 @@ def quantize(x, codes, scales, k, run, fixed, x_stride, FORMAT: tl.constexpr, FI
     column = group * run + tl.arange(0, BLOCK)
     inside = (tl.arange(0, BLOCK) < run) & (column < k)
     values = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
-    if FIXED:
-        found, scale = _codes(values, inside, fixed, FORMAT)
-    else:
-        found, scale = _codes(values, inside, None, FORMAT)
-    tl.store(codes + row * k + column, found, mask=inside)
-    tl.store(scales + group.to(tl.int64) * tl.num_programs(0) + row, scale)
+    found, scale = _codes(values[None, :], inside[None, :], fixed, FORMAT, FIXED)
+    tl.store(codes + row * k + column[None, :], found, mask=inside[None, :])
+    tl.store(scales + group.to(tl.int64) * tl.num_programs(0) + row + tl.arange(0, 1), scale)
 
 
 @triton.jit
 def normed_quantize(x, gain, y, codes, scales, k, runs, eps, offset, x_stride, FORMAT: tl.constexpr, RUN: tl.constexpr, BLOCK: tl.constexpr):
-    """Program (row): x / sqrt(mean(x^2) + eps) * (offset + gain), into `y` where that is wanted too, and rounded in runs of RUN columns (a power of two; 0:
-    the row)."""
+    """Program (row): x / sqrt(mean(x^2) + eps) * (offset + gain), into `y` where that is wanted too, and rounded in runs of RUN columns, a power of
+    two, at most BLOCK."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < k
@@ -79,29 +75,11 @@ def normed_quantize(x, gain, y, codes, scales, k, runs, eps, offset, x_stride, F
             tl.store(y + row * k + column, values, mask=inside)
         else:
             tl.store(y + row * k + column, to_bf16(values), mask=inside)
-    if RUN == 0:
-        found, scale = _codes(values, inside, None, FORMAT)
-        tl.store(codes + row * k + column, found, mask=inside)
-        tl.store(scales + row, scale)
-    else:
-        tiles = tl.reshape(values, (BLOCK // RUN, RUN))
-        there = tl.reshape(inside, (BLOCK // RUN, RUN))
-        unsound = tl.max((~(tl.abs(tiles) < float("inf")) & there).to(tl.int32), axis=1)
-        tiles = tl.where((unsound == 0)[:, None] & there, tiles, 0.0)
-        if FORMAT == "int8":
-            LARGEST: tl.constexpr = 127.0
-        else:
-            LARGEST: tl.constexpr = 448.0
-        largest = tl.max(tl.abs(tiles), axis=1)
-        scale = tl.div_rn(largest, tl.full((BLOCK // RUN,), LARGEST, tl.float32))
-        divided = tl.div_rn(tiles, tl.where(scale == 0.0, 1.0, scale)[:, None] + tl.zeros_like(tiles))
-        if FORMAT == "int8":
-            found = whole(divided).to(tl.int8)
-        else:
-            found = to_e4m3(divided)
-        tl.store(codes + row * k + column, tl.reshape(found, (BLOCK,)), mask=inside)
-        group = tl.arange(0, BLOCK // RUN)
-        tl.store(scales + group.to(tl.int64) * tl.num_programs(0) + row, tl.where(unsound == 0, scale, float("nan")), mask=group < runs)
+    RUNS: tl.constexpr = BLOCK // RUN
+    found, scale = _codes(tl.reshape(values, (RUNS, RUN)), tl.reshape(inside, (RUNS, RUN)), 0.0, FORMAT, False)
+    tl.store(codes + row * k + column, tl.reshape(found, (BLOCK,)), mask=inside)
+    group = tl.arange(0, RUNS)
+    tl.store(scales + group.to(tl.int64) * tl.num_programs(0) + row, scale, mask=group < runs)
 
 
 @triton.jit
@@ -169,7 +147,8 @@ def normed(x: torch.Tensor, gain: torch.Tensor, eps: float, format: str, group: 
     codes, scales = _empty(x, format, runs)
     if rows:
         block = power(k)
-        normed_quantize[(rows,)](x, gain, y, codes, scales, k, runs, eps, offset, x.stride(0), FORMAT=format, RUN=run, BLOCK=block, num_warps=warps(block))
+        normed_quantize[(rows,)](x, gain, y, codes, scales, k, runs, eps, offset, x.stride(0), FORMAT=format, RUN=run or block, BLOCK=block,
+                                num_warps=warps(block))
     return Rounded(codes, scales, run)
 
 

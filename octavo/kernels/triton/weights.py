@@ -128,6 +128,7 @@ def linear(x: torch.Tensor, weights: Sequence[GpuWeight], biases: Sequence[torch
     biases float32 [n]; residual [rows, n] goes with exactly one weight."""
     if residual is not None and len(weights) != 1:
         raise KernelError("a residual goes with exactly one weight", where="linear")
+    residual = None if residual is None else residual.contiguous()
     known: dict[Any, Any] = {}
     outputs = []
     for index, weight in enumerate(weights):
@@ -153,8 +154,8 @@ def arranged(x: torch.Tensor, weight: GpuWeight) -> torch.Tensor:
     if weight.factors is not None:
         x = x * weight.factors
     if weight.order is not None:
-        x = x[:, weight.order]
-    return rotate(x.to(torch.float32), weight.rotation) if weight.rotation else x
+        x = x.index_select(1, weight.order)
+    return (rotate(x.to(torch.float32), weight.rotation) if weight.rotation else x).contiguous()
 
 
 def unpacked(weight: GpuWeight) -> torch.Tensor:
