@@ -10,15 +10,19 @@ import torch
 from kernels.test_native import step_of
 
 from octavo.cache import PAGE, KVPool, Step, Tuning
+from octavo.kernels._cache_codes import LOST
 from octavo.kernels.op import Problem
 from octavo.kernels.reference import ReferenceOps, read_cache, write_cache
 from octavo.kernels.triton import attention, program, store
+from octavo.kernels.triton.cached import through
 from octavo.kernels.triton.pool import GpuPool, refusal
 from octavo.kernels.triton.program import now_of
-from octavo.schemes import TensorSpec
+from octavo.schemes import CacheSpec, TensorSpec
 
 CACHES = {"fp32": TensorSpec("fp32"), "bf16": TensorSpec("bf16"), "int8": TensorSpec("int8", "token", dynamic=True),
           "fp8": TensorSpec("fp8e4m3", "token", dynamic=True)}
+FOUR = {"int4": TensorSpec("int4", "token", symmetric=False, scale_format="bf16", dynamic=True),
+        "symmetric int4": TensorSpec("int4", "token", scale_format="bf16", dynamic=True)}
 STATIC = {"int8": TensorSpec("int8", "tensor"), "fp8": TensorSpec("fp8e4m3", "tensor")}
 CPU = torch.device("cpu")
 
@@ -32,20 +36,16 @@ def dirty(pool: GpuPool) -> GpuPool:
     """What a page held before must not matter, NaN least of all."""
     for layer in pool.layers:
         for array in layer.arrays:
-            array.fill_(float("nan") if array.is_floating_point() else 0x7F)
+            array.fill_(float("nan") if array.is_floating_point() else LOST if array.dtype == torch.int32 else 0x7F)
     return pool
 
 
 def attended(pool: GpuPool, step: Step, q: np.ndarray, k: np.ndarray, v: np.ndarray, *, heads: int, window: int = 0, softcap: float = 0.0,
              dtype: torch.dtype = torch.float32, table: Any = None) -> torch.Tensor:
     layer = pool.layers[0]
-    who = now_of(step, pool, CPU, dtype, 0, frozenset([attention.tile_rows(heads // layer.heads, layer.dim)]))
-    queries = torch.from_numpy(q).to(dtype)
-    turned = torch.empty_like(queries)
-    store.store(queries, torch.from_numpy(k).to(dtype), torch.from_numpy(v).to(dtype), turned, table, who.positions, who.slots, layer, heads)
-    out = torch.empty_like(queries)
-    attention.attend(queries if table is None else turned, out, layer, who.who, layer.dim**-0.5, window, softcap)
-    return out
+    now = now_of(step, pool, CPU, dtype, 0, frozenset([attention.tile_rows(heads // layer.heads, layer.dim)]))
+    given = (torch.from_numpy(x).to(dtype) for x in (q, k, v))
+    return through(*given, layer, now, table, heads, layer.dim**-0.5, window, softcap)
 
 
 def expected(pool: KVPool, step: Step, q: np.ndarray, k: np.ndarray, v: np.ndarray, *, heads: int, window: int = 0, softcap: float = 0.0) -> np.ndarray:
@@ -109,6 +109,48 @@ def test_attention_over_stored_numbers(name: str, spec: TensorSpec, dtype: torch
         np.testing.assert_allclose(found.float().numpy(), wanted, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.02)
 
 
+def tuned(heads: int, dim: int) -> Tuning:
+    """Channels of different sizes, around a mean; first keys apart from all others."""
+    rng = np.random.default_rng(7)
+    gain, mean, first = rng.uniform(0.3, 3, (heads, dim)), rng.standard_normal((heads, dim)), 4 * rng.standard_normal((heads, dim))
+    return Tuning(np.stack([mean, 1 / gain, gain, gain * rng.uniform(0.5, 2, (heads, dim)), first]).astype(np.float32))
+
+
+@pytest.mark.parametrize("dim", [24, 64])
+@pytest.mark.parametrize("name", list(FOUR))
+def test_four_bits_as_the_reference_has_them(name: str, dim: int) -> None:
+    """Codes and words, but for numbers on a border; then attention over them."""
+    for tuning in (None, [tuned(2, dim)]):
+        ours, theirs = dirty(GpuPool(9, [2], [dim], FOUR[name], tuning, "cpu")), KVPool(9, [2], [dim], FOUR[name], tuning)
+        assert ours.nbytes == theirs.nbytes
+        for seed, step in enumerate(STEPS):
+            rows = len(step.tokens)
+            q, k, v = numbers(rows, 4 * dim, seed), numbers(rows, 2 * dim, seed + 30), numbers(rows, 2 * dim, seed + 60)
+            if tuning is not None and tuning[0].balance is not None:
+                k = (k.reshape(rows, 2, dim) * tuning[0].balance[2] + tuning[0].balance[0]).reshape(rows, -1)
+                k[0] = tuning[0].balance[4].reshape(-1)  # a text's first token, whose jump is taken away
+            found, wanted = attended(ours, step, q, k, v, heads=4), expected(theirs, step, q, k, v, heads=4)
+            np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=0.02)
+            page, offset = np.divmod(step.slots, PAGE)
+            mine, other = ours.layers[0], theirs.layers[0]
+            for one, two in ((mine.k[page, :, :, offset], other.k[page, :, :, offset]), (mine.v[page, :, offset], other.v[page, :, offset])):
+                assert (one == two).mean() > 0.99
+            assert mine.k_scale is not None and (mine.k_scale[page, :, offset] == other.k_scale[page, :, offset]).mean() > 0.97  # type: ignore[index]
+            assert mine.v_scale is not None and (mine.v_scale[page, :, offset] == other.v_scale[page, :, offset]).mean() > 0.97  # type: ignore[index]
+
+
+def test_four_bits_of_heads_that_are_no_numbers() -> None:
+    for pair in ((FOUR["int4"], FOUR["int4"]), (CACHES["int8"], FOUR["int4"]), (FOUR["int4"], CACHES["bf16"])):
+        spec = CacheSpec((pair,))
+        ours, theirs = dirty(GpuPool(9, [1], [24], spec, device="cpu")), KVPool(9, [1], [24], spec)
+        step = STEPS[0]
+        q, k, v = numbers(39, 48, 0), numbers(39, 24, 1), numbers(39, 24, 2)
+        k[38, 3], v[38, 1] = np.inf, np.nan  # the last row of the second sequence
+        found, wanted = attended(ours, step, q, k, v, heads=2), expected(theirs, step, q, k, v, heads=2)
+        assert np.isnan(found[38]).all() and np.isfinite(found[:37]).all()
+        np.testing.assert_allclose(found[:37].numpy(), wanted[:37], rtol=0, atol=0.02)
+
+
 def test_long_sequences_are_put_together_from_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row alone over several runs of tokens, with and without a window that begins behind the first. Runs are short here, for time."""
     for module in (attention, program):
@@ -164,5 +206,5 @@ def test_pages_are_copied_and_counted() -> None:
             array[1] = 7
     pool.copy_page(1, 2)
     assert all(bool((array[2] == 7).all()) and not array[0].any() for layer in pool.layers for array in layer.arrays)
-    assert "4-bit" in str(refusal(Problem("attention", head_dim=64, cache=TensorSpec("int4", "token", symmetric=False, scale_format="bf16", dynamic=True))))
-    assert all(refusal(Problem("attention", head_dim=64, cache=spec)) is None for spec in [*CACHES.values(), *STATIC.values()])
+    assert "rotated" in str(refusal(Problem("attention", head_dim=1024, cache=FOUR["int4"])))
+    assert all(refusal(Problem("attention", head_dim=64, cache=spec)) is None for spec in [*CACHES.values(), *STATIC.values(), *FOUR.values()])

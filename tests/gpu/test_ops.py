@@ -50,6 +50,13 @@ def test_logits_equal_the_reference(kind: dict[str, Any]) -> None:
         close(a, b, 2e-5 if wide else 4e-2)
 
 
+def test_norms_are_done_with_the_rounding_of_a_product() -> None:
+    """Two of the three norms of each layer, where inputs are INT8; the third is of heads."""
+    for kind, count in (({"weight": "8", "act": "int8"}, 2), ({}, 6)):
+        program, _, _ = toy(TritonOps(), **kind)  # type: ignore[arg-type]
+        assert [op.name for op in program.ops].count("rms_norm") == count
+
+
 @pytest.mark.parametrize("cache", ["bf16", "int8"])
 def test_quantized_caches_equal_the_reference(cache: str) -> None:
     for a, b in zip(run(TritonOps(), STEPS, cache), run(ReferenceOps(), STEPS, cache), strict=True):

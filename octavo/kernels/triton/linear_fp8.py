@@ -6,7 +6,6 @@ within one block of the weight, its scale is one number and joins the activation
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,8 +16,8 @@ from ... import formats
 from ..op import Problem
 from . import _nibbles, linear_fp8_wide
 from ._rounding import INTERPRETED
-from .linear_int8 import columns_of, n_factor, row_factor, shared, whole_scaled
-from .rows import Rounded, rounded, rounded_sums
+from .linear_int8 import columns_of, completed, n_factor, row_factor, shared, whole_scaled
+from .rows import Rounded, rounded
 from .tiles import BAND, Gpu, Tile, bucket, empty, even, fitted, gathered, gpu, grid, place, split_of, workspace
 
 if TYPE_CHECKING:
@@ -53,8 +52,7 @@ def wants(weight: GpuWeight, rows: int) -> tuple[object, ...]:
 
 
 def inputs(x: torch.Tensor, weight: GpuWeight) -> Rounded:
-    given = rounded(x, "fp8e4m3", weight.activation.size)
-    return given if weight.offsets is None else replace(given, sums=rounded_sums(given, weight.group or weight.k))
+    return completed(rounded(x, "fp8e4m3", weight.activation.size), weight)
 
 
 def step_of(weight: GpuWeight) -> int:

@@ -66,7 +66,11 @@ def wants(weight: GpuWeight, rows: int) -> tuple[object, ...]:
 
 
 def inputs(x: torch.Tensor, weight: GpuWeight) -> Rounded:
-    given = rounded(x, "int8", weight.activation.size, weight.input_scale)
+    return completed(rounded(x, "int8", weight.activation.size, weight.input_scale), weight)
+
+
+def completed(given: Rounded, weight: GpuWeight) -> Rounded:
+    """With the sums that the weight's offsets meet."""
     return given if weight.offsets is None else replace(given, sums=rounded_sums(given, weight.group or weight.k))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import ReferenceType, ref
 
 import numpy as np
 import torch
@@ -14,12 +15,13 @@ from ...errors import KernelError
 from ...qtensor import QTensor
 from ...schemes import CacheSpec, TensorSpec
 from ..op import Ops, Problem, scale_refusal
-from . import attention, embed, norm, rope, store, turn
+from . import attention, embed, norm, rope, rows
 from . import gate as gates
 from ._rounding import INTERPRETED
+from .cached import through
 from .pool import GpuPool, refusal
 from .program import Now, Op, TritonProgram
-from .weights import GpuWeight, linear, prepare, supports
+from .weights import GpuWeight, linear, prepare, rounding, supports
 
 if TYPE_CHECKING:
     from ...layouts import Packed
@@ -45,21 +47,39 @@ class Turn:
     rotary: int
 
 
+@dataclass(frozen=True)
+class Norm:
+    """A norm that was asked for and is not done yet: a product that rounds its inputs does both at once."""
+
+    source: Value
+    gain: Constant
+    eps: float
+    offset: float
+
+
 class Value:
     """A value of the program being recorded: a slot that holds `width` numbers a row, for the step's rows or for its logit rows; float32 where `wide`.
 
     When the last reference goes, the slot is free for later ops. An op that works in place takes the slot over; the old value is then spent.
     """
 
-    __slots__ = ("_home", "_slot", "logits", "turn", "wide", "width")
+    __slots__ = ("__weakref__", "_home", "_slot", "_waiting", "logits", "norm", "turn", "wide", "width")
 
-    def __init__(self, home: Recording, width: int, logits: bool, wide: bool = False, slot: int | None = None, turn: Turn | None = None) -> None:
-        self._home, self.width, self.logits, self.wide, self.turn = home, width, logits, wide, turn
-        self._slot: int | None = home.take() if slot is None else slot
+    def __init__(self, home: Recording, width: int, logits: bool, wide: bool = False, slot: int | None = None, turn: Turn | None = None,
+                 norm: Norm | None = None) -> None:
+        self._home, self.width, self.logits, self.wide, self.turn, self.norm = home, width, logits, wide, turn, norm
+        self._slot: int | None = slot if slot is not None or norm is not None else home.take()
+        self._waiting: list[ReferenceType[Value]] = []  # norms of this that are not done
+        if norm is not None:
+            norm.source._waiting.append(ref(self))
 
     @property
     def slot(self) -> int:
         """Where it lies, not rotated yet if there is a `turn`."""
+        if self.norm is not None:
+            norm, self.norm = self.norm, None
+            self._slot = self._home.take()
+            self._home.rms_norm(norm.source.id, self._slot, self.width, self.logits, norm.gain, norm.eps, norm.offset)
         if self._slot is None:
             raise KernelError("this value was changed in place and can no longer be read", where="model description",
                               remedy="use the value that the op returned")
@@ -77,6 +97,10 @@ class Value:
 
     def hand_over(self, turn: Turn | None = None) -> Value:
         """The same slot under a new value; this one is spent."""
+        for waiting in self._waiting:
+            value = waiting()
+            if value is not None and value.norm is not None:
+                _ = value.slot  # what it is the norm of changes now
         fresh = Value(self._home, self.width, self.logits, self.wide, self.id, turn)
         self._slot = None
         return fresh
@@ -106,6 +130,10 @@ class Recording:
 
     def add(self, name: str, run: Callable[[Now], None], logits: bool) -> None:
         self.ops.append(Op(name, run, logits))
+
+    def rms_norm(self, source: int, out: int, width: int, logits: bool, gain: Constant, eps: float, offset: float, groups: int = 1) -> None:
+        """Record the norm of slot `source` into slot `out`."""
+        self.add("rms_norm", lambda now: norm.rms_norm(now.values[source], gain.tensor, now.make(out, width, logits, False), eps, offset, groups), logits)
 
     def rope(self, raw: int, out: int, width: int, logits: bool, wide: bool, turn: Turn) -> None:
         """Record the rotation of slot `raw` into slot `out`."""
@@ -203,13 +231,21 @@ class TritonOps:
         home = self._now
         home.full |= any(weight.activation.format == "fp32" for weight in weights)
         vectors = [None if bias is None else bias.tensor for bias in biases or [None] * len(weights)]
-        source, added, logits = x.id, None if residual is None else residual.id, x.logits
+        fused = None
+        if x.norm is not None and (asked := rounding(weights)) is not None:
+            source, fused = x.norm.source.id, (x.norm.gain.tensor, x.norm.eps, *asked, x.norm.offset)
+        else:
+            source = x.id
+        added, logits = None if residual is None else residual.id, x.logits
         wide = logits or residual is not None
         outs = tuple(Value(home, weight.n, logits, wide) for weight in weights)
         slots = [out.id for out in outs]
 
         def run(now: Now) -> None:
-            made = linear(now.values[source], weights, vectors, None if added is None else now.values[added],
+            given = now.values[source]
+            if fused is not None:
+                given = rows.normed(given, *fused)
+            made = linear(given, weights, vectors, None if added is None else now.values[added],
                           narrow=not wide and now.inner == torch.bfloat16)
             for slot, y in zip(slots, made, strict=True):
                 now.values[slot] = y
@@ -219,9 +255,10 @@ class TritonOps:
 
     def rms_norm(self, x: Value, gain: Constant, eps: float, offset: float = 0.0, groups: int = 1) -> Value:
         home = self._now
+        if groups == 1:
+            return Value(home, x.width, x.logits, norm=Norm(x, gain, eps, offset))
         source, out = x.id, Value(home, x.width, x.logits)
-        slot, width, logits = out.id, x.width, x.logits
-        home.add("rms_norm", lambda now: norm.rms_norm(now.values[source], gain.tensor, now.make(slot, width, logits, False), eps, offset, groups), logits)
+        home.rms_norm(source, out.id, x.width, x.logits, gain, eps, offset, groups)
         return out
 
     def rope(self, x: Value, table: Constant, heads: int, head_dim: int, rotary: int) -> Value:
@@ -236,22 +273,13 @@ class TritonOps:
         both = q.turn is not None and k.turn is not None and q.turn.table is k.turn.table and q.turn.rotary == k.turn.rotary
         table = q.turn.table.tensor if both and q.turn is not None else None
         queries, keys = (q.slot, k.slot) if both else (q.id, k.id)
-        turned, changed, out = Value(home, q.width, False), Value(home, k.width, False), Value(home, q.width, False)
+        out = Value(home, q.width, False)
         home.tile_rows.add(attention.tile_rows(heads // kv_heads, head_dim))
-        into, beside, slot, width = turned.id, changed.id, out.id, q.width
+        slot = out.id
 
         def run(now: Now) -> None:
-            at, x, y, angles = now.pool.layers[layer], now.values[queries], now.values[keys], table
-            ready = now.make(into, width, False, False)
-            if at.balance is not None and at.matrix is not None:
-                if angles is not None:
-                    x, y = (_turned(part, angles, now.positions, count, head_dim) for part, count in ((x, heads), (y, kv_heads)))
-                balanced = now.make(beside, kv_heads * head_dim, False, True)
-                turn.turn(x, ready, None, at.balance[2], at.matrix, heads)
-                turn.turn(y, balanced, at.balance[0], at.balance[1], at.matrix, kv_heads)
-                x, y, angles = ready, balanced, None
-            store.store(x, y, now.values[values], ready, angles, now.positions, now.slots, at, heads)
-            attention.attend(ready if angles is not None else x, now.make(slot, width, False, False), at, now.who, scale, window, softcap)
+            x, y, z = now.values[queries], now.values[keys], now.values[values]
+            now.values[slot] = through(x, y, z, now.pool.layers[layer], now, table, heads, scale, window, softcap)
 
         home.add("attention", run, False)
         return out
@@ -283,13 +311,6 @@ class TritonOps:
         slot, width, wide = out.id, x.width, x.wide
         home.add("select", lambda now: embed.take(now.values[source], now.select, now.make(slot, width, True, wide)), True)
         return out
-
-
-def _turned(x: torch.Tensor, table: torch.Tensor, positions: torch.Tensor, heads: int, head_dim: int) -> torch.Tensor:
-    """x [rows, heads * head_dim] rotated by positions, float32."""
-    out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    rope.rope(x, out, table, positions, heads, head_dim, table.shape[1])
-    return out
 
 
 def _owned(array: Any) -> Any:

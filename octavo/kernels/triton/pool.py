@@ -8,28 +8,28 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ...cache import PAGE, Tuning
+from ...cache import PAGE, Tuning, arranged, lead
 from ...errors import CapacityError
 from ...schemes import CacheSpec, TensorSpec, cache_pairs
+from .. import _cache_codes
 from ..op import Problem, cache_refusal
-from .turn import matrix_of
+from .store4 import nbytes, unpacked
+from .turn import Turns, balanced, ordered, rotating
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "fp8e4m3": torch.uint8}  # Ampere reads no FP8: codes are bytes, see _rounding
+# Ampere reads no FP8: codes are bytes, see _rounding
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "fp8e4m3": torch.uint8, "int4": torch.uint8}
 
 
 def refusal(problem: Problem) -> str | None:
     """Why keys or values are not stored like this here, or None."""
-    spec = problem.cache
-    if spec is not None and spec.format == "int4":
-        return "the GPU kernels have no 4-bit key-value cache"
     return cache_refusal(problem)
 
 
 @dataclass(frozen=True)
 class GpuLayer:
-    """The storage of one layer. codes [pages, heads, PAGE, dim]; scales float32 [pages, heads, PAGE] where each token and head has one, else None and one
-    number for all (1 where the format has none). balance float32 [3, heads, dim] as in cache.Tuning and the rotation's
-    matrix [dim, dim], where keys are balanced.
+    """The storage of one layer. codes [pages, heads, PAGE, dim], of int4 uint8 in halves (store4.py); scales float32 [pages, heads, PAGE] where each token
+    and head has one (of int4 int32 words), else None and one number for all (1 where the format has none). turns: of keys and queries, where keys are
+    balanced or have 4 bits; value_turn [1, dim, dim]: of values of 4 bits, and of what attention makes of them.
     """
 
     keys: TensorSpec
@@ -42,8 +42,8 @@ class GpuLayer:
     value_scales: torch.Tensor | None
     key_scale: float = 1.0
     value_scale: float = 1.0
-    balance: torch.Tensor | None = None
-    matrix: torch.Tensor | None = None
+    turns: Turns | None = None
+    value_turn: torch.Tensor | None = None
 
     @property
     def arrays(self) -> list[torch.Tensor]:
@@ -52,13 +52,17 @@ class GpuLayer:
 
     @property
     def k(self) -> np.ndarray:
-        """A copy of the codes of keys in the order of cache.KVPool, [pages, heads, dim, PAGE]; bfloat16 as its bits."""
-        return _numpy(self.key_codes).transpose(0, 1, 3, 2)
+        """A copy of the codes of keys in the order of cache.KVPool, [pages, heads, dim, PAGE]; bfloat16 as its bits, int4 packed as there."""
+        found = _numpy(self.key_codes)
+        if self.keys.format == "int4":
+            found = _cache_codes.pack_keys(unpacked(found, self.dim, lead(self.dim)), lead(self.dim))
+        return found.transpose(0, 1, 3, 2)
 
     @property
     def v(self) -> np.ndarray:
-        """A copy of the codes of values, [pages, heads, PAGE, dim]; bfloat16 as its bits."""
-        return _numpy(self.value_codes)
+        """A copy of the codes of values, [pages, heads, PAGE, dim]; likewise."""
+        found = _numpy(self.value_codes)
+        return _cache_codes.pack_values(unpacked(found, self.dim, 0)) if self.values.format == "int4" else found
 
     @property
     def k_scale(self) -> np.ndarray | None:
@@ -78,17 +82,22 @@ class GpuPool:
         self.pages, self.kv_heads, self.head_dims, self.spec = pages, kv_heads, head_dims, spec
         self.layers: list[GpuLayer] = []
         known = tuning or [Tuning()] * len(kv_heads)
-        matrices: dict[int, torch.Tensor] = {}
         try:
             for heads, dim, (keys, values), one in zip(kv_heads, head_dims, cache_pairs(spec, len(kv_heads)), known, strict=True):
-                codes = [torch.zeros((pages, heads, PAGE, dim), dtype=DTYPES[half.format], device=device) for half in (keys, values)]
-                scales = [torch.zeros((pages, heads, PAGE), dtype=torch.float32, device=device) if _counted(half) else None for half in (keys, values)]
+                codes, scales = [], []
+                for half, leading in ((keys, lead(dim)), (values, 0)):
+                    size = nbytes(dim, leading) if half.format == "int4" else dim
+                    codes.append(torch.zeros((pages, heads, PAGE, size), dtype=DTYPES[half.format], device=device))
+                    kind = torch.int32 if half.format == "int4" else torch.float32
+                    scales.append(torch.zeros((pages, heads, PAGE), dtype=kind, device=device) if _counted(half) else None)
                 fixed = [_fixed(keys, one.k_scale), _fixed(values, one.v_scale)]
-                balance = matrix = None
-                if one.balance is not None and _counted(keys):
-                    balance = torch.from_numpy(np.ascontiguousarray(one.balance[:3], np.float32)).to(device)
-                    matrix = matrices.setdefault(dim, torch.from_numpy(matrix_of(dim)).to(device))
-                self.layers.append(GpuLayer(keys, values, heads, dim, codes[0], codes[1], scales[0], scales[1], fixed[0], fixed[1], balance, matrix))
+                turns = None
+                if keys.format == "int4":
+                    turns = ordered(arranged(one.balance, heads, dim), device)
+                elif one.balance is not None and _counted(keys):
+                    turns = balanced(one.balance, device)
+                value_turn = rotating(dim, device) if values.format == "int4" else None
+                self.layers.append(GpuLayer(keys, values, heads, dim, codes[0], codes[1], scales[0], scales[1], fixed[0], fixed[1], turns, value_turn))
         except torch.cuda.OutOfMemoryError:
             self.layers = []
             raise CapacityError(f"the GPU has no room for a key-value cache of {pages} pages", where="memory",
@@ -123,4 +132,6 @@ def _numpy(array: torch.Tensor) -> np.ndarray:
 def _scales(spec: TensorSpec, scales: torch.Tensor | None, fixed: float) -> np.ndarray | None:
     if not spec.quantized:
         return None
-    return np.full(PAGE, fixed, np.float32) if scales is None else _numpy(scales)
+    if scales is None:
+        return np.full(PAGE, fixed, np.float32)
+    return _numpy(scales).view(np.uint32) if spec.format == "int4" else _numpy(scales)

@@ -9,9 +9,10 @@ import torch
 import triton
 import triton.language as tl
 
-from ...cache import PAGE
+from ...cache import PAGE, lead
 from ._rounding import power, stored, to_bf16, to_e4m3, whole, wide
 from .rope import rotated
+from .store4 import store4
 
 if TYPE_CHECKING:
     from .pool import GpuLayer
@@ -66,8 +67,10 @@ def _store(q, k, v, turned, table, positions, slots, key_codes, key_scales, key_
             else:
                 key = tl.load(k + start + d, mask=d < DIM, other=0.0).to(tl.float32)
             value = tl.load(v + start + d, mask=d < DIM, other=0.0).to(tl.float32)
-            _put(key, key_codes, key_scales, key_fixed, slot, head, kv_heads, d, DIM, PAGE, K_FORMAT, K_COUNTED, K_LARGEST)
-            _put(value, value_codes, value_scales, value_fixed, slot, head, kv_heads, d, DIM, PAGE, V_FORMAT, V_COUNTED, V_LARGEST)
+            if K_FORMAT != "int4":
+                _put(key, key_codes, key_scales, key_fixed, slot, head, kv_heads, d, DIM, PAGE, K_FORMAT, K_COUNTED, K_LARGEST)
+            if V_FORMAT != "int4":
+                _put(value, value_codes, value_scales, value_fixed, slot, head, kv_heads, d, DIM, PAGE, V_FORMAT, V_COUNTED, V_LARGEST)
 
 
 def _inverse(scale: float) -> float:
@@ -78,8 +81,14 @@ def _inverse(scale: float) -> float:
 def store(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, turned: torch.Tensor | None, table: torch.Tensor | None, positions: torch.Tensor,
           slots: torch.Tensor, layer: GpuLayer, heads: int) -> None:
     """k, v [rows, layer.heads * layer.dim] into `layer` at `slots` int32 [rows] (below 0: nowhere). With a `table` of angles [positions, rotary] keys are
-    rotated first, and queries q [rows, heads * dim] into `turned`."""
+    rotated first, and queries q [rows, heads * dim] into `turned`. What the cache holds in 4 bits comes turned, in float32, and no table with it."""
     if not len(k):
+        return
+    if layer.keys.format == "int4":
+        store4(k, slots, layer.key_codes, layer.key_scales, layer.dim, lead(layer.dim), layer.keys.symmetric, None if layer.turns is None else layer.turns.jump)
+    if layer.values.format == "int4":
+        store4(v, slots, layer.value_codes, layer.value_scales, layer.dim, 0, layer.values.symmetric)
+    if layer.keys.format == layer.values.format == "int4":
         return
     dim, halves = layer.dim, ((layer.keys, layer.key_scales, layer.key_scale), (layer.values, layer.value_scales, layer.value_scale))
     (keys, key_scales, key_fixed), (values, value_scales, value_fixed) = halves

@@ -26,6 +26,7 @@ from ...qtensor import QTensor, rotate
 from ...schemes import TensorSpec
 from ..op import Problem, scale_refusal
 from . import linear_codes, linear_fp8, linear_int8
+from .rows import Rounded
 from .tiles import counters_for, gpu
 
 COLUMNS = 64  # k is a multiple of it
@@ -122,24 +123,34 @@ def prepare(tensor: QTensor, activation: TensorSpec, input_scale: float = 0.0, d
                      tensor.rotation, columns, counters_for(n, device))
 
 
-def linear(x: torch.Tensor, weights: Sequence[GpuWeight], biases: Sequence[torch.Tensor | None] | None = None,
+def linear(x: torch.Tensor | Rounded, weights: Sequence[GpuWeight], biases: Sequence[torch.Tensor | None] | None = None,
            residual: torch.Tensor | None = None, narrow: bool = False) -> list[torch.Tensor]:
-    """y [rows, n] float32 (bfloat16 where `narrow`) for each weight, of x [rows, k] float32 or bfloat16, rounded once for all weights that want the same.
-    biases float32 [n]; residual [rows, n] goes with exactly one weight."""
+    """y [rows, n] float32 (bfloat16 where `narrow`) for each weight, of x [rows, k] float32 or bfloat16, rounded once for all weights that want the same; or of
+    an x that was rounded as `rounding` says. biases float32 [n]; residual [rows, n] goes with exactly one weight."""
     if residual is not None and len(weights) != 1:
         raise KernelError("a residual goes with exactly one weight", where="linear")
     residual = None if residual is None else residual.contiguous()
+    rows = len(x.codes) if isinstance(x, Rounded) else len(x)
     known: dict[Any, Any] = {}
     outputs = []
     for index, weight in enumerate(weights):
-        if weight.columns not in known:
-            known[weight.columns] = arranged(x, weight)
         family = family_of(weight)
-        key = (weight.columns, *family.wants(weight, len(x)))
-        if key not in known:
+        key = (weight.columns, *family.wants(weight, rows))
+        if key not in known and isinstance(x, Rounded):
+            known[key] = family.completed(x, weight)
+        elif key not in known:
+            if weight.columns not in known:
+                known[weight.columns] = arranged(x, weight)
             known[key] = family.inputs(known[weight.columns], weight)
         outputs.append(family.multiply(known[key], weight, None if biases is None else biases[index], residual, narrow=narrow))
     return outputs
+
+
+def rounding(weights: Sequence[GpuWeight]) -> tuple[str, int] | None:
+    """(format, columns that share a scale or 0) where all weights want their inputs rounded alike, as rows.normed can; else None."""
+    found = {(w.activation.format, w.activation.size) if w.activation.quantized and w.activation.dynamic and w.columns is None else ("", 0) for w in weights}
+    format, group = found.pop()
+    return (format, group) if not found and format and group & (group - 1) == 0 else None
 
 
 def family_of(weight: GpuWeight) -> Any:
