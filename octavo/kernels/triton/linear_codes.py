@@ -27,7 +27,7 @@ from ..op import Problem
 from . import _nibbles
 from ._rounding import INTERPRETED, to_bf16
 from .rows import span_sums
-from .tiles import BAND, INTERPRETER, Gpu, Tile, bucket, empty, even, finish, fitted, gathered, gpu, grid, place, split_of, within, workspace
+from .tiles import BAND, INTERPRETER, Gpu, Tile, bucket, empty, even, finish, gathered, gpu, grid, place, usual, within, workspace
 
 if TYPE_CHECKING:
     from .weights import GpuWeight
@@ -91,16 +91,8 @@ def plan(weight: GpuWeight, rows: int, on: Gpu) -> tuple[Tile, str]:
         step = min(step, 128)
     if bits == 32:
         return Tile(32, min(size, 32), step, 1, 4, 2), mode
-    if size <= 32:
-        high = 128 if weight.n >= 128 * on.processors else 64
-        tile = Tile(high, size, step, split_of(weight.n, weight.k, high, step, on.processors), 4, 5)
-    elif size == 64:
-        step = min(step, 128)
-        tile = Tile(128, 64, step, split_of(weight.n, weight.k, 128, step, on.processors), 8, 4)
-    else:
-        step = min(step, 128)
-        tile = Tile(128, 128, step, 1, 8, 4)
-    return fitted(tile, bits, 4 if size <= 16 else 2, on), mode
+    step = step if size <= 32 else min(step, 128)
+    return usual(weight.n, weight.k, rows, step, bits, 4 if size <= 16 else 2, on), mode
 
 
 def mode_of(weight: GpuWeight, rows: int) -> str:

@@ -18,7 +18,7 @@ from . import _nibbles, linear_fp8_wide
 from ._rounding import INTERPRETED
 from .linear_int8 import columns_of, completed, n_factor, row_factor, shared, whole_scaled
 from .rows import Rounded, rounded
-from .tiles import BAND, Gpu, Tile, bucket, empty, even, fitted, gathered, gpu, grid, place, split_of, workspace
+from .tiles import BAND, Gpu, Tile, empty, even, gathered, gpu, grid, place, usual, workspace
 
 if TYPE_CHECKING:
     from .weights import GpuWeight
@@ -63,15 +63,7 @@ def step_of(weight: GpuWeight) -> int:
 
 def plan(weight: GpuWeight, rows: int, on: Gpu) -> Tile:
     """The usual tile for so many rows on a GPU."""
-    size, step = bucket(rows), step_of(weight)
-    if size <= 32:
-        high = 128 if weight.n >= 128 * on.processors else 64
-        tile = Tile(high, size, step, split_of(weight.n, weight.k, high, step, on.processors), 4, 5)
-    elif size == 64:
-        tile = Tile(128, 64, step, split_of(weight.n, weight.k, 128, step, on.processors), 8, 4)
-    else:
-        tile = Tile(128, 128, step, 1, 8, 4)
-    return fitted(tile, weight.bits, 1, on)
+    return usual(weight.n, weight.k, rows, step_of(weight), weight.bits, 1, on)
 
 
 @triton.jit

@@ -21,7 +21,7 @@ from . import _nibbles
 from ._rounding import INTERPRETED
 from .linear_codes import scale_at
 from .rows import Rounded, rounded, rounded_sums
-from .tiles import BAND, Gpu, Tile, bucket, empty, even, finish, fitted, gathered, gpu, grid, place, split_of, within, workspace
+from .tiles import BAND, Gpu, Tile, empty, even, finish, gathered, gpu, grid, place, usual, within, workspace
 
 if TYPE_CHECKING:
     from .weights import GpuWeight
@@ -82,15 +82,7 @@ def step_of(weight: GpuWeight) -> int:
 
 def plan(weight: GpuWeight, rows: int, on: Gpu) -> Tile:
     """The usual tile for so many rows on a GPU."""
-    size, step = bucket(rows), step_of(weight)
-    if size <= 32:
-        high = 128 if weight.n >= 128 * on.processors else 64
-        tile = Tile(high, size, step, split_of(weight.n, weight.k, high, step, on.processors), 4, 5)
-    elif size == 64:
-        tile = Tile(128, 64, step, split_of(weight.n, weight.k, 128, step, on.processors), 8, 4)
-    else:
-        tile = Tile(128, 128, step, 1, 8, 4)
-    return fitted(tile, weight.bits, 1, on)
+    return usual(weight.n, weight.k, rows, step_of(weight), weight.bits, 1, on)
 
 
 @triton.jit

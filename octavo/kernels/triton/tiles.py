@@ -78,6 +78,19 @@ def split_of(n: int, k: int, tile_n: int, step: int, count: int) -> int:
     return split
 
 
+def usual(n: int, k: int, rows: int, step: int, bits: int, x_bytes: int, on: Gpu) -> Tile:
+    """The tile for a weight [n, k] of so many bits and so many rows of x: with few rows K is split, with many nothing is."""
+    size = bucket(rows)
+    if size <= 32:
+        high = 128 if n >= 128 * on.processors else 64
+        tile = Tile(high, size, step, split_of(n, k, high, step, on.processors), 4, 5)
+    elif size == 64:
+        tile = Tile(128, 64, step, split_of(n, k, 128, step, on.processors), 8, 4)
+    else:
+        tile = Tile(128, 128, step, 1, 8, 4)
+    return fitted(tile, bits, x_bytes, on)
+
+
 def candidates(usual: Tile, bits: int, x_bytes: int, on: Gpu) -> list[Tile]:
     """Tiles worth timing instead of the usual one, which comes first. The step over K stays, since sums of x are made for it; where `split` differs, so may the
     last bits of y, as between any two kernels here."""
@@ -171,4 +184,4 @@ def empty(rows: int, n: int, device: torch.device, narrow: bool) -> torch.Tensor
 
 
 __all__ = ["BAND", "Gpu", "Tile", "bucket", "candidates", "counters_for", "empty", "even", "finish", "fitted", "gathered", "gpu", "grid", "narrowed", "place",
-           "split_of", "within", "workspace"]
+           "split_of", "usual", "within", "workspace"]
