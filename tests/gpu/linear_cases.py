@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from octavo import formats, schemes
-from octavo.kernels.triton import experts, linear_codes, linear_fp8, linear_int8, rows
+from octavo.kernels.triton import experts, linear_codes, linear_fp4, linear_fp8, linear_int8, rows
 from octavo.kernels.triton.tiles import Gpu
 from octavo.kernels.triton.weights import GpuWeight
 from octavo.schemes import TensorSpec
@@ -16,7 +16,7 @@ META = torch.device("meta")
 FLOATS = TensorSpec("bf16")
 INT8, FP8 = TensorSpec("int8", "token", dynamic=True), TensorSpec("fp8e4m3", "token", dynamic=True)
 FP8_GROUPS = TensorSpec("fp8e4m3", "group", 128, dynamic=True)
-BITS = {"ints4": 4, "table": 4, "ints2": 2, "bf16": 16, "fp32": 32}
+BITS = {"ints4": 4, "table": 4, "pairs": 4, "ints2": 2, "bf16": 16, "fp32": 32}
 CODES = {"ints8": torch.int8, "bf16": torch.bfloat16, "fp32": torch.float32}
 PREFIX = "octavo.kernels.triton."
 
@@ -56,6 +56,16 @@ def rounded_case(module: object, made: GpuWeight, count: int) -> Callable[[Gpu],
         sums = torch.empty((count, 1 if made.scales is None else len(made.scales)), device=META) if made.offsets is not None else None
         given = rows.Rounded(x_of(count, made.k, dtype), torch.empty((made.k // group if group else 1, count), device=META), group, sums)
         module.multiply(given, made)  # type: ignore[attr-defined]
+
+    return call
+
+
+def fp4_case(made: GpuWeight, count: int) -> Callable[[Gpu], None]:
+    def call(gpu: Gpu) -> None:
+        if gpu.capability >= (10, 0) and made.scales is not None:
+            codes, scales = x_of(count, made.codes.shape[1], torch.uint8), torch.empty((len(made.scales), count), dtype=torch.uint8, device=META)
+            linear_fp4.multiply(linear_fp4.Inputs(codes, scales, torch.empty(count, device=META)), made)
+            linear_fp4.rounded(x_of(count, made.k, torch.float32), made.activation.format)
 
     return call
 
@@ -110,10 +120,13 @@ ROUNDED_CASES = {
     "W4Afp8 g128": (linear_fp8, weight("ints4", G128, FP8, torch.float16)),
     "Wmxfp4Afp8": (linear_fp8, weight("table", schemes.parse("Wmxfp4").weight, FP8, torch.uint8)),
 }
+FP4_CASES = {name: weight("pairs", schemes.parse(f"W{name}A{name}").weight, schemes.parse(f"W{name}A{name}").activation, scales)
+             for name, scales in (("nvfp4", torch.float8_e4m3fn), ("mxfp4", torch.uint8))}
 CASES = {
     **{f"{name}, {count} rows": ([PREFIX + "linear_codes"], codes_case(made, count)) for name, made in CODES_CASES.items() for count in (1, 64, 4096)},
     **{f"{name}, {count} rows": ([module.__name__, PREFIX + "linear_fp8_wide"], rounded_case(module, made, count)) for name, (module, made) in
        ROUNDED_CASES.items() for count in (1, 64, 4096)},
+    **{f"W{name}A{name}, {count} rows": ([PREFIX + "linear_fp4"], fp4_case(made, count)) for name, made in FP4_CASES.items() for count in (1, 64, 4096)},
     **{f"experts, {pairs} pairs": ([PREFIX + "experts"], experts_case(pairs)) for pairs in (4, 8192)},
     "rows": ([PREFIX + "rows"], rows_case),
 }

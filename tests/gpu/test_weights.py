@@ -167,7 +167,8 @@ def test_refusals_say_why() -> None:
     assert "trellis" in why(schemes.parse("Wtcq2").weight, FLOATS)
     assert "not nf4" in why(SPECS["nf4 g64"], int8)
     assert "32 columns" in why(SPECS["int4 g4"], int8) and "not nvfp4" in why(SPECS["nvfp4"], fp8)
-    assert "nvfp4 activations" in why(SPECS["nvfp4"], schemes.parse("Wnvfp4Anvfp4").activation)
+    nvfp4 = schemes.parse("Wnvfp4Anvfp4").activation
+    assert "Blackwell" in why(SPECS["nvfp4"], nvfp4) and "meet nvfp4 weights" in why(SPECS["mxfp4"], nvfp4)
     q = qtensor.quantize(np.ones((2, 64), np.float32), SPECS["nf4 g64"])
     with pytest.raises(KernelError, match="not nf4"):
         prepare(q, int8)

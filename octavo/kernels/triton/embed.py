@@ -68,7 +68,7 @@ def embed(weight: GpuWeight, tokens: torch.Tensor, out: torch.Tensor, factor: fl
     """out [rows, k] = rows `tokens` of the weight * factor. Only these rows are decoded."""
     if not len(tokens):
         return
-    if weight.columns is not None:
+    if weight.columns is not None or weight.kind == "pairs":
         out.copy_(_arranged(weight, tokens) * factor)
     elif weight.scales is None:
         take(weight.codes, tokens, out, factor)
@@ -83,6 +83,8 @@ def _arranged(weight: GpuWeight, tokens: torch.Tensor) -> torch.Tensor:
     from .weights import unpacked
 
     def of(array: torch.Tensor | None, axis: int) -> torch.Tensor | None:
+        if array is not None and array.dtype == torch.float8_e4m3fn:
+            return array.view(torch.uint8).index_select(axis, tokens).view(array.dtype)
         return None if array is None else array.index_select(axis, tokens)
 
     few = replace(weight, n=len(tokens), codes=weight.codes.index_select(0, tokens), scales=of(weight.scales, 1), offsets=of(weight.offsets, 1))

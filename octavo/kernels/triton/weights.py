@@ -7,6 +7,7 @@ k is filled up to a multiple of 64. A number is stored * scale + offset, times `
     ints4, ints2   nibble - 8, two bits - 2 (so INT4, INT3 and INT2, with or without zero points)
     ints8          a signed byte (INT8, and INT5 to INT7; unsigned INT8 moved by 128)
     table          table[nibble], as bfloat16 holds it (NF4, FP4, MXFP4, NVFP4, IQ4_NL)
+    pairs          likewise, but columns 2j and 2j + 1 in byte j: MXFP4 and NVFP4 that meet activations of the same format (linear_fp4)
     fp8e4m3, fp8e5m2   a byte of that format (MXFP8 too)
     bf16, fp32     the number itself, without scales
 """
@@ -25,22 +26,21 @@ from ...errors import KernelError
 from ...qtensor import QTensor, rotate
 from ...schemes import TensorSpec
 from ..op import Problem, scale_refusal
-from . import linear_codes, linear_fp8, linear_int8
+from . import linear_codes, linear_fp4, linear_fp8, linear_int8
 from .rows import Rounded
 from .tiles import counters_for, gpu
 
 COLUMNS = 64  # k is a multiple of it
 SMALL_FLOATS = {"fp8e4m3": "fp8e4m3", "mxfp8": "fp8e4m3", "fp8e5m2": "fp8e5m2"}
 E2M1 = ("mxfp4", "nvfp4")
-FAMILIES = (linear_int8, linear_fp8, linear_codes)
 
 
 @dataclass(frozen=True)
 class GpuWeight:
     """A weight [n, k] on a device.
 
-    codes    ints4, table uint8 [n, kpad/2]; ints2 uint8 [n, kpad/4]; ints8 int8 [n, kpad]; fp8 uint8 [n, kpad]; bf16, fp32 [n, kpad] of that type
-    scales   [groups, n], n contiguous: float32, float16, bfloat16, or uint8 exponents (2^(e - 127)); None for bf16 and fp32
+    codes    ints4, table, pairs uint8 [n, kpad/2]; ints2 uint8 [n, kpad/4]; ints8 int8 [n, kpad]; fp8 uint8 [n, kpad]; bf16, fp32 [n, kpad] of that type
+    scales   [groups, n], n contiguous: float32, float16, bfloat16, uint8 exponents (2^(e - 127)), or float8_e4m3fn (pairs); None for bf16 and fp32
     offsets  float32 [groups, n] or None
     table    float32 [16] or None
     group    columns to a scale, 0: one for all
@@ -72,7 +72,7 @@ class GpuWeight:
     @property
     def bits(self) -> int:
         """Bits of a stored code."""
-        return {"ints4": 4, "table": 4, "ints2": 2, "bf16": 16, "fp32": 32}.get(self.kind, 8)
+        return {"ints4": 4, "table": 4, "pairs": 4, "ints2": 2, "bf16": 16, "fp32": 32}.get(self.kind, 8)
 
     @property
     def exact(self) -> bool:
@@ -86,18 +86,13 @@ class GpuWeight:
 
 
 def supports(problem: Problem, device: torch.device | str = "cpu") -> str | None:
-    """None when a family of kernels multiplies this on the device, else why none does."""
+    """None when the family of kernels for these activations multiplies this on the device, else why it does not."""
     if problem.op != "linear" or problem.weight is None:
         return None
     if formats.get(problem.weight.format).kind == "trellis":
         return "no GPU kernel walks a trellis yet; the CPU's do"
-    refusals = []
-    for family in FAMILIES:
-        refusal = family.supports(problem, gpu(torch.device(device)).capability)
-        if refusal is None:
-            return None
-        refusals.append(refusal)
-    return refusals[-1] if problem.activation is None or not problem.activation.quantized else "; ".join(dict.fromkeys(refusals[:2]))
+    refusal: str | None = _family(problem.activation).supports(problem, gpu(torch.device(device)).capability)
+    return refusal
 
 
 def prepare(tensor: QTensor, activation: TensorSpec, input_scale: float = 0.0, device: torch.device | str = "cpu") -> GpuWeight:
@@ -108,10 +103,12 @@ def prepare(tensor: QTensor, activation: TensorSpec, input_scale: float = 0.0, d
         raise KernelError(refusal, where="triton")
     kind, codes, shift = _stored(tensor, device)
     scales, offsets, group, alike = _scales(tensor, shift, device)
+    if activation.format in linear_fp4.FORMATS and scales is not None:
+        kind, scales = "pairs", _as_units_read(scales, activation.format)
     outer = 1.0 if tensor.outer is None else float(tensor.outer)
     number = formats.get(tensor.spec.format)
     table = None
-    if kind == "table":
+    if kind in ("table", "pairs"):
         values = number.decode(torch.arange(16, dtype=torch.uint8, device=device))
         table = values.to(torch.bfloat16).to(torch.float32)
     order = None if tensor.order is None else _on(tensor.order, device).to(torch.int64)
@@ -155,9 +152,13 @@ def rounding(weights: Sequence[GpuWeight]) -> tuple[str, int] | None:
 
 def family_of(weight: GpuWeight) -> Any:
     """The module whose kernels multiply the weight."""
-    if not weight.activation.quantized:
+    return _family(weight.activation)
+
+
+def _family(activation: TensorSpec | None) -> Any:
+    if activation is None or not activation.quantized:
         return linear_codes
-    return linear_int8 if weight.activation.format == "int8" else linear_fp8
+    return linear_int8 if activation.format == "int8" else linear_fp4 if activation.format in linear_fp4.FORMATS else linear_fp8
 
 
 def arranged(x: torch.Tensor, weight: GpuWeight) -> torch.Tensor:
@@ -174,7 +175,9 @@ def unpacked(weight: GpuWeight) -> torch.Tensor:
     codes = weight.codes
     if weight.kind in ("bf16", "fp32"):
         return codes[:, : weight.k].to(torch.float32)
-    if weight.bits < 8:
+    if weight.kind == "pairs":
+        codes = torch.stack([codes & 15, codes >> 4], dim=2).reshape(weight.n, -1)
+    elif weight.bits < 8:
         parts = [(codes.view(weight.n, -1, COLUMNS * weight.bits // 8) >> shift) & (2**weight.bits - 1) for shift in range(0, 8, weight.bits)]
         codes = torch.cat(parts, dim=2).reshape(weight.n, -1)
     if weight.table is not None:
@@ -231,9 +234,11 @@ def _filled(codes: torch.Tensor, code: int) -> torch.Tensor:
 
 def _packed(codes: torch.Tensor, kind: str) -> torch.Tensor:
     """uint8 [n, kpad * bits / 8] of codes of 4 or 2 bits; others as they are."""
-    bits = {"ints4": 4, "table": 4, "ints2": 2}.get(kind)
+    bits = {"ints4": 4, "table": 4, "pairs": 4, "ints2": 2}.get(kind)
     if bits is None:
         return codes
+    if kind == "pairs":
+        return codes[:, 0::2] | codes[:, 1::2] << 4
     parts = codes.view(codes.shape[0], -1, 8 // bits, COLUMNS * bits // 8)
     packed = parts[:, :, 0].clone()
     for part in range(1, 8 // bits):
@@ -275,3 +280,13 @@ def _narrow(scales: torch.Tensor, scale_format: str) -> torch.Tensor:
         if bool(torch.equal(scales.to(dtype).to(torch.float32), scales)):
             return scales.to(dtype)
     return scales
+
+
+def _as_units_read(scales: torch.Tensor, format: str) -> torch.Tensor:
+    """Scales of FP4 weights as FP4 units take them. Raises KernelError where they are no such numbers."""
+    if format == "mxfp4" and scales.dtype == torch.uint8:
+        return scales
+    narrow = scales.to(torch.float32).to(torch.float8_e4m3fn)
+    if format == "mxfp4" or not bool(torch.equal(narrow.to(torch.float32), scales.to(torch.float32))):
+        raise KernelError(f"has scales that {format} has no room for", where="triton", remedy="leave activations in 16 bits")
+    return narrow
