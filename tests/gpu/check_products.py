@@ -45,6 +45,11 @@ def test_float_activations(name: str) -> None:
             assert rows <= 3 or y[2].isnan().all()
 
 
+@pytest.mark.parametrize("name", SPECS)
+def test_split_k(name: str) -> None:
+    codes.test_split_k_gives_the_same_bits_every_time(name)
+
+
 @pytest.mark.parametrize("name", int8.NAMES)
 @pytest.mark.parametrize("group", [0, *int8.GROUPS])
 def test_int8_activations(name: str, group: int) -> None:
