@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import test_ops as ops
 from kernels.test_native import CACHES, prompt, step_of
 
+from gpu import test_ops as ops
 from octavo.kernels.reference import ReferenceOps
 from octavo.kernels.triton.ops import TritonOps
 

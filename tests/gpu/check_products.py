@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import test_linear_codes as codes
-import test_linear_fp8 as fp8
-import test_linear_int8 as int8
 import torch
-from test_weights import SPECS, weight_of
 
+from gpu import test_linear_codes as codes
+from gpu import test_linear_fp8 as fp8
+from gpu import test_linear_int8 as int8
+from gpu.test_weights import SPECS, weight_of
 from octavo.kernels.triton.weights import linear
 from octavo.schemes import TensorSpec
 

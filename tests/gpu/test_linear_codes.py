@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_weights import SPECS, weight_of
 
+from gpu.test_weights import SPECS, weight_of
 from octavo import qtensor
 from octavo.kernels.triton import linear_codes
 from octavo.kernels.triton.linear_codes import inputs, mode_of, multiply, plan

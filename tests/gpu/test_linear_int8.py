@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_weights import SPECS, weight_of
 
+from gpu.test_weights import SPECS, weight_of
 from octavo import qtensor
 from octavo.kernels.reference import round_activations
 from octavo.kernels.triton.linear_int8 import inputs, multiply, step_of
