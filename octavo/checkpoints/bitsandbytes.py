@@ -5,7 +5,8 @@ scale for each block (64 values by default) of that run, and a small JSON in `X.
 scales are bytes: absmax = table[byte] * nested_absmax + offset. INT8: `X.weight` with `X.SCB`, the largest magnitude of each row.
 When to choose it: adapters trained with QLoRA; hubs hold many such models. For serving, other 4-bit formats are faster everywhere.
 Limits: blocks know no rows: where the width is no multiple of the block, scales are repeated for groups of their greatest common divisor. The other
-tables (int4, af4) and INT8 in tiles for old GPUs are refused. INT8's threshold (parts of the inputs stay 16-bit): inputs stay in 16 bits altogether.
+tables (int4, af4) and INT8 in tiles for old GPUs are refused. INT8 with a threshold (LLM.int8(): inputs from it on stay 16-bit, the others become
+int8): as stored all inputs stay in 16 bits, which loses less; `--quantization LLM.int8()` runs the stored codes in that arithmetic.
 Source: bitsandbytes, functional.py (QuantState, dequantize_4bit, dequantize_blockwise) and nn/modules.py (Linear8bitLt); arXiv 2305.14314, 2208.07339.
 """
 
@@ -158,8 +159,9 @@ class BitsandbytesCodec:
     def open(self, path: Path) -> QuantizedCheckpoint:
         quantization = quantization_config(path)
         notes = []
-        if quantization.get("load_in_8bit") and _threshold(quantization, path):
-            notes.append("bitsandbytes rounds inputs to int8 except those beyond llm_int8_threshold; here all inputs stay in 16 bits")
+        if quantization.get("load_in_8bit") and (threshold := _threshold(quantization, path)):
+            notes.append(f"bitsandbytes rounds inputs to int8 except those from llm_int8_threshold on; here all inputs stay in 16 bits, which loses less "
+                         f"(--quantization W8A8o{threshold:g} does as bitsandbytes does)")
         return open_quantized(path, METHOD, _layers, notes=notes)
 
 

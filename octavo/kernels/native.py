@@ -35,13 +35,16 @@ class NativeWeight:
     columns  what equals another weight's where both take the same inputs; None where these are x itself
     """
 
-    def __init__(self, packed: layouts.Packed, activation: TensorSpec | None = None, *, group: int = 0, fixed: tuple[float, int] = (0.0, 0)) -> None:
-        """The inputs: `activation`, or `group` values to a scale (0: float ones); fixed: scale and zero point of all, 0 where found for each row."""
+    def __init__(self, packed: layouts.Packed, activation: TensorSpec | None = None, *, group: int = 0, fixed: tuple[float, int] = (0.0, 0),
+                 threshold: float = 0.0) -> None:
+        """The inputs: `activation`, or `group` values to a scale (0: float ones); fixed: scale and zero point of all, 0 where found for each row;
+        threshold: size from which on values stay float beside int8 ones, 0: none do."""
         meta = packed.meta
         self.packed, self.n, self.k, self.nbytes = packed, meta.n, meta.k, packed.nbytes
         if activation is not None and activation.format == "int8" and meta.store.startswith(("codes", "trellis")):
-            group = activation.size or WHOLE_ROW
-        self.group, self.fixed = group, fixed
+            group, threshold = activation.size or WHOLE_ROW, activation.threshold
+        self.group = group
+        self.inputs = (group, *fixed, threshold)
         self.order = packed.order
         self.factors = packed.factors if packed.factors is None or packed.order is None else packed.factors[packed.order]
         self.columns: tuple[bytes, bytes, int] | None = None
@@ -288,13 +291,13 @@ class NativeOps:
         now = self._now
         given = list(biases) if biases is not None else [None] * len(weights)
         outs = [Recorded(now, w.n, x.logits) for w in weights]
-        for group, fixed, columns in sorted({(w.group, w.fixed, w.columns or ()) for w in weights}):  # weights that share x share its int8 form
-            mine = [i for i, w in enumerate(weights) if (w.group, w.fixed, w.columns or ()) == (group, fixed, columns)]
+        for how, columns in sorted({(w.inputs, w.columns or ()) for w in weights}):  # weights that share x share its int8 form
+            mine = [i for i, w in enumerate(weights) if (w.inputs, w.columns or ()) == (how, columns)]
             first = weights[mine[0]]
             inputs = x if first.columns is None else now.columns(x, first.order, first.factors, first.rotation)
             now.program.linear(inputs.id, [now.weight(weights[i]) for i in mine],
                                [-1 if (b := given[i]) is None else now.constant(b) for i in mine], [outs[i].id for i in mine],
-                               -1 if residual is None else residual.id, group, *fixed)
+                               -1 if residual is None else residual.id, *how)
         return tuple(outs)
 
     def rms_norm(self, x: Recorded, gain: Constant, eps: float, offset: float = 0.0, groups: int = 1) -> Recorded:

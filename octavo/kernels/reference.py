@@ -212,10 +212,14 @@ def round_activations(x: np.ndarray, spec: TensorSpec, input_scale: float = 0.0)
     """x [rows, k] as a linear sees it: unchanged for an unquantized spec, else rounded row by row.
 
     INT8 per token: scale = max|x| / 127 in float32, code = x / scale rounded half to even; static: `input_scale` for all, codes end at -127 and 127.
-    A row with NaN or infinity becomes NaN.
+    A row with NaN or infinity becomes NaN. Finite values of at least spec.threshold are left out and stay as they are.
     """
     if not spec.quantized:
         return x
+    if spec.threshold:
+        size = np.abs(x.astype(np.float32))
+        large = (size >= np.float32(spec.threshold)) & np.isfinite(size)
+        return round_activations(np.where(large, 0, x), replace(spec, threshold=0.0)) + np.where(large, x, 0)
     finite = np.isfinite(x).all(axis=1)
     if not spec.dynamic:
         fixed = np.float32(input_scale)

@@ -35,7 +35,7 @@ class QuantizedLinear(Quantized):
         rows = rows_of(x, weight.meta.k)
         out = np.empty((len(rows), weight.meta.n), np.float32)
         how = weight.inputs
-        immediate().linear(weight.native, rows, self.derived("bias", self.bias, weight), out, how.group, how.fixed, how.zero_point)
+        immediate().linear(weight.native, rows, self.derived("bias", self.bias, weight), out, how.group, how.fixed, how.zero_point, how.threshold)
         y = torch.from_numpy(out).reshape(*x.shape[:-1], weight.meta.n)
         return y if x.dtype == torch.float32 else y.to(x.dtype)
 
