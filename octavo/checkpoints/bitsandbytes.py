@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from .. import formats
-from ..errors import CheckpointError
+from ..errors import CheckpointError, SchemeError
 from ..qtensor import QTensor
-from ..schemes import TensorSpec
+from ..schemes import TensorSpec, write_tensor
 from ._bitsandbytes_writer import BLOCKS, FORMATS, METHOD, STATE, BitsandbytesWriter
 from ._folder import quant_method
 from ._json import parse_object, shown
@@ -49,6 +49,15 @@ def _threshold(quantization: dict[str, Any], path: Path) -> float:
     if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold < math.inf:
         raise CheckpointError(f"llm_int8_threshold is {shown(threshold)}, not a number from 0 on", where=f"{path / 'config.json'}: quantization_config")
     return float(threshold)
+
+
+def _instead(threshold: float) -> str:
+    """How to compute as bitsandbytes does, where that threshold has a name."""
+    try:
+        inputs = TensorSpec("int8", "token", dynamic=True, threshold=threshold)
+    except SchemeError:
+        return ""
+    return f" (--quantization W8A{write_tensor(inputs, 'activation')} does as bitsandbytes does)"
 
 
 def _eight_bit(prefix: str, threshold: float, raw: Raw) -> Layer:
@@ -160,8 +169,8 @@ class BitsandbytesCodec:
         quantization = quantization_config(path)
         notes = []
         if quantization.get("load_in_8bit") and (threshold := _threshold(quantization, path)):
-            notes.append(f"bitsandbytes rounds inputs to int8 except those from llm_int8_threshold on; here all inputs stay in 16 bits, which loses less "
-                         f"(--quantization W8A8o{threshold:g} does as bitsandbytes does)")
+            notes.append("bitsandbytes rounds inputs to int8 except those from llm_int8_threshold on; here all inputs stay in 16 bits, which loses less"
+                         + _instead(threshold))
         return open_quantized(path, METHOD, _layers, notes=notes)
 
 
