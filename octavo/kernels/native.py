@@ -1,8 +1,8 @@
 """The native backend: ops are recorded once into a flat native program and replayed by a team of threads. Imports NumPy only.
 
-What it runs: weights of the panel16 layout (octavo/layouts.py); float activations in float32, or int8 ones with a static scale or one per row or group, beside
-which a row's largest values may stay float; a paged cache in the formats of op.CACHE_FORMATS. `supports` says what it does not. Inputs of a weight that has its columns in another order, or factors for them,
-are brought into that form by an op of its own, once for all weights of a linear that want the same.
+What it runs: weights of the panel16 layout (octavo/layouts.py); float activations in float32, or int8 ones with a static scale or one per row or group,
+beside which a row's largest values may stay float; a paged cache in the formats of op.CACHE_FORMATS. `supports` says what it does not. Inputs of a weight
+that has its columns in another order, or factors for them, are brought into that form by an op of its own, once for all weights of a linear that want the same.
 """
 
 from __future__ import annotations
