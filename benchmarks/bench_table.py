@@ -10,6 +10,9 @@ begun in it has ended. Compared are requests that began within the measured time
 it writes, so that both are percentiles of the same kind. guidellm takes several times the processor time of octavo.traffic; where that is time the server
 would have had, latencies differ by it, which --server-cores prevents. Without --guidellm only the first half is done.
 
+--again 8bit 16bit loads these once more and puts the runs beside those that are stored: on a machine that others share, precisions that were measured many
+minutes apart differ by what the machine did meanwhile, and two runs of one of them show by how much.
+
 To make a place for guidellm: `python -m venv V && V/bin/pip install guidellm`. --tokenizer is what it counts tokens with: a Hugging Face folder.
 """
 
@@ -35,6 +38,7 @@ import report
 from octavo.bench import html, rows
 from octavo.bench.table import markdown
 from octavo.traffic import Closed, LaunchedServer, Load, Prompts, Recording, Result, Target, after, first_model, measure, random_tokens, read_prompts, spread
+from octavo.traffic.result import COLUMNS
 
 DOCS = report.ROOT / "docs" / "bench-results.md"
 FIGURES = ("p50", "p95", "p98", "p99")
@@ -184,6 +188,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="default: the demo model")
     parser.add_argument("--quantizations", nargs="+", default=["16bit", "8bit", "4bit", "nf4"])
+    parser.add_argument("--again", nargs="+", default=[], help="only these, beside the stored runs; takes the load from what is stored")
     parser.add_argument("--prompts", type=Path, help="a .jsonl file of questions; default: random words, --prompt-tokens of them")
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=64, help="of an answer on average; from half to one and a half times so many")
@@ -207,6 +212,8 @@ def main() -> int:
         raise SystemExit("the demo model is missing: run `make serve` once, or name one with --model")
     if args.guidellm is not None and args.tokenizer is None:
         parser.error("--guidellm needs --tokenizer")
+    if args.again:
+        return again(args)
     prompts = read_prompts(args.prompts, args.tokens, seed=0, ignore_end=True) if args.prompts is not None else None
     results: list[Result] = []
     others, agreed = {}, {}
@@ -243,6 +250,33 @@ def main() -> int:
     if args.html is not None:
         args.html.write_text(html(results))
     return 0
+
+
+def again(args: argparse.Namespace) -> int:
+    """More runs of some precisions, into the stored table."""
+    stored = report.stored("bench")
+    if stored is None or args.prompts is None:
+        raise SystemExit("--again adds to results/bench.json and needs the --prompts that it was made with")
+    about = stored["about"]
+    args.users, args.duration, args.warmup = about["users"], about["duration"], about["warmup"]
+    prompts = varied(read_prompts(args.prompts, about["tokens"], seed=0, ignore_end=True), about["tokens"])
+    for precision in args.again:
+        result = ours(args, precision, prompts)
+        if result.prompts["sha256"] != next(iter(stored["results"].values()))["prompts"]["sha256"]:
+            raise SystemExit("these are other prompts than those of the stored runs")
+        label = next(name for number in range(2, 100) if (name := f"{precision}, run {number}") not in stored["results"])
+        stored["results"][label] = {**plain(result), "label": label}
+        s = result.summary
+        print(f"{label}: p50 {s.latency.p50:.3f} s  p95 {s.latency.p95:.3f} s  p99 {s.latency.p99:.3f} s  {s.tokens_per_s:.1f} tokens/s", flush=True)
+    stored["table"] = markdown(rows([read(one) for one in stored["results"].values()]))
+    report.save("bench", stored)
+    DOCS.write_text(document(stored))
+    return 0
+
+
+def read(found: dict[str, Any]) -> Result:
+    """A stored result, which has no single requests."""
+    return Result.from_json({**{k: v for k, v in found.items() if k != "tokens_per_s_ended"}, "requests": {name: [] for name in COLUMNS}})
 
 
 def plain(result: Result) -> dict[str, Any]:
