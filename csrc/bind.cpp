@@ -234,7 +234,7 @@ void linear_once(const PackedWeight& w, Rows2 x, Rows2 y, const std::string& isa
     if (kernel == kernels.linears[i].name) chosen = &kernels.linears[i];
   if (!chosen) bad("linear: there is no kernel " + kernel + " for " + kernels.isa);
   if (!chosen->supports(w.packed, group, rows)) bad("linear: the kernel " + kernel + " does not support this weight");
-  const Inputs how{group, 0.f, 0, threshold};
+  const Inputs how{group, 0.f, 0, threshold, nullptr};
   check_inputs(how, k);
   Codes codes(how, k);
   Block room, scratch;
@@ -321,10 +321,10 @@ NB_MODULE(_native, m) {
       .def("embed_by", [](PyProgram& p, int w, int ids, int out) {
         if (ids < 0 || ids > int(Ids::Types)) bad("embed_by: 0 tokens, 1 positions, 2 types");
         p.program.embed(w, 1.f, out, Ids(ids)); })
-      .def("linear", [](PyProgram& p, int x, std::vector<int> w, std::vector<int> b, std::vector<int> out, int residual, int group, float fixed, int zero_point, float threshold) {
-        p.program.linear(x, std::move(w), std::move(b), std::move(out), residual, {group, fixed, zero_point, threshold}); },
+      .def("linear", [](PyProgram& p, int x, std::vector<int> w, std::vector<int> b, std::vector<int> out, int residual, int group, float fixed, int zero_point, float threshold, int factors) {
+        p.program.linear(x, std::move(w), std::move(b), std::move(out), residual, {group, fixed, zero_point, threshold, nullptr}, factors); },
         nb::arg("x"), nb::arg("weights"), nb::arg("biases"), nb::arg("outs"), nb::arg("residual"), nb::arg("group"), nb::arg("fixed") = 0.f, nb::arg("zero_point") = 0,
-        nb::arg("threshold") = 0.f)
+        nb::arg("threshold") = 0.f, nb::arg("factors") = -1)
       .def("layer_norm", [](PyProgram& p, int x, int gain, int bias, float eps, int out) { p.program.layer_norm(x, gain, bias, eps, out); })
       .def("activate", [](PyProgram& p, int kind, int x, int out) { p.program.activate(kind, x, out); })
       .def("mutual_attention", [](PyProgram& p, int q, int k, int v, int out, int heads, int head_dim, float scale) {
@@ -384,7 +384,7 @@ NB_MODULE(_native, m) {
   nb::class_<PyImmediate>(m, "Immediate")
       .def(nb::init<std::shared_ptr<Team>, const std::string&>(), nb::arg("team"), nb::arg("isa") = "")
       .def("linear", &PyImmediate::linear, nb::arg("weight"), nb::arg("x"), nb::arg("bias").none(), nb::arg("y"), nb::arg("group") = 0, nb::arg("fixed") = 0.f, nb::arg("zero_point") = 0,
-           nb::arg("threshold") = 0.f)
+           nb::arg("threshold") = 0.f, nb::arg("factors") = nb::none())
       .def("convolution", &PyImmediate::convolution, nb::arg("weight"), nb::arg("x"), nb::arg("bias").none(), nb::arg("y"), nb::arg("kernel"), nb::arg("step"), nb::arg("gap"),
            nb::arg("before"), nb::arg("first"), nb::arg("channels"), nb::arg("first_out"), nb::arg("group") = 0, nb::arg("fixed") = 0.f, nb::arg("zero_point") = 0, nb::arg("threshold") = 0.f)
       .def("embed", &PyImmediate::embed, nb::arg("weight"), nb::arg("ids"), nb::arg("y"))

@@ -2,7 +2,7 @@
 
 Inputs checked_inputs(const Packed& w, int group, float fixed, int zero_point, float threshold) {
   if (group && !w.meets_ints()) bad("inputs: int8 ones do not meet this weight");
-  const Inputs how{group, fixed, zero_point, threshold};
+  const Inputs how{group, fixed, zero_point, threshold, nullptr};
   check_inputs(how, w.k);
   return how;
 }
@@ -16,8 +16,11 @@ struct PyImmediate {
 
   PyImmediate(std::shared_ptr<Team> team, const std::string& isa) : layers(std::move(team), kernels_for(isa)) {}
 
-  void linear(const PackedWeight& w, Rows2In x, std::optional<Vector<float>> bias, Rows2 y, int group, float fixed, int zero_point, float threshold) {
-    const Inputs how = checked_inputs(w.packed, group, fixed, zero_point, threshold);
+  void linear(const PackedWeight& w, Rows2In x, std::optional<Vector<float>> bias, Rows2 y, int group, float fixed, int zero_point, float threshold,
+              std::optional<Vector<float>> factors) {
+    Inputs how = checked_inputs(w.packed, group, fixed, zero_point, threshold);
+    if (factors && (fixed == 0.f || factors->size() != size_t(w.packed.k))) bad("linear: factors, one for each input, go with a fixed scale");
+    if (factors) how.factors = factors->data();
     const float* b = checked_bias(bias, w.packed.n);
     if (x.shape(1) != size_t(w.packed.k) || y.shape(1) != size_t(w.packed.n) || y.shape(0) != x.shape(0) || x.shape(0) > size_t(INT32_MAX)) bad("linear: shapes do not fit");
     const float* from = x.data();

@@ -15,8 +15,9 @@ std::pair<int, int> share(int n, int member, int members) { return {int(int64_t(
 namespace {
 // Rows of inputs that meet a weight, with room for their int8 form inside a block where it is wanted
 struct Rows8 {
+  std::vector<float> inverse;
   Codes codes;
-  Rows8(const Packed& w, const Inputs& how) : codes(how, w.k) {}
+  Rows8(const Packed& w, const Inputs& how) : inverse(inverses(how, w.k)), codes(how, w.k) { codes.inverse = inverse.data(); }
   void lie_in(Block& block, int rows) {
     block.reserve(codes.bytes(rows));
     codes.lie_at(block.as<void>(), rows);

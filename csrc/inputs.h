@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <stdexcept>
+#include <vector>
 
 #include "ops.h"
 
@@ -15,6 +16,7 @@ struct Inputs {
   float fixed = 0.f;
   int zero_point = 0;
   float threshold = 0.f;
+  const float* factors = nullptr;  // [k]: by which inputs with a fixed scale are multiplied first
 };
 
 // std::invalid_argument for what no kernel takes, of a layer with k inputs
@@ -27,11 +29,19 @@ inline void check_inputs(const Inputs& how, int k) {
     throw std::invalid_argument("inputs: a threshold is from 0 on, and for int8 inputs whose scales are found as they come");
 }
 
+// What inputs with a fixed scale are multiplied by, see FixedCodes; empty for others
+inline std::vector<float> inverses(const Inputs& how, int k) {
+  std::vector<float> found(how.fixed > 0.f ? size_t(k) : 0, 1.f / how.fixed);
+  for (size_t i = 0; i < found.size() && how.factors; i++) found[i] *= how.factors[i];
+  return found;
+}
+
 // The int8 form of rows of `k` values in memory of the caller's: [rows, kpad] codes, [rows, kpad/64] marks where there is a threshold, [rows, groups]
 // scales, [rows, kpad/32] sums.
 struct Codes {
   Inputs how;
   int k, kpad, groups;
+  const float* inverse = nullptr;  // `inverses`, which whoever makes this keeps
   int8_t* q = nullptr;
   uint64_t* marks = nullptr;
   float* scale = nullptr;
@@ -58,7 +68,7 @@ struct Codes {
   }
   // Rows [a, b) of x; spare: see spare_bytes
   void fill(const Kernels& kernels, const float* x, int64_t stride, int a, int b, void* spare) const {
-    if (how.fixed > 0.f) return kernels.quantize_rows_fixed(x, stride, k, kpad, how.fixed, how.zero_point, a, b, q, scale, sums);
+    if (how.fixed > 0.f) return kernels.quantize_fixed({inverse, how.fixed, how.zero_point}, x, stride, k, kpad, a, b, q, scale, sums);
     if (!marks) return kernels.quantize_rows(x, stride, k, kpad, how.group, a, b, q, scale, sums);
     float* rest = static_cast<float*>(spare);
     for (int r = a; r < b; r++) {

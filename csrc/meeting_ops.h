@@ -14,6 +14,7 @@ struct Linear : Op {
   int x, residual;
   std::vector<int> weights, biases, outs;
   Inputs how;
+  std::vector<float> inverse;  // of a fixed scale
   int k = 0, panels = 0;
   bool own_x = false;             // with one row every member has an x of its own
   std::vector<std::array<int8_t, kBuckets>> choices;  // per weight: index into Kernels::linears, -1: the usual one
@@ -35,6 +36,7 @@ struct Linear : Op {
     call.in.rows = rows;
     if (how.group) {
       Codes codes(how, k);
+      codes.inverse = inverse.data();
       const size_t copies = rows == 1 ? size_t(member) : 0;  // one row: every member has its own copy and nobody waits
       codes.lie_at(p.quantized().as<int8_t>() + copies * codes.bytes(1), rows);
       const auto [a, b] = rows == 1 ? std::pair<int, int>{0, 1} : p.share(rows, member);

@@ -69,7 +69,7 @@ void Program::embed(int weight, float factor, int out, Ids by) {
   ops_.push_back(std::move(op));
 }
 
-void Program::linear(int x, std::vector<int> weights, std::vector<int> biases, std::vector<int> outs, int residual, const Inputs& how) {
+void Program::linear(int x, std::vector<int> weights, std::vector<int> biases, std::vector<int> outs, int residual, const Inputs& how, int factors) {
   auto op = std::make_unique<Linear>();
   if (weights.empty() || weights.size() != outs.size() || weights.size() != biases.size()) throw std::invalid_argument("linear: weights, biases and outputs differ in number");
   for (size_t i = 0; i < weights.size(); i++) {
@@ -94,6 +94,9 @@ void Program::linear(int x, std::vector<int> weights, std::vector<int> biases, s
   op->residual = residual;
   op->how = how;
   check_inputs(how, op->k);
+  if (factors >= 0 && (how.fixed == 0.f || values(factors).size() != size_t(op->k))) throw std::invalid_argument("linear: factors, one for each input, go with a fixed scale");
+  op->how.factors = factors < 0 ? nullptr : values(factors).data();
+  op->inverse = inverses(op->how, op->k);
   if (how.group) {
     const Codes codes(how, op->k);
     quantized_bytes_ = std::max(quantized_bytes_, codes.bytes(1));

@@ -74,8 +74,8 @@ class Program {
   int weight(const Packed& packed);                  // the data stays with the caller
 
   void embed(int weight, float factor, int out, Ids by = Ids::Tokens);
-  // how: a fixed scale wants a group that spans the row
-  void linear(int x, std::vector<int> weights, std::vector<int> biases, std::vector<int> outs, int residual, const Inputs& how);
+  // how: a fixed scale wants a group that spans the row; its factors are the constant `factors`, -1 for none
+  void linear(int x, std::vector<int> weights, std::vector<int> biases, std::vector<int> outs, int residual, const Inputs& how, int factors = -1);
   // The weights of all linears in the order of recording, and the kernel that runs them in a bucket of rows (ops.h).
   struct LinearInfo { const Packed* weight; int in_group; bool logits; };
   std::vector<LinearInfo> linears() const;

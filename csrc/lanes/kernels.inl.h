@@ -36,7 +36,7 @@ namespace octavo {
 
 const Kernels* OCTAVO_JOIN(OCTAVO_ISA, _kernels)() {
   using namespace OCTAVO_ISA;
-  static const Kernels table = {OCTAVO_TEXT(OCTAVO_ISA), quantize_rows, quantize_rows_fixed, split_row, add_outliers, kLinears, int(sizeof(kLinears) / sizeof(LinearKernel)),
+  static const Kernels table = {OCTAVO_TEXT(OCTAVO_ISA), quantize_rows, quantize_fixed, split_row, add_outliers, kLinears, int(sizeof(kLinears) / sizeof(LinearKernel)),
                                 usual_linear, OCTAVO_LINEAR_SCRATCH, embed, rms_norm, rope, gate, add_rows, columns, rotate_rows, softcap, cache_write, attention_items, attention,
                                 attention_scratch_bytes, best, weights, at_least, layer_norm, activate_rows, mutual_attention, mutual_attention_scratch_bytes, cell};
   return &table;

@@ -53,6 +53,11 @@ class NativeWeight:
             self.columns = (_digest(self.order), _digest(self.factors), self.rotation)
         self.native = native_weight(packed.blob, meta)
 
+    @property
+    def folds(self) -> bool:
+        """Whether its factors cost nothing: a fixed scale takes them in."""
+        return self.inputs[1] > 0 and self.factors is not None and self.order is None and not self.rotation
+
 
 def native_weight(blob: np.ndarray, meta: layouts.PackedMeta) -> Any:
     """The kernels' view of panels, which it keeps alive."""
@@ -124,8 +129,12 @@ class _Recording:
     def columns(self, x: Recorded, order: np.ndarray | None, factors: np.ndarray | None, rotation: int = 0) -> Recorded:
         """x with its columns taken in `order`, multiplied by `factors` and rotated in blocks of `rotation`."""
         out = Recorded(self, x.width if order is None else len(order), x.logits)
-        self.program.columns(x.id, self._array(order, self.program.places), self._array(factors, self.program.constant), rotation, out.id)
+        self.program.columns(x.id, self._array(order, self.program.places), self.array(factors), rotation, out.id)
         return out
+
+    def array(self, factors: np.ndarray | None) -> int:
+        """Factors as a constant; -1 for none."""
+        return self._array(factors, self.program.constant)
 
     def _array(self, array: np.ndarray | None, add: Callable[[np.ndarray], int]) -> int:
         if array is None:
@@ -294,10 +303,10 @@ class NativeOps:
         for how, columns in sorted({(w.inputs, w.columns or ()) for w in weights}):  # weights that share x share its int8 form
             mine = [i for i, w in enumerate(weights) if (w.inputs, w.columns or ()) == (how, columns)]
             first = weights[mine[0]]
-            inputs = x if first.columns is None else now.columns(x, first.order, first.factors, first.rotation)
+            inputs = x if first.columns is None or first.folds else now.columns(x, first.order, first.factors, first.rotation)
             now.program.linear(inputs.id, [now.weight(weights[i]) for i in mine],
                                [-1 if (b := given[i]) is None else now.constant(b) for i in mine], [outs[i].id for i in mine],
-                               -1 if residual is None else residual.id, *how)
+                               -1 if residual is None else residual.id, *how, now.array(first.factors) if first.folds else -1)
         return tuple(outs)
 
     def rms_norm(self, x: Recorded, gain: Constant, eps: float, offset: float = 0.0, groups: int = 1) -> Recorded:
