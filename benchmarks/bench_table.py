@@ -142,7 +142,8 @@ def guidellm(args: argparse.Namespace, target: Target, prompts: Prompts, users: 
 
 
 def seen(bench: dict[str, Any], begun: float, duration: float) -> dict[str, Any]:
-    """The spreads of one benchmark of guidellm's JSON, in seconds, of the requests that began from `begun` on (seconds since 1970) for `duration`."""
+    """The spreads of one benchmark of guidellm's JSON, in seconds, of the requests that began from `begun` on (seconds since 1970) for `duration`; tokens a
+    second are those of all requests that ended in that time, whenever they began: its records say no more."""
     done = bench["requests"]["successful"] or []
     chosen = [r for r in done if begun <= r["request_start_time"] < begun + duration]
     ended = [r for r in done if begun <= r["request_end_time"] <= begun + duration]
@@ -159,8 +160,8 @@ def agreement(result: dict[str, Any], other: dict[str, Any]) -> list[list[str]]:
     found = []
     for name, mine, its in [(f"{what} {p}", result["summary"][what][p], other[what][p]) for what in ("latency", "ttft") for p in FIGURES]:
         found.append([name, f"{mine:.3f} s", f"{its:.3f} s", f"{its / mine:.3f}" + ("" if abs(its / mine - 1) <= AGREE else " (!)")])
-    rate, its = result["tokens_per_s_ended"], other["tokens_per_s"]
-    return [*found, ["tokens/s of requests that ended", f"{rate:.1f}", f"{its:.1f}", f"{its / rate:.3f}"]]
+    rate, its = result["summary"]["tokens_per_s"], other["tokens_per_s"]
+    return [*found, ["tokens/s", f"{rate:.1f}", f"{its:.1f}", f"{its / rate:.3f}"]]
 
 
 def document(stored: dict[str, Any]) -> str:
@@ -276,19 +277,12 @@ def again(args: argparse.Namespace) -> int:
 
 def read(found: dict[str, Any]) -> Result:
     """A stored result, which has no single requests."""
-    return Result.from_json({**{k: v for k, v in found.items() if k != "tokens_per_s_ended"}, "requests": {name: [] for name in COLUMNS}})
+    return Result.from_json({**found, "requests": {name: [] for name in COLUMNS}})
 
 
 def plain(result: Result) -> dict[str, Any]:
     """What is stored of a result: all but its single requests."""
-    return {**{k: v for k, v in result.to_json().items() if k != "requests"}, "tokens_per_s_ended": ended_rate(result)}
-
-
-def ended_rate(result: Result) -> float:
-    """Tokens of the requests that ended in the measured time, a second: what guidellm's records allow to compare."""
-    series = result.series()
-    inside = (series.end >= 0) & (series.end <= series.seconds)
-    return float(series.tokens[inside].sum() / series.seconds)
+    return {k: v for k, v in result.to_json().items() if k != "requests"}
 
 
 if __name__ == "__main__":
