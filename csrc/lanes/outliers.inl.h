@@ -43,6 +43,43 @@ static inline f32x16 weight_column(const Packed& w, int panel, int k) {
   return mul(sub(load_i32(codes), w.has_zeros ? load_zeros(w, base, group) : set1(w.store == Store::Codes4 ? 8.f : 0.f)), scale);
 }
 
+// One row, panel after panel as they lie: the same sums as below, and four neighbours of 8-bit codes are widened together.
+static void add_outliers_of_row(const LinearCall& c, int row, int panel0, int panel1) {
+  const Packed& w = *c.w;
+  const int words = w.kpad / kStep;
+  const uint64_t* marks = c.in.marks + int64_t(row) * words;
+  const float* x = c.in.x + row * c.in.stride;
+  uint64_t any = 0;
+  for (int i = 0; i < words; i++) any |= marks[i];
+  for (int p = panel0; p < panel1 && any; p++) {
+    const int n = w.n - p * kPanel < kPanel ? w.n - p * kPanel : kPanel;
+    float* y = c.y + row * c.y_stride + p * kPanel;
+    f32x16 total = n == kPanel ? load(y) : load_n(y, n);
+    for (int i = 0; i < words; i++) {
+      if (!marks[i]) continue;
+      f32x16 sum = zero();
+      for (uint64_t left = marks[i]; left;) {
+        const int j = __builtin_ctzll(left), k = i * kStep + j;
+        if (w.store != Store::Codes8) {
+          sum = fmadd(set1(x[k]), weight_column(w, p, k), sum);
+          left &= left - 1;
+          continue;
+        }
+        const int k4 = k / 4 * 4, group = k / w.group;
+        const f32x16 scale = load_scales(w, w.base(p), group), shift = w.has_zeros ? load_zeros(w, w.base(p), group) : zero();
+        f32x16 lanes[4];
+        signed_lanes(w.values(p) + size_t(k4) * kPanel, lanes);
+        for (int b = 0; b < 4; b++)
+          if (left >> (k4 % kStep + b) & 1) sum = fmadd(set1(x[k4 + b]), mul(sub(lanes[b], shift), scale), sum);
+        left &= ~(uint64_t(15) << k4 % kStep);
+      }
+      total = add(total, sum);
+    }
+    if (n == kPanel) store(y, total);
+    else store_n(y, total, n);
+  }
+}
+
 // For each output a sum over each 64 values of k in turn, which is then added to it. A column of weights is widened once for up to 64 rows.
 void add_outliers(const LinearCall& c, int panel0, int panel1) {
   constexpr int kRows = 64;
@@ -51,6 +88,10 @@ void add_outliers(const LinearCall& c, int panel0, int panel1) {
   alignas(64) float sums[kRows][kPanel];
   for (int row0 = 0; row0 < c.in.rows; row0 += kRows) {
     const int rows = c.in.rows - row0 < kRows ? c.in.rows - row0 : kRows;
+    if (rows == 1) {
+      add_outliers_of_row(c, row0, panel0, panel1);
+      continue;
+    }
     const float* x = c.in.x + row0 * c.in.stride;
     for (int i = 0; i < words; i++) {
       const uint64_t* marks = c.in.marks + int64_t(row0) * words + i;
