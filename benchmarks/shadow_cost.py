@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -192,7 +193,9 @@ def users(target: Target, count: int) -> None:
     """`count` users who never stop asking."""
     import asyncio
 
-    prompts = random_words(64, 48, 5000)
+    dice = random.Random(0)  # short prompts and long answers of all lengths: users in step would make waves of prompts, and a stretch's rate a matter of phase
+    asked = random_words(8, 0, 5000)
+    prompts = replace(asked, items=tuple(replace(one, max_tokens=dice.randint(100, 300)) for one in asked.items), ignore_end=True)
 
     async def ask() -> Recording:
         client = Client(target, prompts.ignore_end)
