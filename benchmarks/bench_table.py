@@ -173,6 +173,8 @@ def document(stored: dict[str, Any]) -> str:
         f"answers of {about['tokens'] // 2} to {about['tokens'] * 3 // 2} tokens. {about['machine']}, commit {about['commit']}, {about['date']}. "
         f"{about['cores']} What the columns mean: [bench.md](bench.md). Again: `python benchmarks/bench_table.py` with the options its docstring names.",
         "", stored["table"],
+        "The rows were measured one after another, minutes apart. Where others share the machine it may have changed by more than the rows differ: "
+        "two runs of one precision (`--again`) show by how much, and `octavo bench MODEL --runs 3` measures in turns.",
     ]
     if stored["agreement"]:
         version = next(iter(stored["guidellm"].values()))["version"]
