@@ -11,7 +11,8 @@ it writes, so that both are percentiles of the same kind. guidellm takes several
 would have had, latencies differ by it, which --server-cores prevents. Without --guidellm only the first half is done.
 
 --again 8bit 16bit loads these once more and puts the runs beside those that are stored: on a machine that others share, precisions that were measured many
-minutes apart differ by what the machine did meanwhile, and two runs of one of them show by how much.
+minutes apart differ by what the machine did meanwhile, and two runs of one of them show by how much. --again-beside 4bit --duration 600 repeats the
+comparison with guidellm of one precision, for as long as is said: percentiles far out need many requests.
 
 To make a place for guidellm: `python -m venv V && V/bin/pip install guidellm`. --tokenizer is what it counts tokens with: a Hugging Face folder.
 """
@@ -192,6 +193,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="default: the demo model")
     parser.add_argument("--quantizations", nargs="+", default=["16bit", "8bit", "4bit", "nf4"])
     parser.add_argument("--again", nargs="+", default=[], help="only these, beside the stored runs; takes the load from what is stored")
+    parser.add_argument("--again-beside", nargs="+", default=[], help="only the comparison with guidellm of these, both at once, beside what is stored")
     parser.add_argument("--prompts", type=Path, help="a .jsonl file of questions; default: random words, --prompt-tokens of them")
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=64, help="of an answer on average; from half to one and a half times so many")
@@ -215,7 +217,9 @@ def main() -> int:
         raise SystemExit("the demo model is missing: run `make serve` once, or name one with --model")
     if args.guidellm is not None and args.tokenizer is None:
         parser.error("--guidellm needs --tokenizer")
-    if args.again:
+    if args.again_beside and args.guidellm is None:
+        parser.error("--again-beside needs --guidellm")
+    if args.again or args.again_beside:
         return again(args)
     prompts = read_prompts(args.prompts, args.tokens, seed=0, ignore_end=True) if args.prompts is not None else None
     results: list[Result] = []
@@ -261,8 +265,15 @@ def again(args: argparse.Namespace) -> int:
     if stored is None or args.prompts is None:
         raise SystemExit("--again adds to results/bench.json and needs the --prompts that it was made with")
     about = stored["about"]
-    args.users, args.duration, args.warmup = about["users"], about["duration"], about["warmup"]
     prompts = varied(read_prompts(args.prompts, about["tokens"], seed=0, ignore_end=True), about["tokens"])
+    args.users, args.warmup = about["users"], about["warmup"]
+    for precision in args.again_beside:
+        mine, other = together(args, precision, prompts)
+        label = next(name for number in range(2, 100) if (name := f"{precision}, run {number}, {args.duration:g} s") not in stored["agreement"])
+        stored["guidellm"][label], stored["agreement"][label] = other, (found := agreement(mine, other))
+        print(f"{label}, {mine['summary']['requests']} and {other['requests']} requests\n" + "\n".join("  ".join(row) for row in found), flush=True)
+        report.save("bench", stored)
+    args.duration = about["duration"]
     for precision in args.again:
         result = ours(args, precision, prompts)
         if result.prompts["sha256"] != next(iter(stored["results"].values()))["prompts"]["sha256"]:
