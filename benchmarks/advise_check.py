@@ -35,7 +35,7 @@ WITHIN = 1.05
 PAIRS = (("4bit", "8bit"), ("8bit", "16bit"), ("4bit", "16bit"), ("W8A16", "16bit"), ("W4A16", "16bit"))
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 ONE, FOUR, SIXTEEN = Load(1, 128, 64), Load(4, 192, 32), Load(16, 128, 64)
-REQUESTS = {ONE: 12, FOUR: 5, SIXTEEN: 3}  # of each user in a round
+REQUESTS = {ONE: 20, FOUR: 5, SIXTEEN: 3}  # of each user in a round
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,10 @@ begun in it has ended. Compared are requests that began within the measured time
 it writes, so that both are percentiles of the same kind. guidellm takes several times the processor time of octavo.traffic; where that is time the server
 would have had, latencies differ by it, which --server-cores prevents. Without --guidellm only the first half is done.
 
+--again 8bit 16bit loads these once more and puts the runs beside those that are stored: on a machine that others share, precisions that were measured many
+minutes apart differ by what the machine did meanwhile, and two runs of one of them show by how much. --again-beside 4bit --duration 600 repeats the
+comparison with guidellm of one precision, for as long as is said: percentiles far out need many requests.
+
 To make a place for guidellm: `python -m venv V && V/bin/pip install guidellm`. --tokenizer is what it counts tokens with: a Hugging Face folder.
 """
 
@@ -35,6 +39,7 @@ import report
 from octavo.bench import html, rows
 from octavo.bench.table import markdown
 from octavo.traffic import Closed, LaunchedServer, Load, Prompts, Recording, Result, Target, after, first_model, measure, random_tokens, read_prompts, spread
+from octavo.traffic.result import COLUMNS
 
 DOCS = report.ROOT / "docs" / "bench-results.md"
 FIGURES = ("p50", "p95", "p98", "p99")
@@ -138,7 +143,8 @@ def guidellm(args: argparse.Namespace, target: Target, prompts: Prompts, users: 
 
 
 def seen(bench: dict[str, Any], begun: float, duration: float) -> dict[str, Any]:
-    """The spreads of one benchmark of guidellm's JSON, in seconds, of the requests that began from `begun` on (seconds since 1970) for `duration`."""
+    """The spreads of one benchmark of guidellm's JSON, in seconds, of the requests that began from `begun` on (seconds since 1970) for `duration`; tokens a
+    second are those of all requests that ended in that time, whenever they began: its records say no more."""
     done = bench["requests"]["successful"] or []
     chosen = [r for r in done if begun <= r["request_start_time"] < begun + duration]
     ended = [r for r in done if begun <= r["request_end_time"] <= begun + duration]
@@ -155,8 +161,8 @@ def agreement(result: dict[str, Any], other: dict[str, Any]) -> list[list[str]]:
     found = []
     for name, mine, its in [(f"{what} {p}", result["summary"][what][p], other[what][p]) for what in ("latency", "ttft") for p in FIGURES]:
         found.append([name, f"{mine:.3f} s", f"{its:.3f} s", f"{its / mine:.3f}" + ("" if abs(its / mine - 1) <= AGREE else " (!)")])
-    rate, its = result["tokens_per_s_ended"], other["tokens_per_s"]
-    return [*found, ["tokens/s of requests that ended", f"{rate:.1f}", f"{its:.1f}", f"{its / rate:.3f}"]]
+    rate, its = result["summary"]["tokens_per_s"], other["tokens_per_s"]
+    return [*found, ["tokens/s", f"{rate:.1f}", f"{its:.1f}", f"{its / rate:.3f}"]]
 
 
 def document(stored: dict[str, Any]) -> str:
@@ -168,6 +174,8 @@ def document(stored: dict[str, Any]) -> str:
         f"answers of {about['tokens'] // 2} to {about['tokens'] * 3 // 2} tokens. {about['machine']}, commit {about['commit']}, {about['date']}. "
         f"{about['cores']} What the columns mean: [bench.md](bench.md). Again: `python benchmarks/bench_table.py` with the options its docstring names.",
         "", stored["table"],
+        "The rows were measured one after another, minutes apart. Where others share the machine it may have changed by more than the rows differ: "
+        "two runs of one precision (`--again`) show by how much, and `octavo bench MODEL --runs 3` measures in turns.",
     ]
     if stored["agreement"]:
         version = next(iter(stored["guidellm"].values()))["version"]
@@ -184,6 +192,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="default: the demo model")
     parser.add_argument("--quantizations", nargs="+", default=["16bit", "8bit", "4bit", "nf4"])
+    parser.add_argument("--again", nargs="+", default=[], help="only these, beside the stored runs; takes the load from what is stored")
+    parser.add_argument("--again-beside", nargs="+", default=[], help="only the comparison with guidellm of these, both at once, beside what is stored")
     parser.add_argument("--prompts", type=Path, help="a .jsonl file of questions; default: random words, --prompt-tokens of them")
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=64, help="of an answer on average; from half to one and a half times so many")
@@ -207,6 +217,10 @@ def main() -> int:
         raise SystemExit("the demo model is missing: run `make serve` once, or name one with --model")
     if args.guidellm is not None and args.tokenizer is None:
         parser.error("--guidellm needs --tokenizer")
+    if args.again_beside and args.guidellm is None:
+        parser.error("--again-beside needs --guidellm")
+    if args.again or args.again_beside:
+        return again(args)
     prompts = read_prompts(args.prompts, args.tokens, seed=0, ignore_end=True) if args.prompts is not None else None
     results: list[Result] = []
     others, agreed = {}, {}
@@ -245,16 +259,43 @@ def main() -> int:
     return 0
 
 
+def again(args: argparse.Namespace) -> int:
+    """More runs of some precisions, into the stored table."""
+    stored = report.stored("bench")
+    if stored is None or args.prompts is None:
+        raise SystemExit("--again adds to results/bench.json and needs the --prompts that it was made with")
+    about = stored["about"]
+    prompts = varied(read_prompts(args.prompts, about["tokens"], seed=0, ignore_end=True), about["tokens"])
+    args.users, args.warmup = about["users"], about["warmup"]
+    for precision in args.again_beside:
+        mine, other = together(args, precision, prompts)
+        label = next(name for number in range(2, 100) if (name := f"{precision}, run {number}, {args.duration:g} s") not in stored["agreement"])
+        stored["guidellm"][label], stored["agreement"][label] = other, (found := agreement(mine, other))
+        print(f"{label}, {mine['summary']['requests']} and {other['requests']} requests\n" + "\n".join("  ".join(row) for row in found), flush=True)
+        report.save("bench", stored)
+    args.duration = about["duration"]
+    for precision in args.again:
+        result = ours(args, precision, prompts)
+        if result.prompts["sha256"] != next(iter(stored["results"].values()))["prompts"]["sha256"]:
+            raise SystemExit("these are other prompts than those of the stored runs")
+        label = next(name for number in range(2, 100) if (name := f"{precision}, run {number}") not in stored["results"])
+        stored["results"][label] = {**plain(result), "label": label}
+        s = result.summary
+        print(f"{label}: p50 {s.latency.p50:.3f} s  p95 {s.latency.p95:.3f} s  p99 {s.latency.p99:.3f} s  {s.tokens_per_s:.1f} tokens/s", flush=True)
+    stored["table"] = markdown(rows([read(one) for one in stored["results"].values()]))
+    report.save("bench", stored)
+    DOCS.write_text(document(stored))
+    return 0
+
+
+def read(found: dict[str, Any]) -> Result:
+    """A stored result, which has no single requests."""
+    return Result.from_json({**found, "requests": {name: [] for name in COLUMNS}})
+
+
 def plain(result: Result) -> dict[str, Any]:
     """What is stored of a result: all but its single requests."""
-    return {**{k: v for k, v in result.to_json().items() if k != "requests"}, "tokens_per_s_ended": ended_rate(result)}
-
-
-def ended_rate(result: Result) -> float:
-    """Tokens of the requests that ended in the measured time, a second: what guidellm's records allow to compare."""
-    series = result.series()
-    inside = (series.end >= 0) & (series.end <= series.seconds)
-    return float(series.tokens[inside].sum() / series.seconds)
+    return {k: v for k, v in result.to_json().items() if k != "requests"}
 
 
 if __name__ == "__main__":

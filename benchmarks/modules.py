@@ -133,7 +133,7 @@ def speed(models: dict[str, Any], files: dict[str, Path], sizes: dict[int, list[
         times: dict[str, list[float]] = {name: [] for name in (*models, *theirs)}
         for i, batch in enumerate(data):
             for name in list(times) if i % 2 else list(times)[::-1]:
-                time.sleep(0.005)  # threads of the one before still spin for a moment
+                time.sleep(0.05)  # threads of the one before still spin for a while: with 5 ms either side took up to twice as long in every other turn
                 if name in models:
                     with torch.inference_mode():
                         times[name].append(seconds(lambda given, model=models[name]: model(**given), batch))

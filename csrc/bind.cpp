@@ -225,16 +225,19 @@ struct Drawer {
 
 // ---- single kernels, for tests and benchmarks: one thread, chosen instruction set ----
 
-void linear_once(const PackedWeight& w, Rows2 x, Rows2 y, const std::string& isa, int group, int repeat, const std::string& kernel) {
+void linear_once(const PackedWeight& w, Rows2 x, Rows2 y, const std::string& isa, int group, int repeat, const std::string& kernel, float threshold) {
   const Kernels& kernels = kernels_for(isa);
-  const int rows = int(x.shape(0)), k = w.packed.k, kpad = (k + kStep - 1) / kStep * kStep;
+  const int rows = int(x.shape(0)), k = w.packed.k;
   if (int(x.shape(1)) != k || int(y.shape(1)) != w.packed.n || y.shape(0) != x.shape(0)) bad("linear: shapes do not fit");
   const LinearKernel* chosen = kernel.empty() ? &kernels.linears[kernels.usual_linear(w.packed, group, rows)] : nullptr;
   for (int i = 0; i < kernels.linear_count; i++)
     if (kernel == kernels.linears[i].name) chosen = &kernels.linears[i];
   if (!chosen) bad("linear: there is no kernel " + kernel + " for " + kernels.isa);
   if (!chosen->supports(w.packed, group, rows)) bad("linear: the kernel " + kernel + " does not support this weight");
-  Block q, scale, sums, scratch;
+  const Inputs how{group, 0.f, 0, threshold, nullptr};
+  check_inputs(how, k);
+  Codes codes(how, k);
+  Block room, scratch;
   LinearCall call;
   call.in.x = x.data();
   call.in.stride = k;
@@ -242,22 +245,15 @@ void linear_once(const PackedWeight& w, Rows2 x, Rows2 y, const std::string& isa
   call.w = &w.packed;
   call.y = y.data();
   call.y_stride = w.packed.n;
-  scratch.reserve(kernels.linear_scratch_bytes());
+  scratch.reserve(std::max(kernels.linear_scratch_bytes(), codes.spare_bytes()));
   nb::gil_scoped_release released;
   if (group) {
-    if (group < kpad && group % kSumBlock) bad("linear: groups of activations must be multiples of 32");
-    const int groups = group < kpad ? (kpad + group - 1) / group : 1;
-    q.reserve(size_t(rows) * size_t(kpad));
-    scale.reserve(sizeof(float) * size_t(rows) * size_t(groups));
-    sums.reserve(sizeof(int32_t) * size_t(rows) * size_t(kpad / kSumBlock));
-    kernels.quantize_rows(x.data(), k, k, kpad, group, 0, rows, q.as<int8_t>(), scale.as<float>(), sums.as<int32_t>());
-    call.in.q = q.as<int8_t>();
-    call.in.scale = scale.as<float>();
-    call.in.sums = sums.as<int32_t>();
-    call.in.group = group;
-    call.in.groups = groups;
+    room.reserve(codes.bytes(rows));
+    codes.lie_at(room.as<void>(), rows);
+    codes.fill(kernels, x.data(), k, 0, rows, scratch.as<void>());
+    codes.put(call.in);
   }
-  for (int i = 0; i < repeat; i++) chosen->run(call, 0, w.packed.panels(), scratch.as<void>());
+  for (int i = 0; i < repeat; i++) run_linear(kernels, *chosen, call, 0, w.packed.panels(), scratch.as<void>());
 }
 
 }  // namespace
@@ -325,9 +321,10 @@ NB_MODULE(_native, m) {
       .def("embed_by", [](PyProgram& p, int w, int ids, int out) {
         if (ids < 0 || ids > int(Ids::Types)) bad("embed_by: 0 tokens, 1 positions, 2 types");
         p.program.embed(w, 1.f, out, Ids(ids)); })
-      .def("linear", [](PyProgram& p, int x, std::vector<int> w, std::vector<int> b, std::vector<int> out, int residual, int group, float fixed, int zero_point) {
-        p.program.linear(x, std::move(w), std::move(b), std::move(out), residual, group, fixed, zero_point); },
-        nb::arg("x"), nb::arg("weights"), nb::arg("biases"), nb::arg("outs"), nb::arg("residual"), nb::arg("group"), nb::arg("fixed") = 0.f, nb::arg("zero_point") = 0)
+      .def("linear", [](PyProgram& p, int x, std::vector<int> w, std::vector<int> b, std::vector<int> out, int residual, int group, float fixed, int zero_point, float threshold, int factors) {
+        p.program.linear(x, std::move(w), std::move(b), std::move(out), residual, {group, fixed, zero_point, threshold, nullptr}, factors); },
+        nb::arg("x"), nb::arg("weights"), nb::arg("biases"), nb::arg("outs"), nb::arg("residual"), nb::arg("group"), nb::arg("fixed") = 0.f, nb::arg("zero_point") = 0,
+        nb::arg("threshold") = 0.f, nb::arg("factors") = -1)
       .def("layer_norm", [](PyProgram& p, int x, int gain, int bias, float eps, int out) { p.program.layer_norm(x, gain, bias, eps, out); })
       .def("activate", [](PyProgram& p, int kind, int x, int out) { p.program.activate(kind, x, out); })
       .def("mutual_attention", [](PyProgram& p, int q, int k, int v, int out, int heads, int head_dim, float scale) {
@@ -386,13 +383,14 @@ NB_MODULE(_native, m) {
       .def_prop_ro("buffer_bytes", [](const PyProgram& p) { return p.program.buffer_bytes(); });
   nb::class_<PyImmediate>(m, "Immediate")
       .def(nb::init<std::shared_ptr<Team>, const std::string&>(), nb::arg("team"), nb::arg("isa") = "")
-      .def("linear", &PyImmediate::linear, nb::arg("weight"), nb::arg("x"), nb::arg("bias").none(), nb::arg("y"), nb::arg("group") = 0, nb::arg("fixed") = 0.f, nb::arg("zero_point") = 0)
+      .def("linear", &PyImmediate::linear, nb::arg("weight"), nb::arg("x"), nb::arg("bias").none(), nb::arg("y"), nb::arg("group") = 0, nb::arg("fixed") = 0.f, nb::arg("zero_point") = 0,
+           nb::arg("threshold") = 0.f, nb::arg("factors") = nb::none())
       .def("convolution", &PyImmediate::convolution, nb::arg("weight"), nb::arg("x"), nb::arg("bias").none(), nb::arg("y"), nb::arg("kernel"), nb::arg("step"), nb::arg("gap"),
-           nb::arg("before"), nb::arg("first"), nb::arg("channels"), nb::arg("first_out"), nb::arg("group") = 0, nb::arg("fixed") = 0.f, nb::arg("zero_point") = 0)
+           nb::arg("before"), nb::arg("first"), nb::arg("channels"), nb::arg("first_out"), nb::arg("group") = 0, nb::arg("fixed") = 0.f, nb::arg("zero_point") = 0, nb::arg("threshold") = 0.f)
       .def("embed", &PyImmediate::embed, nb::arg("weight"), nb::arg("ids"), nb::arg("y"))
       .def("recurrent", &PyImmediate::recurrent, nb::arg("kind"), nb::arg("weight"), nb::arg("bias").none(), nb::arg("from_x"), nb::arg("sizes"), nb::arg("reverse"), nb::arg("h"),
-           nb::arg("c").none(), nb::arg("y"), nb::arg("column"), nb::arg("group") = 0, nb::arg("fixed") = 0.f, nb::arg("zero_point") = 0);
+           nb::arg("c").none(), nb::arg("y"), nb::arg("column"), nb::arg("group") = 0, nb::arg("fixed") = 0.f, nb::arg("zero_point") = 0, nb::arg("threshold") = 0.f);
   m.def("linear_once", &linear_once, nb::arg("weight"), nb::arg("x"), nb::arg("y"), nb::arg("isa") = "", nb::arg("group") = 0, nb::arg("repeat") = 1, nb::arg("kernel") = "",
-        "y = x w^T on one thread with the kernels of one instruction set; group: of int8 activations, 0 for float ones. For tests, benchmarks and the "
-        "policy search.");
+        nb::arg("threshold") = 0.f, "y = x w^T on one thread with the kernels of one instruction set; group: of int8 activations, 0 for float ones; threshold: from "
+        "which on they stay float. For tests, benchmarks and the policy search.");
 }

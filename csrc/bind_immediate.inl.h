@@ -1,11 +1,10 @@
 // Layers that run at once: what octavo._native.Immediate checks before a kernel sees it. A part of bind.cpp, included there alone.
 
-Inputs checked_inputs(const Packed& w, int group, float fixed, int zero_point) {
-  if (group < 0 || (group && !w.meets_ints())) bad("inputs: int8 ones do not meet this weight");
-  const int kpad = (w.k + kStep - 1) / kStep * kStep;
-  if (group && group < kpad && group % kSumBlock) bad("inputs: groups must be multiples of 32");
-  if (fixed != 0.f && (!(fixed > 0.f) || !std::isfinite(fixed) || group < kpad || zero_point < -127 || zero_point > 127)) bad("inputs: a fixed scale is above 0 and holds for the whole row");
-  return {group, fixed, zero_point};
+Inputs checked_inputs(const Packed& w, int group, float fixed, int zero_point, float threshold) {
+  if (group && !w.meets_ints()) bad("inputs: int8 ones do not meet this weight");
+  const Inputs how{group, fixed, zero_point, threshold, nullptr};
+  check_inputs(how, w.k);
+  return how;
 }
 const float* checked_bias(const std::optional<Vector<float>>& bias, int n) {
   if (bias && bias->size() != size_t(n)) bad("bias: " + std::to_string(n) + " numbers expected");
@@ -17,8 +16,11 @@ struct PyImmediate {
 
   PyImmediate(std::shared_ptr<Team> team, const std::string& isa) : layers(std::move(team), kernels_for(isa)) {}
 
-  void linear(const PackedWeight& w, Rows2In x, std::optional<Vector<float>> bias, Rows2 y, int group, float fixed, int zero_point) {
-    const Inputs how = checked_inputs(w.packed, group, fixed, zero_point);
+  void linear(const PackedWeight& w, Rows2In x, std::optional<Vector<float>> bias, Rows2 y, int group, float fixed, int zero_point, float threshold,
+              std::optional<Vector<float>> factors) {
+    Inputs how = checked_inputs(w.packed, group, fixed, zero_point, threshold);
+    if (factors && (fixed == 0.f || factors->size() != size_t(w.packed.k))) bad("linear: factors, one for each input, go with a fixed scale");
+    if (factors) how.factors = factors->data();
     const float* b = checked_bias(bias, w.packed.n);
     if (x.shape(1) != size_t(w.packed.k) || y.shape(1) != size_t(w.packed.n) || y.shape(0) != x.shape(0) || x.shape(0) > size_t(INT32_MAX)) bad("linear: shapes do not fit");
     const float* from = x.data();
@@ -32,8 +34,8 @@ struct PyImmediate {
   // become outputs [first_out, first_out + n)
   void convolution(const PackedWeight& w, nb::ndarray<const float, nb::ndim<4>, nb::c_contig, nb::device::cpu> x, std::optional<Vector<float>> bias,
                    nb::ndarray<float, nb::ndim<4>, nb::c_contig, nb::device::cpu> y, const std::vector<int>& kernel, const std::vector<int>& step,
-                   const std::vector<int>& gap, const std::vector<int>& before, int first, int channels, int first_out, int group, float fixed, int zero_point) {
-    const Inputs how = checked_inputs(w.packed, group, fixed, zero_point);
+                   const std::vector<int>& gap, const std::vector<int>& before, int first, int channels, int first_out, int group, float fixed, int zero_point, float threshold) {
+    const Inputs how = checked_inputs(w.packed, group, fixed, zero_point, threshold);
     const float* b = checked_bias(bias, w.packed.n);
     for (const auto* two : {&kernel, &step, &gap, &before})
       if (two->size() != 2 || std::min((*two)[0], (*two)[1]) < (two == &before ? 0 : 1) || std::max((*two)[0], (*two)[1]) > 1 << 20) bad("convolution: two sizes for each, down and across");
@@ -78,9 +80,9 @@ struct PyImmediate {
   }
 
   void recurrent(int kind, const PackedWeight& w, std::optional<Vector<float>> bias, Rows2In from_x, const std::vector<int>& sizes, bool reverse, Rows2 h, std::optional<Rows2> c,
-                 Rows2 y, int column, int group, float fixed, int zero_point) {
+                 Rows2 y, int column, int group, float fixed, int zero_point, float threshold) {
     if (kind < 0 || kind > int(Cell::Relu)) bad("recurrent: unknown cell");
-    const Inputs how = checked_inputs(w.packed, group, fixed, zero_point);
+    const Inputs how = checked_inputs(w.packed, group, fixed, zero_point, threshold);
     const float* b = checked_bias(bias, w.packed.n);
     int64_t total = 0;
     for (int size : sizes) {

@@ -9,42 +9,25 @@ namespace octavo {
 namespace {
 constexpr int kPatchRows = 96;  // rows of patches that a member gathers at a time
 
-int padded(const Packed& w) { return (w.k + kStep - 1) / kStep * kStep; }
 std::pair<int, int> share(int n, int member, int members) { return {int(int64_t(n) * member / members), int(int64_t(n) * (member + 1) / members)}; }
 }  // namespace
 
-// Room for int8 rows of one weight's inputs inside a block
-struct Immediate::Codes {
-  const Inputs& how;
-  int kpad, groups;
-  int8_t* q = nullptr;
-  float* scale = nullptr;
-  int32_t* sums = nullptr;
-  Codes(const Packed& w, const Inputs& h) : how(h), kpad(padded(w)), groups(h.group < kpad && h.group ? (kpad + h.group - 1) / h.group : 1) {}
-  size_t bytes(int rows) const { return size_t(rows) * (size_t(kpad) + sizeof(float) * size_t(groups) + sizeof(int32_t) * size_t(kpad / kSumBlock)); }
+namespace {
+// Rows of inputs that meet a weight, with room for their int8 form inside a block where it is wanted
+struct Rows8 {
+  std::vector<float> inverse;
+  Codes codes;
+  Rows8(const Packed& w, const Inputs& how) : inverse(inverses(how, w.k)), codes(how, w.k) { codes.inverse = inverse.data(); }
   void lie_in(Block& block, int rows) {
-    block.reserve(bytes(rows));
-    q = block.as<int8_t>();
-    scale = reinterpret_cast<float*>(q + size_t(rows) * size_t(kpad));
-    sums = reinterpret_cast<int32_t*>(scale + size_t(rows) * size_t(groups));
-  }
-  // Rows [a, b) of x [., k]
-  void fill(const Kernels& kernels, const float* x, int64_t stride, int k, int a, int b) const {
-    if (how.fixed > 0.f) kernels.quantize_rows_fixed(x, stride, k, kpad, how.fixed, how.zero_point, a, b, q, scale, sums);
-    else kernels.quantize_rows(x, stride, k, kpad, how.group, a, b, q, scale, sums);
+    block.reserve(codes.bytes(rows));
+    codes.lie_at(block.as<void>(), rows);
   }
   LinearCall call(const Packed& w, const float* x, int64_t stride, int rows, const float* bias, float* y, int64_t y_stride) const {
     LinearCall c;
     c.in.x = x;
     c.in.stride = stride;
     c.in.rows = rows;
-    if (how.group) {
-      c.in.q = q;
-      c.in.scale = scale;
-      c.in.sums = sums;
-      c.in.group = how.group;
-      c.in.groups = groups;
-    }
+    if (codes.how.group) codes.put(c.in);
     c.w = &w;
     c.bias = bias;
     c.y = y;
@@ -52,10 +35,11 @@ struct Immediate::Codes {
     return c;
   }
 };
+}  // namespace
 
-template <class F> void Immediate::on(int members, F job) {
+template <class F> void Immediate::on(int members, size_t spare, F job) {
   scratch_.resize(size_t(team_->size()));
-  for (auto& s : scratch_) s.reserve(kernels_.linear_scratch_bytes());
+  for (auto& s : scratch_) s.reserve(std::max(kernels_.linear_scratch_bytes(), spare));
   if (members == 1) job(0);
   else team_->run(job);
 }
@@ -63,19 +47,19 @@ template <class F> void Immediate::on(int members, F job) {
 void Immediate::linear(const Packed& w, const Inputs& how, const float* x, int64_t x_stride, int rows, const float* bias, float* y, int64_t y_stride) {
   if (!rows) return;
   std::lock_guard<std::mutex> one(one_);
-  Codes codes(w, how);
-  if (how.group) codes.lie_in(quantized_, rows);
+  Rows8 inputs(w, how);
+  if (how.group) inputs.lie_in(quantized_, rows);
   const int count = members(double(rows) * w.n * w.k);
-  const LinearCall call = codes.call(w, x, x_stride, rows, bias, y, y_stride);
+  const LinearCall call = inputs.call(w, x, x_stride, rows, bias, y, y_stride);
   const LinearKernel& kernel = kernels_.linears[kernels_.usual_linear(w, how.group, rows)];
-  on(count, [&](int member) {
+  on(count, inputs.codes.spare_bytes(), [&](int member) {
     if (how.group) {
       const auto [a, b] = share(rows, member, count);
-      codes.fill(kernels_, x, x_stride, w.k, a, b);
+      inputs.codes.fill(kernels_, x, x_stride, a, b, scratch_[size_t(member)].as<void>());
       if (count > 1) team_->barrier();
     }
     const auto [first, last] = share(w.panels(), member, count);
-    if (first < last) kernel.run(call, first, last, scratch_[size_t(member)].as<void>());
+    if (first < last) run_linear(kernels_, kernel, call, first, last, scratch_[size_t(member)].as<void>());
   });
 }
 
@@ -112,19 +96,19 @@ void Immediate::convolution(const Packed& w, const Inputs& how, const Window& wi
   patches_.resize(2 * size_t(team_->size()));
   std::atomic<int> next{0};
   const int parts = (rows + kPatchRows - 1) / kPatchRows;
-  on(count, [&](int member) {
+  on(count, Codes(how, w.k).spare_bytes(), [&](int member) {
     Block &patches = patches_[2 * size_t(member)], &room = patches_[2 * size_t(member) + 1];
     patches.reserve(sizeof(float) * size_t(kPatchRows) * size_t(w.k));
-    Codes codes(w, how);
-    if (how.group) codes.lie_in(room, kPatchRows);
+    Rows8 inputs(w, how);
+    if (how.group) inputs.lie_in(room, kPatchRows);
     for (int part = next.fetch_add(1); part < parts; part = next.fetch_add(1)) {
       const int a = part * kPatchRows, b = std::min(rows, a + kPatchRows);
       const float* from = whole ? x + int64_t(a) * window.stride : patches.as<float>();
       const int64_t stride = whole ? window.stride : w.k;
       if (!whole) gather(window, x, a, b, patches.as<float>());
-      if (how.group) codes.fill(kernels_, from, stride, w.k, 0, b - a);
-      const LinearCall call = codes.call(w, from, stride, b - a, bias, y + int64_t(a) * y_stride, y_stride);
-      kernels_.linears[kernels_.usual_linear(w, how.group, b - a)].run(call, 0, w.panels(), scratch_[size_t(member)].as<void>());
+      if (how.group) inputs.codes.fill(kernels_, from, stride, 0, b - a, scratch_[size_t(member)].as<void>());
+      const LinearCall call = inputs.call(w, from, stride, b - a, bias, y + int64_t(a) * y_stride, y_stride);
+      run_linear(kernels_, kernels_.linears[kernels_.usual_linear(w, how.group, b - a)], call, 0, w.panels(), scratch_[size_t(member)].as<void>());
     }
   });
 }
@@ -140,22 +124,22 @@ void Immediate::recurrent(Cell kind, const Packed& w, const Inputs& how, const f
   if (sizes.empty()) return;
   std::lock_guard<std::mutex> one(one_);
   const int width = w.k, gates = w.n, steps = int(sizes.size()), most = *std::max_element(sizes.begin(), sizes.end());
-  Codes codes(w, how);
-  if (how.group) codes.lie_in(quantized_, most);
+  Rows8 inputs(w, how);
+  if (how.group) inputs.lie_in(quantized_, most);
   gates_.reserve(sizeof(float) * size_t(most) * size_t(gates));
   std::vector<int64_t> starts(size_t(steps) + 1, 0);
   for (int t = 0; t < steps; t++) starts[size_t(t) + 1] = starts[size_t(t)] + sizes[size_t(t)];
   const int count = members(double(most) * gates * width);
   float* mine = gates_.as<float>();
-  on(count, [&](int member) {
+  on(count, inputs.codes.spare_bytes(), [&](int member) {
     const auto [first, last] = share(w.panels(), member, count);
     for (int i = 0; i < steps; i++) {
       const int t = reverse ? steps - 1 - i : i, rows = sizes[size_t(t)];
       const auto [a, b] = share(rows, member, count);
-      if (how.group) codes.fill(kernels_, h, width, width, a, b);
+      if (how.group) inputs.codes.fill(kernels_, h, width, a, b, scratch_[size_t(member)].as<void>());
       if (count > 1) team_->barrier();
-      const LinearCall call = codes.call(w, h, width, rows, bias, mine, gates);
-      if (first < last) kernels_.linears[kernels_.usual_linear(w, how.group, rows)].run(call, first, last, scratch_[size_t(member)].as<void>());
+      const LinearCall call = inputs.call(w, h, width, rows, bias, mine, gates);
+      if (first < last) run_linear(kernels_, kernels_.linears[kernels_.usual_linear(w, how.group, rows)], call, first, last, scratch_[size_t(member)].as<void>());
       if (count > 1) team_->barrier();
       kernels_.cell(kind, from_x + starts[size_t(t)] * gates, gates, mine, gates, width, h, c, width, y + starts[size_t(t)] * y_stride, y_stride, a, b);
       if (count > 1) team_->barrier();  // shares differ from step to step where sequences end

@@ -4,18 +4,12 @@
 #include <mutex>
 #include <vector>
 
+#include "inputs.h"
 #include "ops.h"
 #include "program.h"
 #include "team.h"
 
 namespace octavo {
-
-// How a layer takes its inputs: float32 (group 0), int8 with a scale for each row or `group` values of it, or int8 with one fixed scale.
-struct Inputs {
-  int group = 0;
-  float fixed = 0.f;
-  int zero_point = 0;
-};
 
 // A picture [height, width, channels]; its pixels lie `stride` floats apart, so that groups of channels are pictures too. Sizes of the kernel, steps,
 // gaps between its cells and the rows and columns of zeros before the first pixel, down and across.
@@ -44,9 +38,8 @@ class Immediate {
  private:
   // Members for so many multiplications: waking others costs some microseconds
   int members(double products) const { return products < 4e5 ? 1 : team_->size(); }
-  // job(member) on the first `members` of the team; `meet_` is theirs meanwhile
-  template <class F> void on(int members, F job);
-  struct Codes;
+  // job(member) on the first `members` of the team, each with a scratch block for linears and for `spare` bytes
+  template <class F> void on(int members, size_t spare, F job);
   std::shared_ptr<Team> team_;
   const Kernels& kernels_;
   std::mutex one_;  // a second caller waits

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 
+#include "inputs.h"
 #include "rowwise.h"
 
 namespace octavo {
@@ -12,14 +13,13 @@ namespace {
 struct Linear : Op {
   int x, residual;
   std::vector<int> weights, biases, outs;
-  int group = 0;  // of int8 activations; 0: float activations
-  float fixed = 0.f;  // their scale where it is known beforehand
-  int zero_point = 0;
-  int k = 0, kpad = 0, panels = 0;
+  Inputs how;
+  std::vector<float> inverse;  // of a fixed scale
+  int k = 0, panels = 0;
   bool own_x = false;             // with one row every member has an x of its own
   std::vector<std::array<int8_t, kBuckets>> choices;  // per weight: index into Kernels::linears, -1: the usual one
 
-  OwnRows own_rows(int rows) const override { return {group != 0 && rows > 1, false}; }  // several rows are quantized row by row
+  OwnRows own_rows(int rows) const override { return {how.group != 0 && rows > 1, false}; }  // several rows are quantized row by row
   Touched touched() const override {
     Touched t{{x}, outs};
     if (residual >= 0) t.reads.push_back(residual);
@@ -34,21 +34,15 @@ struct Linear : Op {
     call.in.x = rows == 1 && own_x ? p.own_row(in, member) : in.data();
     call.in.stride = in.stride;
     call.in.rows = rows;
-    if (group) {
-      // [rows, kpad] codes, [rows, groups] scales, [rows, kpad/32] sums. One row: every member has its own copy and nobody waits.
-      const int copies = rows == 1 ? member : 0;
-      int8_t* q = p.quantized().as<int8_t>() + copies * bytes(1);
-      float* scale = reinterpret_cast<float*>(q + size_t(rows) * size_t(kpad));
-      int32_t* sums = reinterpret_cast<int32_t*>(scale + size_t(rows) * size_t(groups()));
+    if (how.group) {
+      Codes codes(how, k);
+      codes.inverse = inverse.data();
+      const size_t copies = rows == 1 ? size_t(member) : 0;  // one row: every member has its own copy and nobody waits
+      codes.lie_at(p.quantized().as<int8_t>() + copies * codes.bytes(1), rows);
       const auto [a, b] = rows == 1 ? std::pair<int, int>{0, 1} : p.share(rows, member);
-      if (fixed > 0.f) p.kernels().quantize_rows_fixed(call.in.x, in.stride, k, kpad, fixed, zero_point, a, b, q, scale, sums);
-      else p.kernels().quantize_rows(call.in.x, in.stride, k, kpad, group, a, b, q, scale, sums);
+      codes.fill(p.kernels(), call.in.x, in.stride, a, b, p.scratch(member).as<void>());
       if (rows > 1) p.meet(member);
-      call.in.q = q;
-      call.in.scale = scale;
-      call.in.group = group;
-      call.in.groups = groups();
-      call.in.sums = sums;
+      codes.put(call.in);
     }
     const auto [first, last] = p.share(panels, member);
     const int bucket = row_bucket(rows);
@@ -65,20 +59,15 @@ struct Linear : Op {
       call.y_stride = y.stride;
       call.residual = residual < 0 ? nullptr : p.at(residual).data();
       call.residual_stride = residual < 0 ? 0 : p.at(residual).stride;
-      kernel(p, i, bucket, rows).run(call, a, b, p.scratch(member).as<void>());
+      run_linear(p.kernels(), kernel(p, i, bucket, rows), call, a, b, p.scratch(member).as<void>());
     }
   }
   const LinearKernel& kernel(const Program& p, size_t i, int bucket, int rows) const {
     const Kernels& all = p.kernels();
     const Packed& w = p.packed(weights[i]);
     const int mine = choices[i][size_t(bucket)];
-    return all.linears[mine >= 0 && all.linears[mine].supports(w, group, rows) ? mine : all.usual_linear(w, group, rows)];
+    return all.linears[mine >= 0 && all.linears[mine].supports(w, how.group, rows) ? mine : all.usual_linear(w, how.group, rows)];
   }
-  size_t bytes(int rows) const {
-    const size_t raw = size_t(rows) * (size_t(kpad) + sizeof(float) * size_t(groups()) + sizeof(int32_t) * size_t(kpad / kSumBlock));
-    return (raw + 63) / 64 * 64;
-  }
-  int groups() const { return group < kpad ? (kpad + group - 1) / group : 1; }
   OpInfo info(const Program& p, int rows) const override {
     OpInfo i = info_of("linear", p, x, "", 1 + (residual >= 0));
     i.shape = std::to_string(k) + " > ";
@@ -89,9 +78,11 @@ struct Linear : Op {
       if (i.kernel.find(name) == std::string::npos) i.kernel += (j ? "+" : "") + name;
       i.weight_bytes += double(w.panel_bytes) * w.panels();
       i.row_bytes += 4.0 * w.n;
-      (group ? i.int_ops : i.float_ops) += 2.0 * w.n * k;
+      (how.group ? i.int_ops : i.float_ops) += 2.0 * w.n * k;
     }
-    i.shape += " " + weight_name(p.packed(weights[0])) + (!group ? "" : group < kpad ? " A8g" + std::to_string(group) : " A8");
+    i.shape += " " + weight_name(p.packed(weights[0]));
+    if (how.group) i.shape += Codes(how, k).groups > 1 ? " A8g" + std::to_string(how.group) : " A8";
+    if (how.threshold > 0.f) i.shape += " beside outliers";
     return i;
   }
 };

@@ -68,7 +68,16 @@ struct Activations {
   const float* scale = nullptr;                    // [rows, groups]
   int group = 0, groups = 1;                       // group: a multiple of 32, or >= kpad for one scale a row
   const int32_t* sums = nullptr;                   // [rows, kpad/32]: sums of q over blocks of 32
+  const uint64_t* marks = nullptr;                 // [rows, kpad/64], bit i of word j: value 64 * j + i is 0 in q and counts as it is in x; null: none do
   int rows = 0;
+};
+
+// int8 activations whose scale is known beforehand: round(x * inverse[column]) + zero_point within +-127, ties to even. inverse [k]: 1 / scale, times what
+// the weight's columns were divided by. The zero point's share of a product is a constant of each output, which is the caller's to subtract.
+struct FixedCodes {
+  const float* inverse = nullptr;
+  float scale = 0.f;
+  int zero_point = 0;
 };
 
 struct LinearCall {
@@ -195,9 +204,12 @@ struct Kernels {
   const char* isa;
   // float32 [rows, k] -> int8 [rows, kpad], scales [rows, ceil(kpad/group)], block sums (see Activations); rows [row0, row1).
   void (*quantize_rows)(const float* x, int64_t stride, int k, int kpad, int group, int row0, int row1, int8_t* q, float* scale, int32_t* sums);
-  // The same with one scale for all, known beforehand: round(x / scale) + zero_point within +-127, ties to even. scales [rows]: NaN for a row that is
-  // not finite. The zero point's share of a product is a constant of each output, which is the caller's to subtract.
-  void (*quantize_rows_fixed)(const float* x, int64_t stride, int k, int kpad, float fixed, int zero_point, int row0, int row1, int8_t* q, float* scale, int32_t* sums);
+  // The same with one scale for all, known beforehand. scales [rows]: NaN for a row that is not finite.
+  void (*quantize_fixed)(const FixedCodes& how, const float* x, int64_t stride, int k, int kpad, int row0, int row1, int8_t* q, float* scale, int32_t* sums);
+  // The finite values of a row of k that are at least `threshold` in size: marks, see Activations; rest [k]: the row with zeros in their places.
+  void (*split_row)(const float* x, int k, float threshold, float* rest, uint64_t* marks);
+  // y[:, 16*panel0 .. 16*panel1) += the marked values' products with the weight: in float32, k ascending.
+  void (*add_outliers)(const LinearCall& call, int panel0, int panel1);
   const LinearKernel* linears;
   int linear_count;
   int (*usual_linear)(const Packed& w, int in_group, int rows);  // which of them runs when no policy says otherwise

@@ -69,17 +69,16 @@ void Program::embed(int weight, float factor, int out, Ids by) {
   ops_.push_back(std::move(op));
 }
 
-void Program::linear(int x, std::vector<int> weights, std::vector<int> biases, std::vector<int> outs, int residual, int group, float fixed, int zero_point) {
+void Program::linear(int x, std::vector<int> weights, std::vector<int> biases, std::vector<int> outs, int residual, const Inputs& how, int factors) {
   auto op = std::make_unique<Linear>();
   if (weights.empty() || weights.size() != outs.size() || weights.size() != biases.size()) throw std::invalid_argument("linear: weights, biases and outputs differ in number");
   for (size_t i = 0; i < weights.size(); i++) {
     const Packed& w = packed(weights[i]);
     if (w.k != at(x).width || w.n != at(outs[i]).width) throw std::invalid_argument("linear: weight and buffers do not fit");
     same_rows("linear", {x, outs[i]});
-    if (group && !w.is_float() && !w.meets_ints()) throw std::invalid_argument("linear: int8 activations do not meet this weight");
+    if (how.group && !w.is_float() && !w.meets_ints()) throw std::invalid_argument("linear: int8 activations do not meet this weight");
     if (biases[i] >= 0 && values(biases[i]).size() != size_t(w.n)) throw std::invalid_argument("linear: bias and weight do not fit");
     op->panels += w.panels();
-    op->kpad = (w.k + kStep - 1) / kStep * kStep;
   }
   if (residual >= 0) {
     same_rows("linear", {x, residual});
@@ -93,13 +92,15 @@ void Program::linear(int x, std::vector<int> weights, std::vector<int> biases, s
   op->choices.resize(op->weights.size());
   for (auto& c : op->choices) c.fill(-1);
   op->residual = residual;
-  op->group = group;
-  op->fixed = fixed;
-  op->zero_point = zero_point;
-  if (fixed != 0.f && (!(fixed > 0.f) || group < op->kpad || zero_point < -127 || zero_point > 127)) throw std::invalid_argument("linear: a fixed scale is above 0 and holds for the whole row");
-  if (group) {
-    if (group < op->kpad && group % kSumBlock) throw std::invalid_argument("linear: groups of activations must be multiples of 32");
-    quantized_bytes_ = std::max(quantized_bytes_, op->bytes(1));
+  op->how = how;
+  check_inputs(how, op->k);
+  if (factors >= 0 && (how.fixed == 0.f || values(factors).size() != size_t(op->k))) throw std::invalid_argument("linear: factors, one for each input, go with a fixed scale");
+  op->how.factors = factors < 0 ? nullptr : values(factors).data();
+  op->inverse = inverses(op->how, op->k);
+  if (how.group) {
+    const Codes codes(how, op->k);
+    quantized_bytes_ = std::max(quantized_bytes_, codes.bytes(1));
+    spare_bytes_ = std::max(spare_bytes_, codes.spare_bytes());
   }
   ops_.push_back(std::move(op));
 }
@@ -120,7 +121,7 @@ std::vector<Program::LinearInfo> Program::linears() const {
   std::vector<LinearInfo> found;
   for (const auto& op : ops_)
     if (const auto* linear = dynamic_cast<const Linear*>(op.get()))
-      for (int w : linear->weights) found.push_back({&packed(w), linear->group, buffers_.at(size_t(linear->x)).rows == Rows::Logits});
+      for (int w : linear->weights) found.push_back({&packed(w), linear->how.group, buffers_.at(size_t(linear->x)).rows == Rows::Logits});
   return found;
 }
 
@@ -131,7 +132,7 @@ void Program::choose(int index, int bucket, const std::string& kernel) {
   for (int c = 0; c < kernels_.linear_count; c++)
     if (kernel == kernels_.linears[c].name) found = c;
   if (found < 0 && !kernel.empty()) throw std::invalid_argument("there is no linear kernel " + kernel + " for " + kernels_.isa);
-  if (found >= 0 && !kernels_.linears[found].supports(packed(linear->weights[i]), linear->group, kRowBuckets[bucket]))
+  if (found >= 0 && !kernels_.linears[found].supports(packed(linear->weights[i]), linear->how.group, kRowBuckets[bucket]))
     throw std::invalid_argument("the linear kernel " + kernel + " does not support this weight");
   std::lock_guard<std::mutex> between_runs(running_);
   linear->choices[i][size_t(bucket)] = int8_t(found);
@@ -348,7 +349,7 @@ void Program::make_room(const Step& step, size_t scratch) {
     if (!b.lent) b.block.reserve(sizeof(float) * size_t(b.stride) * size_t(std::max(b.rows == Rows::Step ? step.rows : step.logit_rows, members())));
   quantized_.reserve(quantized_bytes_ * size_t(std::max({step.rows, step.logit_rows, members()})));
   scratch_.resize(size_t(members()));
-  for (auto& s : scratch_) s.reserve(std::max(scratch, kernels_.linear_scratch_bytes()));
+  for (auto& s : scratch_) s.reserve(std::max({scratch, kernels_.linear_scratch_bytes(), spare_bytes_}));
 }
 
 namespace {

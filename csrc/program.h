@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "gangs.h"
+#include "inputs.h"
 #include "ops.h"
 #include "team.h"
 #include "trace.h"
@@ -73,8 +74,8 @@ class Program {
   int weight(const Packed& packed);                  // the data stays with the caller
 
   void embed(int weight, float factor, int out, Ids by = Ids::Tokens);
-  // fixed: the scale of the int8 activations where it is known beforehand (group then spans the row), with its zero point; 0: found for each row
-  void linear(int x, std::vector<int> weights, std::vector<int> biases, std::vector<int> outs, int residual, int group, float fixed = 0.f, int zero_point = 0);
+  // how: a fixed scale wants a group that spans the row; its factors are the constant `factors`, -1 for none
+  void linear(int x, std::vector<int> weights, std::vector<int> biases, std::vector<int> outs, int residual, const Inputs& how, int factors = -1);
   // The weights of all linears in the order of recording, and the kernel that runs them in a bucket of rows (ops.h).
   struct LinearInfo { const Packed* weight; int in_group; bool logits; };
   std::vector<LinearInfo> linears() const;
@@ -175,6 +176,7 @@ class Program {
   std::vector<Block> scratch_;
   Block quantized_;
   size_t quantized_bytes_ = 0;  // of one row, in the widest linear with int8 activations
+  size_t spare_bytes_ = 0;      // of one member, to find such rows
   std::atomic<int> ticket_{0};
   GangPlan gangs_;  // of the step that runs
   const std::vector<CacheLayer>* cache_ = nullptr;

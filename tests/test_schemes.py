@@ -32,7 +32,9 @@ def specs(draw: st.DrawFn, role: str) -> TensorSpec:
     size = draw(st.integers(1, 4096)) if granularity in ("group", "block") else 0
     columns = draw(st.integers(1, 4096)) if granularity == "block" else 0
     symmetric = number.kind != "int" or draw(st.booleans())
-    return TensorSpec(number.token, granularity, size, columns, symmetric, draw(st.sampled_from(["fp32", "fp16", "bf16", "e8m0"])), dynamic)
+    outliers = role == "activation" and number.kind == "int" and dynamic and granularity != "tensor"
+    threshold = draw(st.just(0.0) | st.integers(1, 10**6).map(float) | st.floats(0.001, 1e6)) if outliers else 0.0
+    return TensorSpec(number.token, granularity, size, columns, symmetric, draw(st.sampled_from(["fp32", "fp16", "bf16", "e8m0"])), dynamic, threshold)
 
 
 SCHEMES = st.builds(Scheme, specs("weight"), specs("activation"), specs("cache"))
@@ -80,7 +82,8 @@ def test_canonical_names() -> None:
         "C4z": "W16A16C4", "C4y": "W16A16C4y", "K8V4": "W16A16K8V4", "V8K8": "W16A16C8", "W4K4": "W4A16K4V16",
         "W8": "W8A16C16", "wint2": "W2g64A16C16", "FP8_BLOCK": "Wfp8b128x128Afp8g128C16", "block_wise_fp8": "Wfp8b128x128Afp8g128C16",
         "FP8_DYNAMIC": "Wfp8Afp8C16", "FP8": "Wfp8tAfp8tsC16", "NVFP4A16": "Wnvfp4A16C16", "Q4_K_M": "W4g32zA16C16", "Q8_0": "W8g32A16C16",
-        "Q6_K": "W6g16A16C16", "llm.int8": "W8A8C16", "EETQ": "W8A16C16", "INT8": "W8A8C16", "W4A16_ASYM": "W4zA16C16", "Wfp32Afp32Cfp32": "W32A32C32",
+        "Q6_K": "W6g16A16C16", "llm.int8": "W8A8o6C16", "W8A8o0": "W8A8C16",
+        "W4g64A8g64o2.50C8": "W4g64A8g64o2.5C8", "EETQ": "W8A16C16", "INT8": "W8A8C16", "W4A16_ASYM": "W4zA16C16", "Wfp32Afp32Cfp32": "W32A32C32",
         "bf16": "W16A16C16", "W4 A16 C8": "W4A16C8", "W5g32@fp32A8g128sC4g32z": "W5g32@fp32A8g128sC4g32z", "W8rA8r": "W8A8C16",
     }.items():
         assert str(parse(name)) == canonical, name
@@ -110,7 +113,10 @@ def test_bits_per_weight_count_everything() -> None:
 @pytest.mark.parametrize(("name", "character", "hint"), [
     ("W4g64Q8", 6, "W4g64A8"), ("WNF5", 2, "did you mean .*WNF4"), ("FP8_BLCK", 1, "FP8_BLOCK"), ("W8W8", 3, "given twice"), ("", 1, "empty"),
     ("W8A9", 4, "no number format for the activation"), ("Wnf4z", 1, "only integers have zero points"), ("Wmxfp4g64", 1, "fixes groups of 32"),
-    ("W8A8b1x1", 3, "cannot have one scale per block"), ("W4g0", 1, "size 0"), ("W8s", 3, "cannot read"), ("W4g99999999999", 1, "do not fit"),
+    ("W8A8b1x1", 3, "cannot have one scale per block"), ("W4g0", 1, "size 0"), ("W8s", 3, "cannot read"), ("W8o6", 3, "cannot read"),
+    ("W8A8C8o6", 7, "cannot read"),
+    ("W8A8ts o6", 8, "expected"), ("W8A8so6", 3, "only integers whose scales are computed"), ("W8Afp8o6", 3, "only integers"),
+    ("W8A8o9999999", 3, "outliers begin at"), ("W8A8o", 5, "cannot read"), ("W4g99999999999", 1, "do not fit"),
 ])
 def test_errors_point_at_the_characters(name: str, character: int, hint: str) -> None:
     import re

@@ -54,6 +54,13 @@ static inline void widen_shorts(Ints& acc, const Shorts& s) {
   acc.a = _mm256_add_epi32(acc.a, _mm256_madd_epi16(s.a, one));
   acc.b = _mm256_add_epi32(acc.b, _mm256_madd_epi16(s.b, one));
 }
+// Of a block of kSumBlock = 32
+static inline int32_t sum_block(const int8_t* p) {
+  const __m256i s = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes(p)), _mm256_set1_epi16(1));
+  __m128i t = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+  t = _mm_add_epi32(t, _mm_unpackhi_epi64(t, t));
+  return _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32(t, 1)));
+}
 static inline Ints minus(Ints a, int32_t x) { const __m256i v = _mm256_set1_epi32(x); return {_mm256_sub_epi32(a.a, v), _mm256_sub_epi32(a.b, v)}; }
 static inline f32x16 to_float(const Ints& a) { return {_mm256_cvtepi32_ps(a.a), _mm256_cvtepi32_ps(a.b)}; }
 static inline void look_up(const int8_t* table, uint8_t* codes, int count) {

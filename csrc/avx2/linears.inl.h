@@ -164,52 +164,82 @@ static void widen_activations(const int8_t* q, int count, int16_t* out) {
     _mm256_store_si256(reinterpret_cast<__m256i*>(out + i), _mm256_cvtepi8_epi16(_mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q + i)), order)));
 }
 
-// Six rows of 16-bit pairs meet `steps` (a multiple of 4) vectors of sixteen weight rows; rows 0 to 2 lie at `a`, 3 to 5 at `b`, `stride` bytes
-// apart, and their twelve sums end in acc[0..5]. In assembly because compilers spill some of the sums, which have to stay in registers: half the
+// Rows of 16-bit pairs meet `steps` (a multiple of 4) vectors of sixteen weight rows; rows 0 to 2 lie at `a`, 3 to 5 at `b`, `stride` bytes
+// apart, and their sums end in acc. In assembly because compilers spill some of the sums, which have to stay in registers: half the
 // speed. ymm0-11: sums; 12, 13: weights; 14: an activation; 15: a product.
 #define OCTAVO_ROW(at, low, high)                                                                                     \
   "vpbroadcastd 4*step" at ", %%ymm14\n\tvpmaddwd %%ymm14, %%ymm12, %%ymm15\n\tvpaddd %%ymm15, %%ymm" low ", %%ymm" low \
   "\n\tvpmaddwd %%ymm14, %%ymm13, %%ymm14\n\tvpaddd %%ymm14, %%ymm" high ", %%ymm" high "\n\t"
-#define OCTAVO_CLEAR(r) "vpxor %%xmm" r ", %%xmm" r ", %%xmm" r "\n\t"
-#define OCTAVO_KEEP(r) "vmovdqa %%ymm" r ", 32*" r "(%[out])\n\t"
-#define OCTAVO_SUMS(f) f("0") f("1") f("2") f("3") f("4") f("5") f("6") f("7") f("8") f("9") f("10") f("11")
-static inline void six_rows(const void* codes, const char* a, int64_t stride, int64_t steps, Ints* acc) {
+#define OCTAVO_CLEAR(low, high) "vpxor %%xmm" low ", %%xmm" low ", %%xmm" low "\n\tvpxor %%xmm" high ", %%xmm" high ", %%xmm" high "\n\t"
+#define OCTAVO_KEEP(low, high) "vmovdqa %%ymm" low ", 32*" low "(%[out])\n\tvmovdqa %%ymm" high ", 32*" high "(%[out])\n\t"
+#define OCTAVO_TILE(rows, clear, products, keep)                                                                                  \
+  static inline void rows_tile(std::integral_constant<int, rows>, const void* codes, const char* a, int64_t stride, int64_t steps, Ints* acc) { \
+    const char* b = a + 3 * stride;                                                                                                 \
+    asm volatile(clear ".p2align 4\n1:\n\t.set step, 0\n\t.rept 4\n\t"                                                              \
+                 "vmovdqa 64*step(%[codes]), %%ymm12\n\tvmovdqa 64*step+32(%[codes]), %%ymm13\n\t" products                          \
+                 ".set step, step+1\n\t.endr\n\tadd $256, %[codes]\n\tadd $16, %[a]\n\tadd $16, %[b]\n\tsub $4, %[n]\n\tjnz 1b\n\t" keep \
+                 : [codes] "+r"(codes), [a] "+r"(a), [b] "+r"(b), [n] "+r"(steps)                                                   \
+                 : [s] "r"(stride), [out] "r"(acc)                                                                                  \
+                 : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"); \
+  }
+#define OCTAVO_ROW0 OCTAVO_ROW("(%[a])", "0", "1")
+#define OCTAVO_ROW1 OCTAVO_ROW0 OCTAVO_ROW("(%[a],%[s])", "2", "3")
+#define OCTAVO_ROW2 OCTAVO_ROW1 OCTAVO_ROW("(%[a],%[s],2)", "4", "5")
+#define OCTAVO_ROW3 OCTAVO_ROW2 OCTAVO_ROW("(%[b])", "6", "7")
+#define OCTAVO_ROW4 OCTAVO_ROW3 OCTAVO_ROW("(%[b],%[s])", "8", "9")
+#define OCTAVO_ROW5 OCTAVO_ROW4 OCTAVO_ROW("(%[b],%[s],2)", "10", "11")
+#define OCTAVO_SUMS1(f) f("0", "1")
+#define OCTAVO_SUMS2(f) OCTAVO_SUMS1(f) f("2", "3")
+#define OCTAVO_SUMS3(f) OCTAVO_SUMS2(f) f("4", "5")
+#define OCTAVO_SUMS4(f) OCTAVO_SUMS3(f) f("6", "7")
+#define OCTAVO_SUMS5(f) OCTAVO_SUMS4(f) f("8", "9")
+#define OCTAVO_SUMS6(f) OCTAVO_SUMS5(f) f("10", "11")
+OCTAVO_TILE(1, OCTAVO_SUMS1(OCTAVO_CLEAR), OCTAVO_ROW0, OCTAVO_SUMS1(OCTAVO_KEEP))
+OCTAVO_TILE(2, OCTAVO_SUMS2(OCTAVO_CLEAR), OCTAVO_ROW1, OCTAVO_SUMS2(OCTAVO_KEEP))
+OCTAVO_TILE(3, OCTAVO_SUMS3(OCTAVO_CLEAR), OCTAVO_ROW2, OCTAVO_SUMS3(OCTAVO_KEEP))
+OCTAVO_TILE(4, OCTAVO_SUMS4(OCTAVO_CLEAR), OCTAVO_ROW3, OCTAVO_SUMS4(OCTAVO_KEEP))
+OCTAVO_TILE(5, OCTAVO_SUMS5(OCTAVO_CLEAR), OCTAVO_ROW4, OCTAVO_SUMS5(OCTAVO_KEEP))
+OCTAVO_TILE(6, OCTAVO_SUMS6(OCTAVO_CLEAR), OCTAVO_ROW5, OCTAVO_SUMS6(OCTAVO_KEEP))
+
+// The same of six rows, of which the codes come as bytes at `raw`; they are widened to `codes` on the way (as widen_codes does), by units that the products
+// leave idle
+static inline void six_rows_widening(const uint8_t* raw, int16_t* codes, const char* a, int64_t stride, int64_t steps, Ints* acc) {
   const char* b = a + 3 * stride;
-  asm volatile(OCTAVO_SUMS(OCTAVO_CLEAR)
-               ".p2align 4\n1:\n\t.set step, 0\n\t.rept 4\n\t"
-               "vmovdqa 64*step(%[codes]), %%ymm12\n\tvmovdqa 64*step+32(%[codes]), %%ymm13\n\t"
-               OCTAVO_ROW("(%[a])", "0", "1") OCTAVO_ROW("(%[a],%[s])", "2", "3") OCTAVO_ROW("(%[a],%[s],2)", "4", "5")
-               OCTAVO_ROW("(%[b])", "6", "7") OCTAVO_ROW("(%[b],%[s])", "8", "9") OCTAVO_ROW("(%[b],%[s],2)", "10", "11")
-               ".set step, step+1\n\t.endr\n\tadd $256, %[codes]\n\tadd $16, %[a]\n\tadd $16, %[b]\n\tsub $4, %[n]\n\tjnz 1b\n\t"
-               OCTAVO_SUMS(OCTAVO_KEEP)
-               : [codes] "+r"(codes), [a] "+r"(a), [b] "+r"(b), [n] "+r"(steps)
+  asm volatile(OCTAVO_SUMS6(OCTAVO_CLEAR)
+               ".p2align 4\n1:\n\t.set pair, 0\n\t.rept 2\n\t"
+               "vmovdqa 64*pair(%[raw]), %%ymm12\n\tvmovdqa 64*pair+32(%[raw]), %%ymm13\n\tvpsllw $8, %%ymm12, %%ymm12\n\tvpsllw $8, %%ymm13, %%ymm13\n\t"
+               "vpsraw $8, %%ymm12, %%ymm12\n\tvpsraw $8, %%ymm13, %%ymm13\n\tvmovdqa %%ymm12, 128*pair(%[codes])\n\tvmovdqa %%ymm13, 128*pair+32(%[codes])\n\t"
+               ".set step, 2*pair\n\t" OCTAVO_ROW5
+               "vmovdqa 64*pair(%[raw]), %%ymm12\n\tvmovdqa 64*pair+32(%[raw]), %%ymm13\n\tvpsraw $8, %%ymm12, %%ymm12\n\tvpsraw $8, %%ymm13, %%ymm13\n\t"
+               "vmovdqa %%ymm12, 128*pair+64(%[codes])\n\tvmovdqa %%ymm13, 128*pair+96(%[codes])\n\t"
+               ".set step, 2*pair+1\n\t" OCTAVO_ROW5
+               ".set pair, pair+1\n\t.endr\n\tadd $256, %[codes]\n\tadd $128, %[raw]\n\tadd $16, %[a]\n\tadd $16, %[b]\n\tsub $4, %[n]\n\tjnz 1b\n\t"
+               OCTAVO_SUMS6(OCTAVO_KEEP)
+               : [codes] "+r"(codes), [raw] "+r"(raw), [a] "+r"(a), [b] "+r"(b), [n] "+r"(steps)
                : [s] "r"(stride), [out] "r"(acc)
                : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
 }
-#undef OCTAVO_SUMS
+#undef OCTAVO_SUMS6
+#undef OCTAVO_SUMS5
+#undef OCTAVO_SUMS4
+#undef OCTAVO_SUMS3
+#undef OCTAVO_SUMS2
+#undef OCTAVO_SUMS1
+#undef OCTAVO_ROW5
+#undef OCTAVO_ROW4
+#undef OCTAVO_ROW3
+#undef OCTAVO_ROW2
+#undef OCTAVO_ROW1
+#undef OCTAVO_ROW0
+#undef OCTAVO_TILE
 #undef OCTAVO_KEEP
 #undef OCTAVO_CLEAR
 #undef OCTAVO_ROW
 
-// Products of R rows of activations with `count` k of a panel
+// Products of R rows of activations with `count` k (a multiple of 8) of a panel
 template <int R>
 static inline __attribute__((always_inline)) void wide_sums(const int16_t* codes, const int16_t* x, int64_t stride, int count, Ints* acc) {
-  if constexpr (R == kTileRows) {
-    six_rows(codes, reinterpret_cast<const char*>(x), stride * 2, count / 2, acc);
-  } else {
-    for (int r = 0; r < R; r++) acc[r] = no_ints();
-#pragma GCC unroll 1
-    for (int i = 0; i < count; i += 2) {
-      const __m256i w0 = bytes(codes + i * kPanel), w1 = bytes(codes + i * kPanel + 16);
-      for (int r = 0; r < R; r++) {
-        int32_t pair;
-        std::memcpy(&pair, x + r * stride + i, 4);
-        const __m256i v = _mm256_set1_epi32(pair);
-        acc[r].a = _mm256_add_epi32(acc[r].a, _mm256_madd_epi16(w0, v));
-        acc[r].b = _mm256_add_epi32(acc[r].b, _mm256_madd_epi16(w1, v));
-      }
-    }
-  }
+  rows_tile(std::integral_constant<int, R>(), codes, reinterpret_cast<const char*>(x), stride * 2, count / 2, acc);
 }
 
 template <int R, bool Plain>
@@ -282,13 +312,17 @@ static void wide_linear(const LinearCall& c, int panel0, int panel1, void* scrat
 
 // ---- "whole": the same where weights and activations have one scale a row. Sums are exact over the whole of k, however it is cut. ----
 
+// raw: where the codes are to be widened from first, or null
 template <int R>
-static void whole_tile(const int16_t* codes, const int16_t* x, int64_t stride, int count, bool first, Ints* totals) {
+static void whole_tile(int16_t* codes, const int16_t* x, int64_t stride, int count, bool first, Ints* totals, const uint8_t* raw = nullptr) {
   alignas(32) Ints acc[R];
-  wide_sums<R>(codes, x, stride, count, acc);
+  if (R == kTileRows && raw) six_rows_widening(raw, codes, reinterpret_cast<const char*>(x), stride * 2, count / 2, acc);
+  else wide_sums<R>(codes, x, stride, count, acc);
   for (int r = 0; r < R; r++)
     totals[r] = first ? acc[r] : Ints{_mm256_add_epi32(totals[r].a, acc[r].a), _mm256_add_epi32(totals[r].b, acc[r].b)};
 }
+
+constexpr int kWholeChunk = 384;            // k of a panel at a time: with six rows of activations it stays in the L1 cache
 
 static void whole_linear(const LinearCall& c, int panel0, int panel1, void* scratch) {
   WideScratch& s = *static_cast<WideScratch*>(scratch);
@@ -302,11 +336,18 @@ static void whole_linear(const LinearCall& c, int panel0, int panel1, void* scra
     widen_activations(c.in.q + int64_t(row0) * w.kpad, rows * w.kpad, s.rows);
     for (int p = panel0; p < panel1; p++) {
       const uint8_t* base = w.data + size_t(p) * w.panel_bytes;
-      for (int k = 0; k < w.kpad; k += kWideChunk) {
-        const int count = k + kWideChunk < w.kpad ? kWideChunk : w.kpad - k;
-        widen_codes(base + w.values_offset, k, k + count, s.codes);
+      for (int k = 0; k < w.kpad; k += kWholeChunk) {
+        const int count = k + kWholeChunk < w.kpad ? kWholeChunk : w.kpad - k;
+        const uint8_t* raw = base + w.values_offset + size_t(k) * kPanel;
+        if (rows < kTileRows) widen_codes(raw, 0, count, s.codes);
+        // The next codes are fetched while these are multiplied, some with every tile: 5% of the time
+        const uint8_t* ahead = raw + size_t(count) * kPanel;
+        const int lines = (count * kPanel / 64 + rows / kTileRows - 1) / std::max(1, rows / kTileRows);
         int r = 0;
-        for (; r + kTileRows <= rows; r += kTileRows) whole_tile<kTileRows>(s.codes, s.rows + r * stride + k, stride, count, k == 0, totals + r);
+        for (; r + kTileRows <= rows; r += kTileRows) {
+          for (int i = 0; i < lines; i++, ahead += 64) _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
+          whole_tile<kTileRows>(s.codes, s.rows + r * stride + k, stride, count, k == 0, totals + r, r ? nullptr : raw);
+        }
         const int16_t* x = s.rows + r * stride + k;
         switch (rows - r) {
           case 5: whole_tile<5>(s.codes, x, stride, count, k == 0, totals + r); break;

@@ -29,6 +29,13 @@ static inline void dot_nibbles(Shorts& low, Shorts& high, const uint8_t* p, int3
   dot_unsigned(high, {_mm512_and_si512(_mm512_srli_epi16(v, 4), mask)}, a_high);
 }
 static inline void widen_shorts(Ints& acc, const Shorts& s) { acc.v = _mm512_add_epi32(acc.v, s.v); }
+// Of a block of kSumBlock = 32
+static inline int32_t sum_block(const int8_t* p) {
+  const __m256i s = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  __m128i t = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+  t = _mm_add_epi32(t, _mm_unpackhi_epi64(t, t));
+  return _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32(t, 1)));
+}
 static inline Ints minus(Ints a, int32_t x) { return {_mm512_sub_epi32(a.v, _mm512_set1_epi32(x))}; }
 static inline f32x16 to_float(const Ints& a) { return {_mm512_cvtepi32_ps(a.v)}; }
 static inline void look_up(const int8_t* table, uint8_t* codes, int count) {

@@ -19,6 +19,7 @@ namespace octavo::OCTAVO_ISA {
 #ifndef OCTAVO_LINEAR_SCRATCH
 #define OCTAVO_LINEAR_SCRATCH linear_scratch_bytes
 #endif
+#include "outliers.inl.h"
 #include "elementwise.inl.h"
 #include "attention.inl.h"
 #include "sampling.inl.h"
@@ -35,8 +36,8 @@ namespace octavo {
 
 const Kernels* OCTAVO_JOIN(OCTAVO_ISA, _kernels)() {
   using namespace OCTAVO_ISA;
-  static const Kernels table = {OCTAVO_TEXT(OCTAVO_ISA), quantize_rows, quantize_rows_fixed, kLinears, int(sizeof(kLinears) / sizeof(LinearKernel)), usual_linear,
-                                OCTAVO_LINEAR_SCRATCH, embed, rms_norm, rope, gate, add_rows, columns, rotate_rows, softcap, cache_write, attention_items, attention,
+  static const Kernels table = {OCTAVO_TEXT(OCTAVO_ISA), quantize_rows, quantize_fixed, split_row, add_outliers, kLinears, int(sizeof(kLinears) / sizeof(LinearKernel)),
+                                usual_linear, OCTAVO_LINEAR_SCRATCH, embed, rms_norm, rope, gate, add_rows, columns, rotate_rows, softcap, cache_write, attention_items, attention,
                                 attention_scratch_bytes, best, weights, at_least, layer_norm, activate_rows, mutual_attention, mutual_attention_scratch_bytes, cell};
   return &table;
 }

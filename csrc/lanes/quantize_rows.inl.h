@@ -3,11 +3,7 @@
 static inline int32_t four(const int8_t* p) { int32_t v; std::memcpy(&v, p, 4); return v; }
 
 static inline void add_blocks(const int8_t* q, int kpad, int32_t* sums) {
-  for (int b = 0; b < kpad / kSumBlock; b++) {
-    int32_t s = 0;
-    for (int i = 0; i < kSumBlock; i++) s += q[b * kSumBlock + i];
-    sums[b] = s;
-  }
+  for (int b = 0; b < kpad / kSumBlock; b++) sums[b] = sum_block(q + b * kSumBlock);
 }
 
 void quantize_rows(const float* x, int64_t stride, int k, int kpad, int group, int row0, int row1, int8_t* q, float* scale, int32_t* sums) {
@@ -36,9 +32,9 @@ void quantize_rows(const float* x, int64_t stride, int k, int kpad, int group, i
   }
 }
 
-void quantize_rows_fixed(const float* x, int64_t stride, int k, int kpad, float fixed, int zero_point, int row0, int row1, int8_t* q, float* scale, int32_t* sums) {
-  const f32x16 inverse = set1(1.f / fixed), shift = set1(float(zero_point)), low = set1(-127.f), high = set1(127.f);
-  const auto code = [&](f32x16 v) { return min(high, max(low, add(round(mul(v, inverse)), shift))); };
+void quantize_fixed(const FixedCodes& how, const float* x, int64_t stride, int k, int kpad, int row0, int row1, int8_t* q, float* scale, int32_t* sums) {
+  const f32x16 shift = set1(float(how.zero_point)), low = set1(-127.f), high = set1(127.f);
+  const auto code = [&](f32x16 v, f32x16 inverse) { return min(high, max(low, add(round(mul(v, inverse)), shift))); };
   const int whole = k / 16 * 16;
   for (int r = row0; r < row1; r++) {
     int8_t* out = q + int64_t(r) * kpad;
@@ -48,17 +44,17 @@ void quantize_rows_fixed(const float* x, int64_t stride, int k, int kpad, float 
     for (int i = 0; i < whole; i += 16) {
       const f32x16 v = load(in + i);
       poison = fmadd(v, zero(), poison);
-      store_i8(out + i, code(v));
+      store_i8(out + i, code(v, load(how.inverse + i)));
     }
     if (whole < k) {
       const f32x16 v = load_n(in + whole, k - whole);
       int8_t last[16];
       poison = fmadd(v, zero(), poison);
-      store_i8(last, code(v));
+      store_i8(last, code(v, load_n(how.inverse + whole, k - whole)));
       std::memcpy(out + whole, last, size_t(k - whole));
     }
     const float bad = reduce_add(poison);
-    scale[r] = bad == bad ? fixed : bad;
+    scale[r] = bad == bad ? how.scale : bad;
     if (bad != bad) std::memset(out, 0, size_t(k));
     add_blocks(out, kpad, sums + int64_t(r) * (kpad / kSumBlock));
   }

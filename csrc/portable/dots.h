@@ -35,6 +35,12 @@ static inline void dot_nibbles(Shorts& low, Shorts& high, const uint8_t* p, int3
   dot_unsigned(high, h, a_high);
 }
 static inline void widen_shorts(Ints& acc, const Shorts& s) { for (int r = 0; r < 16; r++) acc.v[r] += s.v[r]; }
+// Of a block of kSumBlock = 32
+static inline int32_t sum_block(const int8_t* p) {
+  int32_t s = 0;
+  for (int i = 0; i < 32; i++) s += p[i];
+  return s;
+}
 static inline Ints minus(Ints a, int32_t x) { for (int r = 0; r < 16; r++) a.v[r] -= x; return a; }
 static inline f32x16 to_float(const Ints& a) { return load_i32(a.v); }
 static inline void look_up(const int8_t* table, uint8_t* codes, int count) { for (int i = 0; i < count; i++) codes[i] = uint8_t(table[codes[i]]); }

@@ -46,7 +46,7 @@ def html(model: str, machine: str, decision: Decision, evens: Sequence[BreakEven
         heading(f"Take {choice.name}" if choice else "Nothing keeps all limits"),
         *(paragraph(reason) for reason in decision.reasons),
         table(TITLES, candidate_rows(decision), marks=["pass" if v.outcome is choice else "" for v in decision.verdicts]),
-        heading("What would change it"),
+        *([heading("What would change it")] if decision.changes else []),
         *(paragraph(change) for change in decision.changes),
         heading("The Pareto front"),
         paragraph("Joined points are not beaten: no other candidate is at least as good in both figures, and better in one. The table marks those "

@@ -22,6 +22,7 @@ DOUBLE = "-double"
 VARIANTS = (*FORMATS, "int8", *(f"{kind}{DOUBLE}" for kind in FORMATS))
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # block sizes that the library takes
 USUAL = 64
+USUAL_THRESHOLD = 6.0  # of inputs; 0: none stays in 16 bits
 LONGEST_NUMBER = 24  # of a float in JSON
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -127,10 +128,11 @@ class BitsandbytesWriter(Writer):
         # A head that shares the embedding's weight is no tensor of its own, and is not quantized.
         skipped = list(dict.fromkeys([*(name.removesuffix(".weight") for name in kept), *([] if "lm_head.weight" in weights else ["lm_head"])]))
         small = self.variant != "int8"
-        inputs = [self.options.activations.get(name) for name in weights]
-        threshold = 0.0 if inputs and all(spec is not None and spec.format == "int8" for spec in inputs) else 6.0  # 0: no input stays in 16 bits
+        inputs = {None if (spec := self.options.activations.get(name)) is None or spec.format != "int8" else spec.threshold for name in weights}
+        threshold = inputs.pop() if len(inputs) == 1 else None
         quantization: dict[str, Any] = {"quant_method": METHOD, "load_in_4bit": small, "load_in_8bit": not small, "llm_int8_skip_modules": skipped,
-                                        "llm_int8_threshold": threshold, "llm_int8_enable_fp32_cpu_offload": False, "llm_int8_has_fp16_weight": False}
+                                        "llm_int8_threshold": USUAL_THRESHOLD if threshold is None else threshold,
+                                        "llm_int8_enable_fp32_cpu_offload": False, "llm_int8_has_fp16_weight": False}
         if small:
             kinds = [spec.format for spec in weights.values() if spec.format in FORMATS] or [self.variant]
             quantization |= {"bnb_4bit_quant_type": max(FORMATS, key=kinds.count), "bnb_4bit_compute_dtype": self.dtype,

@@ -31,6 +31,9 @@ class CompressedTensorsWriter(Writer):
         for name, spec in options.activations.items():
             if spec.quantized and spec.format not in (*MICRO, "fp8e4m3") and formats.get(spec.format).kind != "int":
                 raise UsageError(f"compressed-tensors has no inputs in {spec.format} ({name})", remedy="name another precision of activations")
+            if spec.threshold:
+                raise UsageError(f"compressed-tensors cannot say that inputs from {spec.threshold:g} on stay unrounded ({name})",
+                                 remedy="name other inputs with --quantization, such as W8A8 or W8A16")
             if self._static(name) and not spec.symmetric:
                 raise UsageError(f"the inputs of {name} have a stored zero point, which is not carried along",
                                  remedy="name dynamic ones or none with --quantization, such as W4A16, and --requantize")

@@ -5,7 +5,8 @@ scale for each block (64 values by default) of that run, and a small JSON in `X.
 scales are bytes: absmax = table[byte] * nested_absmax + offset. INT8: `X.weight` with `X.SCB`, the largest magnitude of each row.
 When to choose it: adapters trained with QLoRA; hubs hold many such models. For serving, other 4-bit formats are faster everywhere.
 Limits: blocks know no rows: where the width is no multiple of the block, scales are repeated for groups of their greatest common divisor. The other
-tables (int4, af4) and INT8 in tiles for old GPUs are refused. INT8's threshold (parts of the inputs stay 16-bit): inputs stay in 16 bits altogether.
+tables (int4, af4) and INT8 in tiles for old GPUs are refused. INT8 with a threshold (LLM.int8(): inputs from it on stay 16-bit, the others become
+int8): as stored all inputs stay in 16 bits, which loses less; `--quantization LLM.int8()` runs the stored codes in that arithmetic.
 Source: bitsandbytes, functional.py (QuantState, dequantize_4bit, dequantize_blockwise) and nn/modules.py (Linear8bitLt); arXiv 2305.14314, 2208.07339.
 """
 
@@ -19,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from .. import formats
-from ..errors import CheckpointError
+from ..errors import CheckpointError, SchemeError
 from ..qtensor import QTensor
-from ..schemes import TensorSpec
+from ..schemes import TensorSpec, write_tensor
 from ._bitsandbytes_writer import BLOCKS, FORMATS, METHOD, STATE, BitsandbytesWriter
 from ._folder import quant_method
 from ._json import parse_object, shown
@@ -48,6 +49,15 @@ def _threshold(quantization: dict[str, Any], path: Path) -> float:
     if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold < math.inf:
         raise CheckpointError(f"llm_int8_threshold is {shown(threshold)}, not a number from 0 on", where=f"{path / 'config.json'}: quantization_config")
     return float(threshold)
+
+
+def _instead(threshold: float) -> str:
+    """How to compute as bitsandbytes does, where that threshold has a name."""
+    try:
+        inputs = TensorSpec("int8", "token", dynamic=True, threshold=threshold)
+    except SchemeError:
+        return ""
+    return f" (--quantization W8A{write_tensor(inputs, 'activation')} does as bitsandbytes does)"
 
 
 def _eight_bit(prefix: str, threshold: float, raw: Raw) -> Layer:
@@ -158,8 +168,9 @@ class BitsandbytesCodec:
     def open(self, path: Path) -> QuantizedCheckpoint:
         quantization = quantization_config(path)
         notes = []
-        if quantization.get("load_in_8bit") and _threshold(quantization, path):
-            notes.append("bitsandbytes rounds inputs to int8 except those beyond llm_int8_threshold; here all inputs stay in 16 bits")
+        if quantization.get("load_in_8bit") and (threshold := _threshold(quantization, path)):
+            notes.append("bitsandbytes rounds inputs to int8 except those from llm_int8_threshold on; here all inputs stay in 16 bits, which loses less"
+                         + _instead(threshold))
         return open_quantized(path, METHOD, _layers, notes=notes)
 
 

@@ -226,7 +226,8 @@ def _show(model: str, where: str, decision: Decision, evens: list[BreakEven]) ->
           f"goal: {decision.goal}\n")
     print("\n".join(columns([TITLES, *candidate_rows(decision)])))
     print("  * no other is at least as good in latency, memory and loss, and better in one (--html draws it)\n")
-    print(f"take {decision.choice.name}: --quantization {decision.choice.name}" if decision.choice else "nothing keeps all limits")
+    if decision.choice is not None:  # else the first reason says that there is none
+        print(f"take {decision.choice.name}: --quantization {decision.choice.name}")
     for reason in decision.reasons:
         print(f"  {printable(reason)}")
     if decision.changes:

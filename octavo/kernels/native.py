@@ -1,8 +1,8 @@
 """The native backend: ops are recorded once into a flat native program and replayed by a team of threads. Imports NumPy only.
 
-What it runs: weights of the panel16 layout (octavo/layouts.py); float activations in float32, or int8 ones with a static scale or one per row or group; a
-paged cache in the formats of op.CACHE_FORMATS. `supports` says what it does not. Inputs of a weight that has its columns in another order, or factors for them,
-are brought into that form by an op of its own, once for all weights of a linear that want the same.
+What it runs: weights of the panel16 layout (octavo/layouts.py); float activations in float32, or int8 ones with a static scale or one per row or group,
+beside which a row's largest values may stay float; a paged cache in the formats of op.CACHE_FORMATS. `supports` says what it does not. Inputs of a weight
+that has its columns in another order, or factors for them, are brought into that form by an op of its own, once for all weights of a linear that want the same.
 """
 
 from __future__ import annotations
@@ -35,13 +35,16 @@ class NativeWeight:
     columns  what equals another weight's where both take the same inputs; None where these are x itself
     """
 
-    def __init__(self, packed: layouts.Packed, activation: TensorSpec | None = None, *, group: int = 0, fixed: tuple[float, int] = (0.0, 0)) -> None:
-        """The inputs: `activation`, or `group` values to a scale (0: float ones); fixed: scale and zero point of all, 0 where found for each row."""
+    def __init__(self, packed: layouts.Packed, activation: TensorSpec | None = None, *, group: int = 0, fixed: tuple[float, int] = (0.0, 0),
+                 threshold: float = 0.0) -> None:
+        """The inputs: `activation`, or `group` values to a scale (0: float ones); fixed: scale and zero point of all, 0 where found for each row;
+        threshold: size from which on values stay float beside int8 ones, 0: none do."""
         meta = packed.meta
         self.packed, self.n, self.k, self.nbytes = packed, meta.n, meta.k, packed.nbytes
         if activation is not None and activation.format == "int8" and meta.store.startswith(("codes", "trellis")):
-            group = activation.size or WHOLE_ROW
-        self.group, self.fixed = group, fixed
+            group, threshold = activation.size or WHOLE_ROW, activation.threshold
+        self.group = group
+        self.inputs = (group, *fixed, threshold)
         self.order = packed.order
         self.factors = packed.factors if packed.factors is None or packed.order is None else packed.factors[packed.order]
         self.columns: tuple[bytes, bytes, int] | None = None
@@ -49,6 +52,11 @@ class NativeWeight:
         if self.order is not None or self.factors is not None or self.rotation:
             self.columns = (_digest(self.order), _digest(self.factors), self.rotation)
         self.native = native_weight(packed.blob, meta)
+
+    @property
+    def folds(self) -> bool:
+        """Whether its factors cost nothing: a fixed scale takes them in."""
+        return self.inputs[1] > 0 and self.factors is not None and self.order is None and not self.rotation
 
 
 def native_weight(blob: np.ndarray, meta: layouts.PackedMeta) -> Any:
@@ -121,8 +129,12 @@ class _Recording:
     def columns(self, x: Recorded, order: np.ndarray | None, factors: np.ndarray | None, rotation: int = 0) -> Recorded:
         """x with its columns taken in `order`, multiplied by `factors` and rotated in blocks of `rotation`."""
         out = Recorded(self, x.width if order is None else len(order), x.logits)
-        self.program.columns(x.id, self._array(order, self.program.places), self._array(factors, self.program.constant), rotation, out.id)
+        self.program.columns(x.id, self._array(order, self.program.places), self.array(factors), rotation, out.id)
         return out
+
+    def array(self, factors: np.ndarray | None) -> int:
+        """Factors as a constant; -1 for none."""
+        return self._array(factors, self.program.constant)
 
     def _array(self, array: np.ndarray | None, add: Callable[[np.ndarray], int]) -> int:
         if array is None:
@@ -298,13 +310,13 @@ class NativeOps:
         now = self._now
         given = list(biases) if biases is not None else [None] * len(weights)
         outs = [Recorded(now, w.n, x.logits) for w in weights]
-        for group, fixed, columns in sorted({(w.group, w.fixed, w.columns or ()) for w in weights}):  # weights that share x share its int8 form
-            mine = [i for i, w in enumerate(weights) if (w.group, w.fixed, w.columns or ()) == (group, fixed, columns)]
+        for how, columns in sorted({(w.inputs, w.columns or ()) for w in weights}):  # weights that share x share its int8 form
+            mine = [i for i, w in enumerate(weights) if (w.inputs, w.columns or ()) == (how, columns)]
             first = weights[mine[0]]
-            inputs = x if first.columns is None else now.columns(x, first.order, first.factors, first.rotation)
+            inputs = x if first.columns is None or first.folds else now.columns(x, first.order, first.factors, first.rotation)
             now.program.linear(inputs.id, [now.weight(weights[i]) for i in mine],
                                [-1 if (b := given[i]) is None else now.constant(b) for i in mine], [outs[i].id for i in mine],
-                               -1 if residual is None else residual.id, group, *fixed)
+                               -1 if residual is None else residual.id, *how, now.array(first.factors) if first.folds else -1)
         return tuple(outs)
 
     def rms_norm(self, x: Recorded, gain: Constant, eps: float, offset: float = 0.0, groups: int = 1) -> Recorded:

@@ -35,12 +35,15 @@ class ReferenceWeight:
         self.values, self.activation, self.input_scale = values, activation, input_scale
         self.n, self.k = (int(size) for size in values.shape)
         self.nbytes = values.nbytes
+        self.plain = order is None and not rotation  # then a fixed scale takes the factors in
         self.order = np.arange(self.k) if order is None else np.asarray(order)
         self.rotation = rotation
         self.factors = np.ones(self.k) if factors is None else np.asarray(factors, np.float64)
 
     def inputs(self, x: np.ndarray) -> np.ndarray:
         """x [rows, k] as the columns of `values` meet it."""
+        if self.input_scale and self.plain:
+            return round_activations(x, self.activation, self.input_scale, self.factors)
         ordered = (x * self.factors)[:, self.order]
         return round_activations(rotate(ordered, self.rotation) if self.rotation else ordered, self.activation, self.input_scale)
 
@@ -218,19 +221,29 @@ class ReferenceOps:
         return x[self.step.select]
 
 
-def round_activations(x: np.ndarray, spec: TensorSpec, input_scale: float = 0.0) -> np.ndarray:
+def fixed_codes(x: np.ndarray, scale: float, zero_point: int = 0, factors: np.ndarray | None = None) -> np.ndarray:
+    """int8 codes of x [rows, k], finite, with a scale known beforehand: round(x / scale) + zero_point half to even, within +-127; factors [k]: by which x is
+    multiplied first. In float32: x meets one product of 1 / scale and its factor."""
+    inverse = np.float32(1) / np.float32(scale) * (np.ones(x.shape[1], np.float32) if factors is None else factors.astype(np.float32))
+    return np.clip(np.rint(x.astype(np.float32) * inverse) + np.float32(zero_point), -127, 127).astype(np.int8)
+
+
+def round_activations(x: np.ndarray, spec: TensorSpec, input_scale: float = 0.0, factors: np.ndarray | None = None) -> np.ndarray:
     """x [rows, k] as a linear sees it: unchanged for an unquantized spec, else rounded row by row.
 
-    INT8 per token: scale = max|x| / 127 in float32, code = x / scale rounded half to even; static: `input_scale` for all, codes end at -127 and 127.
-    A row with NaN or infinity becomes NaN.
+    INT8 per token: scale = max|x| / 127 in float32, code = x / scale rounded half to even; static: `input_scale` for all, codes end at -127 and 127;
+    `factors` as for fixed_codes. A row with NaN or infinity becomes NaN. Finite values of at least spec.threshold are left out and stay as they are.
     """
     if not spec.quantized:
         return x
+    if spec.threshold:
+        size = np.abs(x.astype(np.float32))
+        large = (size >= np.float32(spec.threshold)) & np.isfinite(size)
+        return round_activations(np.where(large, 0, x), replace(spec, threshold=0.0)) + np.where(large, x, 0)
     finite = np.isfinite(x).all(axis=1)
     if not spec.dynamic:
-        fixed = np.float32(input_scale)
-        codes = np.clip(np.rint(np.where(finite[:, None], x, 0).astype(np.float32) * (np.float32(1) / fixed)), -127, 127)
-        return np.where(finite[:, None], codes.astype(np.float64) * np.float64(fixed), np.nan)
+        found = fixed_codes(np.where(finite[:, None], x, 0), input_scale, factors=factors)
+        return np.where(finite[:, None], found.astype(np.float64) * np.float64(np.float32(input_scale)), np.nan)
     rounded = quantize(np.where(finite[:, None], x, 0).astype(np.float32), spec).dequantize().astype(np.float64)
     rounded[~finite] = np.nan
     return rounded

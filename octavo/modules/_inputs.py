@@ -14,11 +14,12 @@ WHOLE_ROW = 1 << 24
 @dataclass(frozen=True)
 class Inputs:
     """group: values that share a scale of int8 codes, 0 for float inputs; fixed, zero_point: the one scale of all inputs where calibration found it,
-    else 0."""
+    else 0; threshold: size from which on values stay float, 0 for none."""
 
     group: int = 0
     fixed: float = 0.0
     zero_point: int = 0
+    threshold: float = 0.0
 
     @staticmethod
     def of(spec: TensorSpec, found: Fixed | None = None, where: str = "") -> Inputs:
@@ -34,7 +35,7 @@ class Inputs:
         if not spec.symmetric or spec.granularity not in ("token", "group") or spec.size % 32:
             raise SchemeError(f"dynamic activations per {spec.granularity} do not run in modules", where=where,
                               remedy="A8 (a scale per row) or A8g64 (a multiple of 32), without zero points")
-        return Inputs(spec.size or WHOLE_ROW)
+        return Inputs(spec.size or WHOLE_ROW, threshold=spec.threshold)
 
 
 def is_static(spec: TensorSpec) -> bool:

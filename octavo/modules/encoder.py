@@ -144,7 +144,7 @@ def norm(ops: RowsOps, layer: Any, x: Any) -> Any:
 def table(layer: Quantized) -> NativeWeight:
     """The weight of a linear or an embedding as programs take it."""
     part: Weight = layer.weight  # type: ignore[assignment]
-    return NativeWeight(part.packed(), group=part.inputs.group, fixed=(part.inputs.fixed, part.inputs.zero_point))
+    return NativeWeight(part.packed(), group=part.inputs.group, fixed=(part.inputs.fixed, part.inputs.zero_point), threshold=part.inputs.threshold)
 
 
 def _bias(layer: QuantizedLinear) -> Constant | None:

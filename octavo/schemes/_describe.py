@@ -25,6 +25,8 @@ def describe(spec: TensorSpec, role: Role = "weight") -> str:
         parts.append("one fp32 scale of the tensor on top")
     if not spec.symmetric:
         parts.append("with zero points")
+    if spec.threshold:
+        parts.append(f"values from {spec.threshold:g} on stay unrounded")
     if role != "weight":
         parts.append("computed at run time" if spec.dynamic else "static (from calibration)")
     return ", ".join(parts)

@@ -46,7 +46,7 @@ _ALL = (
     Name("W4A16_NVFP4", "Wnvfp4A16", _MODELOPT), Name("NVFP4_AWQ", "Wnvfp4Anvfp4", _MODELOPT),
     Name("W4A8_NVFP4_FP8", "Wnvfp4Afp8ts", _MODELOPT, _CALIBRATED), Name("W4A8_MXFP4_FP8", "Wmxfp4Afp8ts", _MODELOPT, _CALIBRATED),
     Name("nf4", "WNF4A16", _BNB), Name("fp4", "WFP4A16", _BNB), Name("bnb-nf4", "WNF4A16", _BNB), Name("bnb-fp4", "WFP4A16", _BNB),
-    Name("LLM.int8()", "W8A8", _BNB, "outlier columns of the activations stay in 16 bits there"),
+    Name("LLM.int8()", "W8A8o6", _BNB, "each row for itself; another llm_int8_threshold: W8A8o4"),
     Name("EETQ", "W8A16", "EETQ"),
     Name("int8_weight_only", "W8A16", _TORCHAO), Name("int4_weight_only", "W4zA16", _TORCHAO),
     Name("int8_dynamic_activation_int8_weight", "W8A8", _TORCHAO), Name("int8_dynamic_activation_int4_weight", "W4g32A8", _TORCHAO),

@@ -14,6 +14,7 @@ Role = Literal["weight", "activation", "cache"]
 SCALE_FORMATS = ("fp32", "fp16", "bf16", "e8m0", "fp8e4m3")
 LEAST_SYMMETRIC_CACHE = 5  # bits: with fewer, a token of the cache has an offset beside its scale, and both are bfloat16
 LARGEST_SIZE = 1 << 24  # of a group or a block's side: beyond any layer, and far from overflow
+THRESHOLDS = (0.001, 1e6)  # within which they are written and read without loss
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class TensorSpec:
     symmetric    False: zero points (or offsets, as in GGUF's minimums)
     scale_format "fp32" "fp16" "bf16" "e8m0" "fp8e4m3"
     dynamic      scales computed at run time (activations, cache) rather than stored
+    threshold    of activations: values of at least this size stay as they are, beside codes of the others (LLM.int8(), arXiv 2208.07339); 0: none do
 
     Raises SchemeError for a combination that cannot be.
     """
@@ -39,6 +41,7 @@ class TensorSpec:
     symmetric: bool = True
     scale_format: str = "fp32"
     dynamic: bool = False
+    threshold: float = 0.0
 
     def __post_init__(self) -> None:
         if (problem := self._problem()) is not None:
@@ -51,7 +54,7 @@ class TensorSpec:
         if number.scale_only:
             return "this is a format of scales, not of tensors"
         if not number.scaled:
-            plain = (self.granularity, self.size, self.columns, self.symmetric, self.dynamic) == ("none", 0, 0, True, False)
+            plain = (self.granularity, self.size, self.columns, self.symmetric, self.dynamic, self.threshold) == ("none", 0, 0, True, False, 0)
             return None if plain else "an unquantized format has no scales, groups or zero points"
         if self.granularity not in ("tensor", "channel", "token", "group", "block"):
             return f"{self.format} needs a granularity: tensor, channel, token, group or block"
@@ -64,6 +67,10 @@ class TensorSpec:
             return "only integers have zero points"
         if self.scale_format not in SCALE_FORMATS:
             return f"unknown scale format {self.scale_format!r}, known: {', '.join(SCALE_FORMATS)}"
+        if self.threshold and not (number.kind == "int" and self.dynamic and self.granularity in ("token", "group")):
+            return "only integers whose scales are computed per token or group leave outliers out"
+        if self.threshold and not THRESHOLDS[0] <= self.threshold <= THRESHOLDS[1]:
+            return f"outliers begin at {THRESHOLDS[0]:g} to {THRESHOLDS[1]:g}, not at {self.threshold:g}"
         micro = number.two_level or number.scale_format == "e8m0"
         if micro and (self.granularity, self.size, self.scale_format) != (number.granularity, number.size, number.scale_format):
             return f"the format fixes groups of {number.size} with {number.scale_format} scales"
@@ -132,6 +139,9 @@ class Scheme:
         for role, spec in (("weight", self.weight), ("activation", self.activation), ("cache", self.cache), ("cache", self.cache_values)):
             if spec.granularity not in _ALLOWED[role]:  # type: ignore[index]
                 raise SchemeError(f"cannot have one scale per {spec.granularity}", where=role, remedy=f"possible: {', '.join(_ALLOWED[role])}")  # type: ignore[index]
+        for role, spec in (("weight", self.weight), ("cache", self.cache), ("cache", self.cache_values)):
+            if spec.threshold:
+                raise SchemeError("only activations leave outliers out", where=role)
         if self.weight.dynamic:
             raise SchemeError("scales of a weight are stored, not computed at run time", where="weight")
 

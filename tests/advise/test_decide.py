@@ -63,7 +63,11 @@ def test_the_limits_of_the_manual() -> None:
     decision = decide(usual(), Load(20), None, Limits(0.1, None, 4e9, 0.02))
     assert decision.goal == "quality" and decision.choice is None and decision.nearest is not None
     assert "nothing keeps all limits" in decision.reasons[0] and "100 ms is allowed" in decision.reasons[0] and decision.nearest.name in decision.reasons[0]
+    assert "times as much)" in decision.reasons[0]
+    assert decision.reasons[1].startswith("no candidate keeps the limit of p95 of an answer: the least is ") and len(decision.reasons) == 2
     assert [change for change in decision.changes if change.startswith("p95 of an answer of")]
+    apart = decide(usual(), Load(), None, Limits(memory=120e6, max_kl=0.001))  # 4 bits are small enough, 16 bits lose little enough
+    assert apart.choice is None and apart.reasons[1] == "each limit is kept by some candidate, but no candidate keeps them all"
 
 
 def test_everything_against_a_search() -> None:

@@ -1,5 +1,5 @@
 """Compiles every kernel in every configuration of the cases for Ampere, Ada, Hopper and Blackwell, without a GPU, and writes what it found as a page:
-python tests/gpu/check_compile.py [--table FILE] [--only PATTERN] (make test-triton; some minutes)."""
+python -m gpu.check_compile [--table FILE] [--only PATTERN] in tests/ (make test-triton; some minutes)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from test_compile import ARCHITECTURES, judged, lines
+from gpu.test_compile import ARCHITECTURES, judged, lines
 
 HEAD = """# GPU kernels, compiled
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import test_linear_codes as codes
-import test_linear_fp8 as fp8
-import test_linear_int8 as int8
 import torch
-from test_weights import SPECS, weight_of
 
+from gpu import test_linear_codes as codes
+from gpu import test_linear_fp8 as fp8
+from gpu import test_linear_int8 as int8
+from gpu.test_weights import SPECS, weight_of
 from octavo.kernels.triton.weights import linear
 from octavo.schemes import TensorSpec
 
@@ -43,6 +43,11 @@ def test_float_activations(name: str) -> None:
             for row in sound(rows):
                 codes.close(y[row : row + 1], x[row : row + 1], weight, codes.error_of(weight, rows))
             assert rows <= 3 or y[2].isnan().all()
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_split_k(name: str) -> None:
+    codes.test_split_k_gives_the_same_bits_every_time(name)
 
 
 @pytest.mark.parametrize("name", int8.NAMES)

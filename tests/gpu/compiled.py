@@ -88,7 +88,7 @@ def source(kernel: Any, launched: dict[str, Any]) -> tuple[ASTSource, dict[str, 
                     attributes[(index,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "fp32"
-    options = {name: launched[name] for name in ("num_warps", "num_stages", "num_ctas", "maxnreg") if name in launched}
+    options: dict[str, Any] = {name: launched[name] for name in ("num_warps", "num_stages", "num_ctas", "maxnreg") if name in launched}
     return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes), options
 
 

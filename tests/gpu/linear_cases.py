@@ -78,8 +78,8 @@ def experts_case(pairs: int) -> Callable[[Gpu], None]:
         layer = experts.Experts(like, torch.empty((count, *like.codes.shape), dtype=torch.uint8, device=META),
                                 torch.empty((count, *like.scales.shape), dtype=torch.uint8, device=META), None)
         tile = experts.tile_for(like, pairs, count, gpu)
-        places = [torch.empty(count, dtype=torch.int32, device=META)] * 3
-        routing = experts.Routing(torch.empty(pairs, dtype=torch.int32, device=META), *places, 4, tile.rows)
+        place = torch.empty(count, dtype=torch.int32, device=META)
+        routing = experts.Routing(torch.empty(pairs, dtype=torch.int32, device=META), place, place, place, 4, tile.rows)
         y = experts.multiply(x_of(pairs // 4, 2880, torch.float32), layer, routing, tile, torch.empty((count, 5760), device=META))
         experts.mix(y, torch.empty((pairs // 4, 4), device=META))
 

@@ -63,7 +63,7 @@ def rest(gpu: Gpu) -> None:
 
 def table_case(kind: str, bits: int, scales: torch.dtype, offsets: bool) -> Callable[[Gpu], None]:
     def call(gpu: Gpu) -> None:
-        from linear_cases import weight
+        from gpu.linear_cases import weight
 
         spec = {"ints8": TensorSpec("int8", "channel"), "ints4": TensorSpec("int4", "group", 128), "ints2": TensorSpec("int2", "group", 64),
                 "table": TensorSpec("mxfp4", "group", 32, scale_format="e8m0"), "fp8e4m3": TensorSpec("fp8e4m3", "channel")}[kind]

@@ -6,6 +6,7 @@ Source: PTX ISA 8.x, "Integer Arithmetic", "Logic and Shift", "prmt", "lop3", "f
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     return result
 
 
-INSTRUCTIONS = {
+INSTRUCTIONS: dict[str, Callable[..., np.ndarray]] = {
     "mov.b32": lambda a: a,
     "cvt.u32.u16": lambda a: a & U32(0xFFFF),
     "and.b32": lambda a, b: a & b,

@@ -11,17 +11,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-MODULES = ["linear_cases", "ops_cases"]
+TESTS = Path(__file__).resolve().parents[1]
+MODULES = ["gpu.linear_cases", "gpu.ops_cases"]
 ARCHITECTURES = (80, 89, 90, 100)
 FEW = r"^int4 g128, 1 rows$|^FP8 blocks, 4096|^embedding ints4"
-LARGEST_STACK = 0  # bytes: nothing is spilled
+# Bytes of stack. Nothing is spilled, but for the kernel that scales one product while the next one runs: 256 sums to a thread, a few more than there are
+# registers; otherwise the tensor cores would wait for the scaling.
+STACK = {"multiply_fp8_wide": 128}
 
 
 def lines(*options: str) -> list[dict]:
     """What compiled.py prints, from a process where Triton compiles."""
-    env = {**{k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
-    run = subprocess.run([sys.executable, str(HERE / "compiled.py"), "--cases", *MODULES, *options], capture_output=True, text=True, env=env)
+    env = {**{k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+    run = subprocess.run([sys.executable, "-m", "gpu.compiled", "--cases", *MODULES, *options], capture_output=True, text=True, env=env)
     assert run.returncode == 0, run.stderr[-4000:]
     return [json.loads(line) for line in run.stdout.splitlines()]
 
@@ -33,7 +35,7 @@ def judged(found: list[dict]) -> list[str]:
         name = f"{line['case']} ({line['kernel']}, sm_{line['arch']})"
         if line["shared"] > line["limit"]:
             wrong.append(f"{name}: {line['shared']} bytes of shared memory, the GPU has {line['limit']}")
-        if line["registers"] > 255 or line["stack"] > LARGEST_STACK:
+        if line["registers"] > 255 or line["stack"] > STACK.get(line["kernel"], 0):
             wrong.append(f"{name}: {line['registers']} registers, {line['stack']} bytes spilled")
         if line["kernel"].startswith("multiply") and not line["units"] and "fp32" not in line["case"]:
             wrong.append(f"{name}: no matrix unit is used")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_weights import weight_of
 
+from gpu.test_weights import weight_of
 from octavo.errors import KernelError
 from octavo.kernels.triton import experts
 from octavo.kernels.triton.linear_codes import mode_of

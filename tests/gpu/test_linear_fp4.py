@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_weights import weight_of
 
+from gpu.test_weights import weight_of
 from octavo import formats, qtensor, schemes
 from octavo.kernels.triton import weights
 from octavo.kernels.triton.linear_fp4 import inputs, multiply, rounded

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import ptx
 import pytest
 import torch
 
+from gpu import ptx
 from octavo import formats, qtensor, schemes
 from octavo.errors import KernelError
 from octavo.kernels.op import Problem

@@ -69,7 +69,7 @@ class QuantizedConvolution(Quantized):
             bias = None if self.bias is None else self.bias[g * made : (g + 1) * made]
             how = part.inputs
             immediate().convolution(part.native, pixels, self.derived(str(g), bias, part), out, kernel, step, gap, [up, left], g * each, each, g * made,
-                                    how.group, how.fixed, how.zero_point)
+                                    how.group, how.fixed, how.zero_point, how.threshold)
         y = torch.from_numpy(out).permute(0, 3, 1, 2)
         y = y.squeeze(2) if self.flat else y
         y = y.squeeze(0) if single else y

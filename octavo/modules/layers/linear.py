@@ -30,12 +30,14 @@ class QuantizedLinear(Quantized):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.weight
-        if weight.order is not None or weight.factors is not None:
+        how = weight.inputs
+        folds = how.fixed > 0 and weight.factors is not None and weight.order is None  # a fixed scale takes the factors in
+        if not folds and (weight.order is not None or weight.factors is not None):
             x = weight.arranged(x.reshape(-1, weight.meta.k)).reshape(x.shape)
         rows = rows_of(x, weight.meta.k)
         out = np.empty((len(rows), weight.meta.n), np.float32)
-        how = weight.inputs
-        immediate().linear(weight.native, rows, self.derived("bias", self.bias, weight), out, how.group, how.fixed, how.zero_point)
+        immediate().linear(weight.native, rows, self.derived("bias", self.bias, weight), out, how.group, how.fixed, how.zero_point, how.threshold,
+                           weight.factors.numpy() if folds and weight.factors is not None else None)
         y = torch.from_numpy(out).reshape(*x.shape[:-1], weight.meta.n)
         return y if x.dtype == torch.float32 else y.to(x.dtype)
 

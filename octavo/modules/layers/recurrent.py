@@ -88,10 +88,10 @@ class QuantizedRecurrent(Quantized):
         bias = [self.get_parameter(f"bias_{part}_{suffix}") if self.has_bias else None for part in ("ih", "hh")]
         gates = np.empty((len(values), inputs.meta.n), np.float32)
         how = inputs.inputs
-        immediate().linear(inputs.native, values, self.derived("ih" + suffix, bias[0], inputs), gates, how.group, how.fixed, how.zero_point)
+        immediate().linear(inputs.native, values, self.derived("ih" + suffix, bias[0], inputs), gates, how.group, how.fixed, how.zero_point, how.threshold)
         how = memory.inputs
         immediate().recurrent(CELLS[self.cell], memory.native, self.derived("hh" + suffix, bias[1], memory), gates, sizes, reverse, state[0],
-                              state[1] if self.cell == "LSTM" else None, out, column, how.group, how.fixed, how.zero_point)
+                              state[1] if self.cell == "LSTM" else None, out, column, how.group, how.fixed, how.zero_point, how.threshold)
 
     def flatten_parameters(self) -> None:
         """Nothing to do: what callers of torch's recurrent layers call."""

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...kernels.reference import round_activations
 from ...qtensor import quantize
 from ...schemes import TensorSpec
 
@@ -59,7 +60,7 @@ class Problem:
         total = 0.0
         missed = None
         if self.inputs is not None and self.activation is not None:
-            missed = self.inputs - quantize(self.inputs / spread, self.activation).dequantize() * spread
+            missed = self.inputs - round_activations(self.inputs / spread, self.activation).astype(np.float32) * spread
         for weight, spec, part in zip(self.weights, self.specs, self.parts, strict=True):
             back = quantize(weight * spread, spec).dequantize() / spread
             difference = weight - back
