@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from kernels.test_native import CACHES, prompt, step_of
 
+from gpu import test_attention as attention
 from gpu import test_ops as ops
 from octavo.kernels.reference import ReferenceOps
 from octavo.kernels.triton.ops import TritonOps
@@ -28,3 +29,10 @@ def test_logits(kind: dict[str, Any]) -> None:
 def test_caches(cache: str) -> None:
     for a, b in zip(ops.run(TritonOps(), STEPS, cache), ops.run(ReferenceOps(), STEPS, cache), strict=True):
         ops.close(a, b, 2e-5 if cache == "fp32" else 4e-3)
+
+
+@pytest.mark.parametrize("dim", [24, 64, 128])
+@pytest.mark.parametrize("name", list(attention.FOUR))
+def test_four_bit_caches(name: str, dim: int) -> None:
+    for balanced in (False, True):
+        attention.four_bits(name, dim, balanced, attention.STEPS)

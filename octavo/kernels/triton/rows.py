@@ -52,11 +52,12 @@ def quantize(x, codes, scales, k, run, fixed, x_stride, FORMAT: tl.constexpr, FI
     """Program (row, run): `run` columns that share a scale."""
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1)
-    column = group * run + tl.arange(0, BLOCK)
-    inside = (tl.arange(0, BLOCK) < run) & (column < k)
+    at = tl.arange(0, BLOCK)[None, :]
+    column = group * run + at
+    inside = (at < run) & (column < k)
     values = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
-    found, scale = _codes(values[None, :], inside[None, :], fixed, FORMAT, FIXED)
-    tl.store(codes + row * k + column[None, :], found, mask=inside[None, :])
+    found, scale = _codes(values, inside, fixed, FORMAT, FIXED)
+    tl.store(codes + row * k + column, found, mask=inside)
     tl.store(scales + group.to(tl.int64) * tl.num_programs(0) + row + tl.arange(0, 1), scale)
 
 

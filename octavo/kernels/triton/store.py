@@ -85,7 +85,8 @@ def store(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, turned: torch.Tenso
     if not len(k):
         return
     if layer.keys.format == "int4":
-        store4(k, slots, layer.key_codes, layer.key_scales, layer.dim, lead(layer.dim), layer.keys.symmetric, None if layer.turns is None else layer.turns.jump)
+        jump = None if layer.turns is None or layer.keys.symmetric else layer.turns.jump
+        store4(k, slots, layer.key_codes, layer.key_scales, layer.dim, lead(layer.dim), layer.keys.symmetric, jump)
     if layer.values.format == "int4":
         store4(v, slots, layer.value_codes, layer.value_scales, layer.dim, 0, layer.values.symmetric)
     if layer.keys.format == layer.values.format == "int4":
