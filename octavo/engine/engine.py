@@ -46,7 +46,7 @@ class Engine:
         self.max_model_len = min(self.options.max_model_len or loaded.max_model_len, loaded.max_model_len)
         page_bytes = KVPool.bytes_per_page(loaded.kv_heads, loaded.head_dims, loaded.cache_spec)
         backend = getattr(loaded, "backend", None)
-        pages = self.options.pool_pages(page_bytes, self.max_model_len, on_device=backend.free_memory() if backend is not None else None)
+        pages = self.options.pool_pages(page_bytes, self.max_model_len, on_device=backend.memory() if backend is not None else None)
         self.max_model_len = min(self.max_model_len, pages * PAGE)
         self.kv_pages = pages
         self.kv_bytes = pages * page_bytes

@@ -123,9 +123,9 @@ def prepare(tensor: QTensor, activation: TensorSpec, input_scale: float = 0.0, d
 
 
 def linear(x: torch.Tensor, weights: Sequence[GpuWeight], biases: Sequence[torch.Tensor | None] | None = None,
-           residual: torch.Tensor | None = None, narrow: bool = False) -> list[torch.Tensor]:
+           residual: torch.Tensor | None = None, narrow: bool = False, ways: Sequence[Any] | None = None) -> list[torch.Tensor]:
     """y [rows, n] float32 (bfloat16 where `narrow`) for each weight, of x [rows, k] float32 or bfloat16, rounded once for all weights that want the same.
-    biases float32 [n]; residual [rows, n] goes with exactly one weight."""
+    biases float32 [n]; residual [rows, n] goes with exactly one weight. ways: a choices.Way for each weight, None: the usual kernel."""
     if residual is not None and len(weights) != 1:
         raise KernelError("a residual goes with exactly one weight", where="linear")
     residual = None if residual is None else residual.contiguous()
@@ -138,7 +138,8 @@ def linear(x: torch.Tensor, weights: Sequence[GpuWeight], biases: Sequence[torch
         key = (weight.columns, *family.wants(weight, len(x)))
         if key not in known:
             known[key] = family.inputs(known[weight.columns], weight)
-        outputs.append(family.multiply(known[key], weight, None if biases is None else biases[index], residual, narrow=narrow))
+        by = family if ways is None or ways[index] is None else ways[index]
+        outputs.append(by.multiply(known[key], weight, None if biases is None else biases[index], residual, narrow=narrow))
     return outputs
 
 
