@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
+
 from ..qtensor import QTensor
 from ..schemes import CacheSpec, TensorSpec
 
@@ -36,6 +38,18 @@ class Problem:
     activation: TensorSpec | None = None
     cache: TensorSpec | None = None   # of keys or of values
     head_dim: int = 0
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How the next tokens of some sequences are drawn, as csrc/sampling.h does: arrays [sequences] of temperature (0: the likeliest token), top_k (0: all),
+    top_p and min_p; u float64 [steps, sequences] in [0, 1) picks."""
+
+    temperature: np.ndarray
+    top_k: np.ndarray
+    top_p: np.ndarray
+    min_p: np.ndarray
+    u: np.ndarray
 
 
 CACHE_FORMATS = ("fp32", "bf16", "int8", "fp8e4m3", "int4")

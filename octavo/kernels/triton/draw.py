@@ -8,11 +8,15 @@ another order than on the CPU, in float64, so the token is another only where u 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import triton
 import triton.language as tl
+
+if TYPE_CHECKING:
+    from ..op import Draws
 
 HEAD = 4096
 BLOCK = 4096
@@ -180,10 +184,57 @@ def draw(logits: torch.Tensor, rows: Sequence[int], temperatures: Sequence[float
     packed = torch.from_numpy(np.concatenate([part.reshape(-1).view(np.int32) for part in (numbers, settings, whole)])).to(device)
     at = packed[: 4 * many].view(torch.float64), packed[4 * many : 7 * many].view(torch.float32), packed[7 * many : 8 * many], packed[8 * many :]
     tokens = torch.empty(count, dtype=torch.int32, device=device)
-    _look[(count,)](logits, at[3], at[1], at[2], at[0], heads, tokens, width, logits.stride(0), many, HEAD=HEAD, BLOCK=BLOCK,
+    launch(logits, heads, at, tokens, many)
+    found: list[int] = tokens.tolist()
+    return found
+
+
+class DrawnRows:
+    """The draws of a captured step: what is drawn and how lies at fixed places, one u for each step that follows another."""
+
+    def __init__(self, rows: int, steps: int, device: torch.device) -> None:
+        self.rows, self.steps, self.many = rows, steps, -(-rows // 4) * 4
+        many = self.many
+        self.host = torch.zeros(2 * steps * many + 4 * many + 4, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self.numbers = self.host.numpy()
+        self.inputs = self.host.to(device)
+        end = 2 * steps * many
+        self.u = self.inputs[:end].view(torch.float64).view(steps, many)
+        self.settings, self.ranks = self.inputs[end : end + 3 * many].view(torch.float32), self.inputs[end + 3 * many : end + 4 * many]
+        self.turn = self.inputs[end + 4 * many : end + 4 * many + 1]
+        self.current = torch.zeros((2, many), dtype=torch.float64, device=device)
+        self.places = torch.arange(many, dtype=torch.int32, device=device)
+        self.heads = torch.empty((rows, HEAD), dtype=torch.int64, device=device)
+
+    def set(self, draws: Draws, width: int) -> None:
+        """Take these draws, from the next `into` on. Copies without waiting."""
+        many, count, end = self.many, len(draws.temperature), 2 * self.steps * self.many
+        self.numbers[:] = 0
+        self.numbers[:end].view(np.float64).reshape(self.steps, many)[: len(draws.u), :count] = draws.u
+        settings = self.numbers[end : end + 3 * many].view(np.float32).reshape(3, many)
+        drawn = draws.temperature > 0
+        settings[0, :count] = np.where(drawn, 1 / np.where(drawn, draws.temperature, 1), 0)
+        settings[1, :count], settings[2, :count] = draws.top_p, draws.min_p
+        self.numbers[end + 3 * many : end + 3 * many + count] = np.where(draws.top_k < width, draws.top_k, 0)
+        self.inputs.copy_(self.host, non_blocking=True)
+
+    def into(self, best: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """int32 [2, rows]: the tokens drawn from logits [rows, width] where any are, -1 where the CPU must, else the likeliest; and best[1]. Then the next u is
+        next."""
+        self.current[0] = self.u.index_select(0, self.turn)[0]
+        self.turn += 1
+        tokens = torch.empty(self.rows, dtype=torch.int32, device=logits.device)
+        self.heads.fill_(torch.iinfo(torch.int64).min)
+        launch(logits, self.heads, (self.current, self.settings, self.ranks, self.places), tokens, self.many)
+        return torch.stack([torch.where(self.settings[: self.rows] > 0, tokens, best[0]), best[1]])
+
+
+def launch(logits: torch.Tensor, heads: torch.Tensor, at: Sequence[torch.Tensor], tokens: torch.Tensor, many: int) -> None:
+    """Both programs for as many rows as there are `tokens`; at: numbers, settings, ranks, rows, each in rows of `many`. heads [1, 1] where none are needed."""
+    numbers, settings, ranks, rows = at
+    count, width = len(tokens), logits.shape[1]
+    _look[(count,)](logits, rows, settings, ranks, numbers, heads, tokens, width, logits.stride(0), many, HEAD=HEAD, BLOCK=BLOCK,
                     L0=LEAST[0], L1=LEAST[1], L2=LEAST[2], L3=LEAST[3], L4=LEAST[4], num_warps=16)
     if heads.shape[1] == HEAD:
         heads = torch.sort(heads, dim=1, descending=True).values
-        _take[(count,)](heads, at[1], at[2], at[0], tokens, many, torch.iinfo(torch.int64).min, HEAD=HEAD, num_warps=16)
-    found: list[int] = tokens.tolist()
-    return found
+        _take[(count,)](heads, settings, ranks, numbers, tokens, many, torch.iinfo(torch.int64).min, HEAD=HEAD, num_warps=16)

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .draw import DrawnRows
+
 if TYPE_CHECKING:
     from ...cache import Step
+    from ..op import Draws
     from .pool import GpuPool
     from .program import TritonProgram
 
@@ -28,11 +31,11 @@ class Captures:
     """The graphs of one program over one cache, by bucket."""
 
     def __init__(self) -> None:
-        self.met: Counter[tuple[int, int]] = Counter()
-        self.graphs: dict[tuple[int, int], Graph] = {}
+        self.met: Counter[tuple[int, int, bool]] = Counter()
+        self.graphs: dict[tuple[int, int, bool], Graph] = {}
         self.memory: Any = None  # lives as long as one of the graphs: with the last of them torch gives it up
 
-    def graph(self, key: tuple[int, int], make: Callable[[Any], Graph]) -> Graph | None:
+    def graph(self, key: tuple[int, int, bool], make: Callable[[Any], Graph]) -> Graph | None:
         """The graph of a bucket, made when it is met for the second time. make(memory)."""
         self.met[key] += 1
         if key not in self.graphs and self.met[key] >= TWICE:
@@ -43,9 +46,10 @@ class Captures:
 
 
 class Graph:
-    """A captured step of `rows` sequences that decode, whose tables are `width` pages wide. After it, its inputs are those of the step that follows."""
+    """A captured step of `rows` sequences that decode, whose tables are `width` pages wide; `drawn`: their tokens are drawn, not only the likeliest found.
+    After it, its inputs are those of the step that follows."""
 
-    def __init__(self, program: TritonProgram, rows: int, width: int, pool: GpuPool, device: torch.device, memory: Any) -> None:
+    def __init__(self, program: TritonProgram, rows: int, width: int, drawn: bool, pool: GpuPool, device: torch.device, memory: Any) -> None:
         self.rows, self.width = rows, width
         layout = decode_layout(rows, width)
         self.host = torch.zeros(layout[-1][1], dtype=torch.int32, pin_memory=True)
@@ -54,7 +58,9 @@ class Graph:
         self.inputs = self.host.to(device)
         self.found = torch.zeros((MOST_AHEAD, 2, rows), dtype=torch.int32, pin_memory=True)
         self.copied = torch.cuda.Event()
+        self.came: list[torch.cuda.Event] = []  # after each step of a run
         self.logits = program.room(rows)
+        self.drawn = DrawnRows(rows, MOST_AHEAD, device) if drawn else None
         here, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
         self.now = program.filled_up(rows, width, pool, self.inputs)  # holds what the graph reads
         slots = list(self.now.values)
@@ -76,12 +82,12 @@ class Graph:
         self.now.pool = None  # type: ignore[assignment]  # the cache holds the graphs, not they it
 
     def _step(self, program: TritonProgram) -> torch.Tensor:
-        logits, best = program.step(self.now)
+        logits, best = program.step(self.now, self.drawn)
         self.logits.copy_(logits)
         return best
 
-    def run(self, step: Step, steps: int = 1) -> tuple[torch.Tensor, np.ndarray]:
-        """(logits of the last, `found` int32 [steps, 2, rows] as program.largest gives it, there once the stream has come so far)."""
+    def run(self, step: Step, steps: int = 1, draws: Draws | None = None) -> tuple[torch.Tensor, np.ndarray]:
+        """(logits of the last, `found` int32 [steps, 2, rows] as program.largest gives it, or what was drawn; there once the stream has come so far)."""
         rows, width = step.tables.shape
         self.copied.synchronize()  # the copy of the step before has read what is written now
         for part, array in zip(self.parts, (step.tokens, step.positions, step.slots, step.lengths), strict=False):
@@ -89,10 +95,15 @@ class Graph:
         self.parts[2][rows:], self.parts[3][rows:] = -1, 0
         self.parts[4][: self.rows * self.width].reshape(self.rows, self.width)[:rows, :width] = step.tables
         self.inputs.copy_(self.host, non_blocking=True)
+        if self.drawn is not None and draws is not None:
+            self.drawn.set(draws, self.logits.shape[1])
         self.copied.record()
+        while len(self.came) < steps:
+            self.came.append(torch.cuda.Event())
         for turn in range(steps):
             self.graph.replay()
             self.found[turn].copy_(self.best, non_blocking=True)
+            self.came[turn].record()
         return self.logits[:rows], self.found.numpy()[:steps, :, :rows]
 
 

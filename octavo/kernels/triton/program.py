@@ -7,7 +7,7 @@ there (draw.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,10 +18,11 @@ import triton
 import triton.language as tl
 
 from ...cache import PAGE, Step
+from ..op import Draws
 from ._rounding import power
 from .attention import SPLIT, Attending
 from .choices import ROWS, Product
-from .draw import draw
+from .draw import DrawnRows, draw
 from .graphs import ALIGN, MOST_AHEAD, Captures, Graph, decode_layout, ends, views
 from .pool import GpuPool
 
@@ -50,6 +51,14 @@ class Now:
         made = torch.empty((self.logit_rows if logits else self.rows, width), dtype=torch.float32 if wide else self.inner, device=self.tokens.device)
         self.values[slot] = made
         return made
+
+
+def _arriving(graph: Graph, found: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for turn, one in enumerate(found):
+        graph.came[turn].synchronize()
+        if (one[0] < 0).any():
+            return
+        yield one[0].copy(), np.ascontiguousarray(one[1]).view(np.float32)
 
 
 @dataclass(frozen=True)
@@ -138,18 +147,18 @@ class TritonProgram:
         self._wait()
         return found[0, : len(logits)], np.ascontiguousarray(found[1, : len(logits)]).view(np.float32)
 
-    def ahead(self, step: Step, pool: GpuPool, steps: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """(tokens, largest logits), both [steps, sequences], of so many steps in which every sequence goes on with its likeliest token: launched one after
-        another, awaited once. None where that is not captured: then the caller goes step by step. The tables must have pages for all of it."""
+    def ahead(self, step: Step, pool: GpuPool, steps: int, draws: Draws | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]] | None:
+        """(tokens, largest logits) [sequences] of each of so many steps in which every sequence goes on with its likeliest token, or the one drawn: all are
+        launched at once, and come as they are done. Fewer come where a token must be drawn on the CPU. None where that is not captured: then the caller goes
+        step by step. The tables must have pages for all of it. The next run must wait until all have come."""
         if self._device.type != "cuda" or steps > MOST_AHEAD:
             return None
         check(step, pool, *self._bounds)
-        graph = self._captured(step, pool)
+        graph = self._captured(step, pool, draws is not None)
         if graph is None:
             return None
-        _, found = graph.run(step, steps)
-        self._wait()
-        return found[:, 0].copy(), np.ascontiguousarray(found[:, 1]).view(np.float32)
+        _, found = graph.run(step, steps, draws)
+        return _arriving(graph, found)
 
     def _wait(self) -> None:
         if self._device.type == "cuda":
@@ -164,20 +173,24 @@ class TritonProgram:
         now.values.clear()
         return found
 
-    def _captured(self, step: Step, pool: GpuPool) -> Graph | None:
+    def _captured(self, step: Step, pool: GpuPool, drawn: bool = False) -> Graph | None:
         """The graph for a step that only decodes, if it has been met often enough; it is captured now where it is not there."""
-        key = graph_key(step)
-        if key is None:
+        found = graph_key(step)
+        if found is None:
             return None
+        key = (*found, drawn)
         held = self._captures.get(pool)
         if held is None:
             held = self._captures[pool] = Captures()
         return held.graph(key, lambda memory: Graph(self, *key, pool, self._device, memory))
 
-    def step(self, now: Now) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a graph holds: all ops, the largest of each row (see `largest`), and inputs that become those of the next step. The logits, and the largest."""
+    def step(self, now: Now, drawn: DrawnRows | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a graph holds: all ops, the largest of each row (see `largest`) or what is drawn from it, and inputs that become those of the next step. The
+        logits, and the largest or drawn."""
         logits = self.replay(now)
         best = largest(logits)
+        if drawn is not None:
+            best = drawn.into(best, logits)
         advance(now, best)
         return logits, best
 
@@ -203,7 +216,7 @@ def _advance(tokens, positions, slots, lengths, tables, best, rows, width, PAGE:
     alive = length > 0
     position = tl.load(positions + at, mask=alive, other=0) + 1
     page = tl.load(tables + at * width + position // PAGE, mask=alive & (position < width * PAGE), other=0)
-    tl.store(tokens + at, tl.load(best + at, mask=alive, other=0), mask=alive)
+    tl.store(tokens + at, tl.maximum(tl.load(best + at, mask=alive, other=0), 0), mask=alive)  # -1: drawn by the CPU, what follows is not used
     tl.store(positions + at, position, mask=alive)
     tl.store(lengths + at, length + 1, mask=alive)
     tl.store(slots + at, page * PAGE + position % PAGE, mask=alive)
@@ -218,7 +231,7 @@ def graph_key(step: Step) -> tuple[int, int] | None:
 
 
 def advance(now: Now, best: torch.Tensor) -> None:
-    """Turns the inputs of a decoding step into those of the next: each sequence goes on with its likeliest token, best[0]."""
+    """Turns the inputs of a decoding step into those of the next: each sequence goes on with the token best[0]."""
     tables = now.who.tables
     _advance[(1,)](now.tokens, now.positions, now.slots, now.who.lengths, tables, best, now.rows, tables.shape[1], PAGE=PAGE, BLOCK=power(now.rows),
                    num_warps=1)
