@@ -38,6 +38,7 @@ def _look(logits, rows, settings, ranks, numbers, heads, tokens, width, stride, 
     at = tl.program_id(0)
     row = logits + tl.load(rows + at).to(tl.int64) * stride
     scale = tl.load(settings + at)
+    scale = tl.where(scale > 0.0, scale, 1.0)  # of a row that is not drawn: any number
     top_p = tl.load(settings + count + at)
     min_p = tl.load(settings + 2 * count + at)
     rank = tl.load(ranks + at)
