@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ CGROUP = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
 CPU_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 DEVICES = Path("/dev")
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,12 @@ def find_gpus() -> tuple[Gpu, ...]:
         major, minor = torch.cuda.get_device_capability(index)
         found.append(Gpu(torch.cuda.get_device_name(index), (major, minor), int(total), int(free)))
     return tuple(found)
+
+
+def gpu_driver() -> str:
+    """Version of the NVIDIA driver, "" where none tells."""
+    found = re.search(r"Kernel Module\D*(\d+(?:\.\d+)+)", _read(NVIDIA_DRIVER))
+    return found.group(1) if found else ""
 
 
 def available_memory() -> int:

@@ -110,19 +110,15 @@ MATRIX = (
 )
 DEVICES = {row.device.name: row.device for row in MATRIX if row.device is not None}
 
-_GPU_GENERATIONS = (("volta", ("V100",)), ("turing", ("T4", "GeForce RTX 20")), ("ampere", ("A100", "A10", "A30", "A40", "GeForce RTX 30")),
-                    ("ada", ("L4", "L40", "L40S", "GeForce RTX 40")), ("hopper", ("H100", "H200", "H800", "H20")),
-                    ("blackwell", ("B200", "B100", "B300", "GB200", "GeForce RTX 50")))
+# Least compute capability of each generation, the newest first.
+_GENERATIONS = (((10, 0), "blackwell"), ((9, 0), "hopper"), ((8, 9), "ada"), ((8, 0), "ampere"), ((7, 5), "turing"), ((7, 0), "volta"))
 
 
 def rows_of(machine: Machine) -> frozenset[str]:
-    """Keys of the rows that this machine is: its CPU by the kernels that run, and its GPUs by their names."""
+    """Keys of the rows that this machine is: its CPU by the kernels that run, and its GPUs by their compute capability."""
     found = {machine.isa} if machine.isa in ("amx", "avx512vnni", "avx2") else set()
     if machine.features & {"neon", "asimd", "dotprod", "asimddp"}:
         found.add("neon")
     for gpu in machine.gpus:
-        name_of = gpu.name.replace("-", " ")
-        words = name_of.split()
-        found |= {key for key, names in _GPU_GENERATIONS for name in names
-                  if name in words or (" " in name and name in name_of)}
+        found |= set([key for since, key in _GENERATIONS if since <= gpu.capability][:1])
     return frozenset(found)

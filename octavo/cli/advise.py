@@ -91,11 +91,11 @@ class Options:
 def run(options: Options) -> int:
     """What this machine multiplies itself, and the precision to take: measured candidates, the choice, the reasons, what would change it."""
     from ..advise import rows_of
-    from ..machine import detect
+    from ..machine import detect, find_gpus, shows_gpu
     from ..settings import read_settings
 
     limits, wanted = _limits(options), _wanted(options)
-    machine = detect(options.isa or read_settings().isa)
+    machine = replace(detect(options.isa or read_settings().isa), gpus=find_gpus() if shows_gpu() else ())
     here = rows_of(machine)
     if options.model is None:
         print(json.dumps({"hardware": _hardware(here)}, indent=1) if options.json else _matrix(here))

@@ -63,7 +63,11 @@ class Options(PolicyOptions):
     """Requests that may wait; one more gets status 429."""
 
     kv_memory_mb: int | None = None
-    """Memory of the key-value cache in MB; default: 1 GiB, or two prompts of full length if they need more; at most a quarter of free memory."""
+    """Memory of the key-value cache in MB; default: 1 GiB, or two prompts of full length if they need more; at most a quarter of free memory.
+    On a GPU: what --gpu-memory-share leaves."""
+
+    gpu_memory_share: float = 0.9
+    """Part of a GPU's memory that weights, cache and other programs there may take together; the rest is for activations."""
 
     prefix_cache: bool = True
     """Reuse the cache of prompts that begin the same."""
@@ -121,7 +125,7 @@ class Options(PolicyOptions):
 def run(options: Options) -> int:
     """Serve a model over HTTP with OpenAI's API; quantizes it while it loads."""
     from ..engine import Engine, EngineOptions
-    from ..engine.options import SERVED_BATCH, SERVED_ROWS
+    from ..engine.options import served_limits
     from ..machine import detect
     from ..schemes import choose
     from ..serve.logs import set_up
@@ -137,9 +141,10 @@ def run(options: Options) -> int:
         raise UsageError("there is no folder to keep a policy in", where="--search-policy", remedy="name one with --policy-dir")
     if options.max_kl is not None and not 0 <= options.max_kl < float("inf"):
         raise UsageError(f"must be 0 or more, not {options.max_kl}", where="--max-kl", remedy="such as 0.02 nats per token")
+    usual_batch, usual_rows = served_limits(False)
     engine_options = EngineOptions(
-        max_batch=_given(options.max_batch, SERVED_BATCH), max_batch_tokens=_given(options.max_batch_tokens, SERVED_ROWS),
-        max_queue=options.max_queue, prefix_cache=options.prefix_cache,
+        max_batch=_given(options.max_batch, usual_batch), max_batch_tokens=_given(options.max_batch_tokens, usual_rows),
+        gpu_memory_share=options.gpu_memory_share, max_queue=options.max_queue, prefix_cache=options.prefix_cache,
         kv_memory=options.kv_memory_mb * 1_000_000 if options.kv_memory_mb is not None else None, max_model_len=options.max_model_len,
         request_timeout=options.request_timeout, max_choices=128,
     )
@@ -162,14 +167,16 @@ def run(options: Options) -> int:
     def load(check: Callable[[], None]) -> tuple[LoadedModel, Engine]:
         automatic = (options.kv_cache or "").strip().lower() == "auto"  # else --max-kl is about the whole model, not about its cache
         loaded = load_model(options if automatic else replace(options, max_kl=None), check)
-        search = (lambda folder: _search(options, engine_options, loaded, folder, check)) if options.search_policy else None
         free = [name for name in ("max_batch_tokens", "max_batch") if getattr(options, name) is None]
+        batch, rows = served_limits(loaded.backend.memory() is not None)
+        here = replace(engine_options, max_batch=_given(options.max_batch, batch), max_batch_tokens=_given(options.max_batch_tokens, rows))
+        search = (lambda folder: _search(options, here, loaded, folder, check)) if options.search_policy else None
         policy, told = use_policy(options, loaded, search, free)
         if told:
             log.log(logging.INFO if policy is not None else logging.WARNING, "%s", told)
         quality.before(lambda: _online(options, loaded), check, options.model)
         chosen = {name: value for name, value in (policy.settings if policy is not None else {}).items() if name in free}
-        return loaded, Engine(loaded, replace(engine_options, **chosen))
+        return loaded, Engine(loaded, replace(here, **chosen))
 
     def ready(loaded: LoadedModel, engine: Engine) -> None:
         print(greeting(loaded, engine, server_options.names, f"http://{host}:{port}", api_key is not None, time.perf_counter() - began,

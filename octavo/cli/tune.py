@@ -38,15 +38,17 @@ def run(options: Options) -> int:
 
     from rich.console import Console
 
+    from ..engine.options import served_limits
     from ..settings import read_settings
     from ..tune import Progress, TuneOptions, table, tune
 
     settings = read_settings()
     folder = options.policy_dir or (options.cache_dir or settings.cache_dir) / "policies"
-    tune_options = TuneOptions(
-        budget=options.budget, allow_kv=tuple(options.allow_kv or ()), fixed_threads=(options.threads or settings.threads) is not None,
-        longest_step=options.longest_step, against_itself=options.against_itself)
     loaded = load_model(options)
+    batch, rows = served_limits(loaded.backend.memory() is not None)
+    tune_options = TuneOptions(
+        budget=options.budget, max_batch=batch, max_batch_tokens=rows, allow_kv=tuple(options.allow_kv or ()),
+        fixed_threads=(options.threads or settings.threads) is not None, longest_step=options.longest_step, against_itself=options.against_itself)
     try:
         with Progress(options.budget) as progress:
             tuned = tune(loaded, folder, progress, tune_options)

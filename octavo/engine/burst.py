@@ -8,11 +8,13 @@ waits for up to one. So a burst takes no longer than an eye needs to see it, and
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from .sampler import draw
+from ..kernels.op import Draws
+from .sampler import draw, uniform
 from .scheduler import Chunk
 
 MOST = 16  # steps of a burst
@@ -25,23 +27,33 @@ def takes_raw(chunk: Chunk) -> bool:
 
 
 class Chooser:
-    """Chooses the next tokens of a burst, and keeps them: `tokens` and `sound`, one int32 and one bool array [sequences] per step."""
+    """Chooses the next tokens of a burst, and keeps them: `tokens` and `sound`, one int32 and one bool array [sequences] per step. arriving: (tokens, largest
+    logits) that a device chooses itself."""
 
     def __init__(self, loaded: Any, drawer: Any, chunks: list[Chunk]) -> None:
-        self._loaded, self._drawer = loaded, drawer
+        self._loaded, self._drawer, self._size = loaded, drawer, len(chunks)
         self._drawn = [(index, chunk.sequence) for index, chunk in enumerate(chunks) if not chunk.sequence.sampler.greedy]
         self.tokens: list[np.ndarray] = []
         self.sound: list[np.ndarray] = []
+        self.arriving: Iterable[tuple[np.ndarray, np.ndarray]] = ()
 
-    @property
-    def greedy(self) -> bool:
-        """Whether every sequence takes its likeliest token."""
-        return not self._drawn
+    def draws(self, steps: int) -> Draws | None:
+        """How the next tokens are drawn, for a device that does it; None where every sequence takes its likeliest."""
+        if not self._drawn:
+            return None
+        temperature, top_k, top_p, min_p = np.zeros(self._size), np.zeros(self._size, np.int64), np.ones(self._size), np.zeros(self._size)
+        u = np.zeros((steps, self._size))
+        for index, sequence in self._drawn:
+            sampler, s = sequence.sampler, sequence.sampling
+            temperature[index], top_k[index], top_p[index], min_p[index] = s.temperature, s.top_k, s.top_p, s.min_p
+            u[:, index] = [uniform(sampler.seed, sampler.choice, sequence.generated + turn) for turn in range(steps)]
+        return Draws(temperature, top_k, top_p, min_p, u)
 
-    def keep(self, tokens: np.ndarray, largest: np.ndarray) -> None:
-        """Tokens that were chosen elsewhere, and their logits, both [steps, sequences]."""
-        self.tokens += list(tokens)
-        self.sound += list(np.isfinite(largest))
+    def steps(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(tokens, sound) of each step; of a device as they come, while it computes the next ones."""
+        yield from zip(self.tokens, self.sound, strict=True)
+        for tokens, largest in self.arriving:
+            yield tokens, np.isfinite(largest)
 
     def __call__(self, logits: np.ndarray, turn: int) -> np.ndarray:
         best, top = self._loaded.best(logits)

@@ -46,7 +46,7 @@ class Engine:
         self.max_model_len = min(self.options.max_model_len or loaded.max_model_len, loaded.max_model_len)
         page_bytes = KVPool.bytes_per_page(loaded.kv_heads, loaded.head_dims, loaded.cache_spec)
         backend = getattr(loaded, "backend", None)
-        pages = self.options.pool_pages(page_bytes, self.max_model_len, on_device=backend.free_memory() if backend is not None else None)
+        pages = self.options.pool_pages(page_bytes, self.max_model_len, on_device=backend.memory() if backend is not None else None)
         self.max_model_len = min(self.max_model_len, pages * PAGE)
         self.kv_pages = pages
         self.kv_bytes = pages * page_bytes
@@ -74,7 +74,7 @@ class Engine:
         self._pace = 0.1                                  # seconds between two finished choices, smoothed
         self._last_finish = time.monotonic()
         self._deadlines = False
-        self._burst_pace = Pace(o.burst_seconds)
+        self._burst_pace = Pace(o.burst(backend is not None and backend.memory() is not None))
         self.telemetry.pages_total.set(pages)
         self._measure()
 
@@ -197,7 +197,7 @@ class Engine:
             if chunks:
                 steps = self._steps(chunks)
                 if steps > 1:
-                    self._compute_burst(chunks, steps)
+                    steps = self._compute_burst(chunks, steps)
                 else:
                     self._compute(chunks)
         except Exception as error:  # whatever a kernel raises must not end the server; those it hit are told
@@ -277,17 +277,19 @@ class Engine:
             return 1
         return self._scheduler.ahead(chunks, most)
 
-    def _compute_burst(self, chunks: list[Chunk], steps: int) -> None:
+    def _compute_burst(self, chunks: list[Chunk], steps: int) -> int:
+        """Computes up to `steps` steps; how many it were."""
         began = time.perf_counter()
         chooser = Chooser(self.loaded, self._drawer, chunks)
         self._runner.burst(chunks, steps, chooser)
         seconds = time.perf_counter() - began
-        self.telemetry.forward_seconds.observe(seconds / steps, steps)
-        self._burst_pace.saw(len(chunks), steps, seconds)
-        now = time.monotonic()
+        now, steps = time.monotonic(), 0
         self._gaps.clear()
         self._made = 0
-        for tokens, sound in zip(chooser.tokens, chooser.sound, strict=True):
+        for tokens, sound in chooser.steps():
+            steps += 1
+            if chooser.arriving:
+                seconds, now = time.perf_counter() - began, time.monotonic()
             for chunk, token, good in zip(chunks, tokens.tolist(), sound.tolist(), strict=True):
                 sequence = chunk.sequence
                 if sequence.finished:
@@ -298,12 +300,20 @@ class Engine:
                     continue
                 self._scheduler.advance(chunk)
                 self._sample(sequence, NO_ROW, token, now)
+            if chooser.arriving:                              # handed out while the device computes the next ones
+                self._hand_in_counts(now)
+                self._deliver()
+        self.telemetry.forward_seconds.observe(seconds / steps, steps)
+        self._burst_pace.saw(len(chunks), steps, seconds)
         self._hand_in_counts(now)
+        return steps
 
     def _hand_in_counts(self, now: float) -> None:
         self.telemetry.generated_tokens.add(self._made)
         for before, times in self._gaps.items():
             self.telemetry.token_gap_seconds.observe(now - before, times)
+        self._gaps.clear()
+        self._made = 0
 
     def _sample(self, sequence: Sequence, row: np.ndarray, token: int | None, now: float) -> None:
         """Draw the next token where it is not known, append it, and hand out what it makes certain. `row`: its logits, or NO_ROW

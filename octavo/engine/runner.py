@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,8 +36,8 @@ class Runner:
         assert found is not None
         step = found[0]
         ahead = getattr(self.loaded, "ahead", None)
-        if ahead is not None and choose.greedy and (made := ahead(step, self.pool, steps)) is not None:
-            choose.keep(*made)
+        if ahead is not None and (made := ahead(step, self.pool, steps, choose.draws(steps))) is not None and (first := next(made, None)) is not None:
+            choose.arriving = chain([first], made)
             return
         for turn in range(steps):
             tokens = choose(self.loaded.forward(step, self.pool), turn)

@@ -133,12 +133,19 @@ class Sampler:
         return row
 
 
-def draw(drawer: _native.Drawer, logits: np.ndarray, wanted: Sequence[tuple[Sampler, int, int]]) -> list[int]:
+def draw(drawer: _native.Drawer, logits: Any, wanted: Sequence[tuple[Sampler, int, int]]) -> list[int]:
     """The tokens of (sampler, row of the logits, place in the answer), none greedy, by softmax(row / temperature) cut by top_k, top_p and min_p."""
     settings = [sampler.sampling for sampler, _, _ in wanted]
-    logits = np.asarray(logits)  # a GPU's are copied here
-    return drawer.draw(logits, [row for _, row, _ in wanted], [s.temperature for s in settings], [s.top_k for s in settings], [s.top_p for s in settings],
-                       [s.min_p for s in settings], [uniform(sampler.seed, sampler.choice, index) for sampler, _, index in wanted])
+    rows, u = [row for _, row, _ in wanted], [uniform(sampler.seed, sampler.choice, index) for sampler, _, index in wanted]
+    temperatures, ranks, top_p, min_p = [s.temperature for s in settings], [s.top_k for s in settings], [s.top_p for s in settings], [s.min_p for s in settings]
+    there = getattr(logits, "draw", None)  # a GPU's logits stay there
+    if there is None:
+        return drawer.draw(np.asarray(logits), rows, temperatures, ranks, top_p, min_p, u)
+    tokens: list[int] = there(rows, temperatures, ranks, top_p, min_p, u)
+    for i in [place for place, token in enumerate(tokens) if token < 0]:
+        row = np.ascontiguousarray(logits[rows[i]])[None]
+        (tokens[i],) = drawer.draw(row, [0], [temperatures[i]], [ranks[i]], [top_p[i]], [min_p[i]], [u[i]])
+    return tokens
 
 
 def make_drawer(backend: Any) -> _native.Drawer:

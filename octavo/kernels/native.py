@@ -162,6 +162,11 @@ class NativeProgram:
         self._logits, self._place, self._value = _rows(0, self._width)
 
     @property
+    def buckets(self) -> Sequence[int]:
+        """Most rows that each choice of a kernel is for."""
+        return list(_native.row_buckets())
+
+    @property
     def ops(self) -> int:
         """Number of operations of a step."""
         return int(self._native.ops)
@@ -265,13 +270,10 @@ class NativeOps:
             raise KernelError(reason, where="native")
         return NativeWeight(packed, activation, fixed=(input_scale, 0))
 
-    def on_device(self, tensor: QTensor) -> QTensor:
-        return tensor
-
     def new_pool(self, pages: int, kv_heads: list[int], head_dims: list[int], spec: TensorSpec | CacheSpec, tuning: Sequence[Tuning] | None = None) -> KVPool:
         return KVPool(pages, kv_heads, head_dims, spec, tuning)
 
-    def free_memory(self) -> int | None:
+    def memory(self) -> tuple[int, int] | None:
         return None
 
     def constant(self, array: Any) -> Constant:

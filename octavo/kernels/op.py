@@ -9,9 +9,11 @@ their input as far as the caller can tell.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
 
 from ..qtensor import QTensor
 from ..schemes import CacheSpec, TensorSpec
@@ -36,6 +38,18 @@ class Problem:
     activation: TensorSpec | None = None
     cache: TensorSpec | None = None   # of keys or of values
     head_dim: int = 0
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How the next tokens of some sequences are drawn, as csrc/sampling.h does: arrays [sequences] of temperature (0: the likeliest token), top_k (0: all),
+    top_p and min_p; u float64 [steps, sequences] in [0, 1) picks."""
+
+    temperature: np.ndarray
+    top_k: np.ndarray
+    top_p: np.ndarray
+    min_p: np.ndarray
+    u: np.ndarray
 
 
 CACHE_FORMATS = ("fp32", "bf16", "int8", "fp8e4m3", "int4")
@@ -138,7 +152,7 @@ class Program(Protocol):
 class Backend(Ops, Protocol):
     """Ops that can be captured: what loading needs of a backend.
 
-    panels    weights come packed by `layouts` (`adopt`); else as QTensors, whose arrays may lie where `on_device` puts them (`prepare`)
+    panels    weights come packed by `layouts` (`adopt`) or as QTensors (`prepare`); else this is a DeviceBackend
     balanced  its caches store keys by the balance that a Tuning knows
     """
 
@@ -148,14 +162,30 @@ class Backend(Ops, Protocol):
     def adopt(self, packed: Packed, activation: TensorSpec, input_scale: float = 0.0) -> Weight:
         """A weight packed by `layouts`, used in place: the array may be a mapped file. input_scale: see `prepare`."""
 
-    def on_device(self, tensor: QTensor) -> QTensor:
-        """The same numbers with arrays where this backend computes, so that they are quantized there."""
-
     def new_pool(self, pages: int, kv_heads: list[int], head_dims: list[int], spec: TensorSpec | CacheSpec, tuning: Sequence[Tuning] | None = None) -> KVPool:
         """An empty key-value cache. MemoryError or CapacityError where there is no room for it."""
 
-    def free_memory(self) -> int | None:
-        """Bytes that are free where weights and cache lie; None: in the machine's memory, which loading knows."""
+    def memory(self) -> tuple[int, int] | None:
+        """Bytes that are free where weights and cache lie, and all there are; None: in the machine's memory, which loading knows."""
 
     def capture(self, describe: Callable[[Ops], Value]) -> Program:
         """The description as a program. Weights and constants are made before, outside of it."""
+
+
+class DeviceBackend(Backend, Protocol):
+    """A backend whose weights lie in the memory of a device (`panels` is False): they come in pieces of rows, quantized there."""
+
+    def on_device(self, tensor: QTensor) -> QTensor:
+        """The same numbers with arrays where this backend computes, so that they are quantized there."""
+
+    def assemble(self, parts: Iterable[QTensor], n: int, activation: TensorSpec, input_scale: float = 0.0) -> Weight:
+        """`prepare` of a weight that comes in pieces of rows, [n, k] together."""
+
+    def bytes_of(self, spec: TensorSpec, n: int, k: int) -> int:
+        """Bytes of a weight [n, k] in this precision."""
+
+    def peak(self, begin: bool = False) -> int | None:
+        """The most bytes that were used on the device since the last call with `begin`; None where nobody counts."""
+
+    def facts(self) -> dict[str, str]:
+        """What measurements on this device depend on."""

@@ -135,13 +135,10 @@ class ReferenceOps:
 
         return self.prepare(unpack(packed), activation, input_scale)
 
-    def on_device(self, tensor: QTensor) -> QTensor:
-        return tensor
-
     def new_pool(self, pages: int, kv_heads: list[int], head_dims: list[int], spec: TensorSpec | CacheSpec, tuning: Sequence[Tuning] | None = None) -> KVPool:
         return KVPool(pages, kv_heads, head_dims, spec, tuning)
 
-    def free_memory(self) -> int | None:
+    def memory(self) -> tuple[int, int] | None:
         return None
 
     def constant(self, array: np.ndarray) -> np.ndarray:

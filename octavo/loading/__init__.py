@@ -11,11 +11,11 @@ from ._load import Foreseen, foresee, load
 from ._memory import resident
 from ._model import LoadedModel
 from ._origin import open_model
-from ._policy import apply_kernels, apply_policy, fingerprint, linear_facts, native_of
+from ._policy import Choosable, apply_kernels, apply_policy, choosable, fingerprint, linear_facts, native_of
 from ._report import LoadReport, Progress, Runs
 from ._stream import make_vector, read_rows
 
 __all__ = [
-    "Foreseen", "LoadReport", "LoadedModel", "Progress", "Runs", "apply_kernels", "apply_policy", "fingerprint", "foresee", "linear_facts", "load",
-    "make_vector", "native_of", "open_model", "plan_as_stored", "read_rows", "resident", "ways",
+    "Choosable", "Foreseen", "LoadReport", "LoadedModel", "Progress", "Runs", "apply_kernels", "apply_policy", "choosable", "fingerprint", "foresee",
+    "linear_facts", "load", "make_vector", "native_of", "open_model", "plan_as_stored", "read_rows", "resident", "ways",
 ]

@@ -28,7 +28,7 @@ SHOWN = 3  # names in an error
 @dataclass(frozen=True)
 class Job:
     """One weight. `asked` is what the plan says; `kept` is how it lies in memory: the same, or bf16 where no kernel reads `asked`, and then the
-    numbers are those of `asked`, rounded to bf16. `input_scale`: of a static `activation`, else 0."""
+    numbers are those of `asked`, rounded to bf16. `input_scale`: of a static `activation`, else 0; `size`: bytes in memory where they are not in panels."""
 
     name: str
     stored: str              # the tensor's name in the checkpoint
@@ -38,10 +38,13 @@ class Job:
     activation: TensorSpec
     kernel: str
     input_scale: float = 0.0
+    size: int = 0
 
     @cached_property
     def nbytes(self) -> int:
         """Bytes in memory once it is packed."""
+        if self.size:
+            return self.size
         if layouts.why_not(self.kept) is None:
             return layouts.describe(self.kept, *self.shape).nbytes
         return 4 * math.prod(self.shape)

@@ -42,9 +42,28 @@ def backend_on(device: str | None, backend: str) -> str:
 
 def _gpu_can() -> bool:
     """Whether a GPU is there that the kernels run on, and what they need is installed. Where the system shows none, nothing is imported."""
-    if not shows_gpu() or find_spec("torch") is None or find_spec("triton") is None:
-        return False
-    return any(gpu.capability >= LEAST_CAPABILITY for gpu in find_gpus()[:1])
+    return shows_gpu() and not _missing() and any(gpu.capability >= LEAST_CAPABILITY for gpu in find_gpus()[:1])
+
+
+def _missing() -> list[str]:
+    """What the GPU's kernels need and is not installed."""
+    return [name for name in ("torch", "triton") if find_spec(name) is None]
+
+
+def why_not_there(device: str | None, backend: str) -> str:
+    """Where `auto` leaves a GPU that the system shows to others and the CPU computes: why, in a sentence; else "". Asks torch only if the GPU could be used."""
+    if device != "auto" or backend != "native" or not shows_gpu():
+        return ""
+    if missing := _missing():
+        return f"the CPU computes: the GPU's kernels need {' and '.join(missing)} (pip install 'octavo[gpu]')"
+    gpus = find_gpus()[:1]
+    if not gpus:
+        return "the CPU computes: torch finds no NVIDIA GPU that it can use (is it a torch with CUDA, and does nvidia-smi run?)"
+    return f"the CPU computes: {gpus[0].name} has compute capability {_written(gpus[0].capability)}, the GPU's kernels need 8.0 (Ampere), as Triton does"
+
+
+def _written(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"
 
 
 def make_backend(name: str, threads: int | None, isa: str | None) -> Backend:

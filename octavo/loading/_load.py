@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .. import layouts
 from ..cache import PAGE, KVPool
@@ -21,14 +21,17 @@ from ..settings import read_settings
 from ..text import Text
 from ._ahead import Ahead, read_all
 from ._assign import Job, what_runs
-from ._choices import backend_on, choose_cache, make_backend
+from ._choices import backend_on, choose_cache, make_backend, why_not_there
 from ._kept import KeptWriter, fits, mapped_tokenizer
 from ._memory import check_fits, peak, predict
 from ._model import Bound, LoadedModel
 from ._origin import Origin, Search
 from ._report import LoadReport, OnProgress, Progress
 from ._sensitivity import choose
-from ._stream import make_on_device, make_packed, make_tensor, make_vector
+from ._stream import make_packed, make_tensor, make_vector, on_device, piece, staged_bytes
+
+if TYPE_CHECKING:
+    from ..kernels.op import DeviceBackend
 
 LEAST_PAGES = 2       # of the key-value cache
 USUAL_KL = 0.005      # nats per token, where --kv-cache auto is told no limit
@@ -61,8 +64,11 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
                     cache_dir=cache_dir, use_cache=use_cache, max_model_len=max_model_len, revision=revision, allow_pickle=allow_pickle)
     report, origin, ops, machine = plans.report, plans.origin, plans.ops, plans.machine
     checkpoint, model, declared, jobs, plan = origin.checkpoint, origin.model, origin.declared, origin.jobs, origin.choice.plan
-    free = ops.free_memory()
-    check_fits(report.predicted, machine.memory_available if free is None else free, LEAST_PAGES * PAGE * report.kv_bytes_per_token)
+    there = ops.memory()
+    check_fits(report.predicted, machine.memory_available if there is None else there[0], LEAST_PAGES * PAGE * report.kv_bytes_per_token)
+    gpu = None if ops.panels else cast("DeviceBackend", ops)
+    if gpu is not None:
+        gpu.peak(begin=True)
 
     bound = Bound(ops)
     step = _steps(report, jobs, on_progress)
@@ -90,6 +96,9 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
         report.notes.append(report.cache_choice)
         report.cache_format = loaded.cache_spec.format
         report.kv_bytes_per_token = KVPool.bytes_per_page(model.kv_heads, model.head_dims, loaded.cache_spec) // PAGE
+    if gpu is not None and (most := gpu.peak()) is not None:
+        held = sum(weight.nbytes for weight in bound.weights.values())
+        report.notes.append(f"on the GPU: {most / 1e6:.0f} MB at most while loading, of which weights {held / 1e6:.0f}")
     report.seconds, report.measured_peak = time.perf_counter() - began, peak()
     step(None)
     return loaded
@@ -125,6 +134,9 @@ def foresee(source: str | Path, *, quantization: str | None = None, kv_cache: st
     dispatch = Dispatch({ops.name: ops})
     origin = Search(source, quantization, max_model_len, revision, folder if use_cache else None, machine, dispatch, ops.name,
                     allow_pickle, ops.panels, getattr(ops, "capability", None)).origin()
+    if not ops.panels:
+        size = cast("DeviceBackend", ops).bytes_of
+        origin = replace(origin, jobs=[replace(job, size=size(job.kept, *job.shape)) for job in origin.jobs])
     checkpoint, model, declared, jobs, plan = origin.checkpoint, origin.model, origin.declared, origin.jobs, origin.choice.plan
     automatic = kv_cache is not None and kv_cache.strip().lower() == "auto"
     cache_spec, cache_note = choose_cache("bf16" if automatic else kv_cache, plan, model.head_dims, dispatch, origin.statics is not None)
@@ -135,23 +147,28 @@ def foresee(source: str | Path, *, quantization: str | None = None, kv_cache: st
         backend=ops.name, cache_format=cache_spec.format, stored_bytes=origin.stored_bytes, weight_bytes=sum(job.nbytes for job in jobs),
         predicted=predict(checkpoint, jobs, declared.wanted, declared.tables), cache_hit=origin.copied,
         runs=what_runs(jobs), kv_bytes_per_token=KVPool.bytes_per_page(model.kv_heads, model.head_dims, cache_spec) // PAGE,
-        notes=[note for note in (*origin.notes, cache_note, _spare(asked, machine.cores), origin.damage) if note],
+        notes=[note for note in (*origin.notes, cache_note, _spare(asked, machine.cores), origin.damage, why_not_there(device, ops.name)) if note],
     )
     if origin.copied:
         report.predicted["temporaries"] = 0
+    elif not ops.panels:
+        report.predicted["temporaries"] = staged_bytes(jobs)
     return Foreseen(report, origin, ops, machine, text, files, cache_spec)
 
 
 def _take(checkpoint: Checkpoint, jobs: list[Job], vectors: Mapping[str, str], bound: Bound, ops: Backend, step: Callable[[Job | None], None],
           writer: KeptWriter | None = None) -> None:
     """Weights and vectors into `bound`: mapped where the checkpoint holds them packed as wanted, else made from its rows."""
-    for job in jobs:
+    gpu = None if ops.panels else cast("DeviceBackend", ops)
+    numbers = piece(jobs)
+    for job in jobs if gpu is None else sorted(jobs, key=lambda one: -one.nbytes):  # the largest first: what is in the making adds little to little
         step(job)
         mapped = checkpoint.packed(job.name) if isinstance(checkpoint, OctavoCheckpoint) and job.name in checkpoint.tensors else None
         if mapped is not None and fits(mapped, job):
             bound.weights[job.name] = ops.adopt(mapped, job.activation, job.input_scale)
-        elif not ops.panels:
-            bound.weights[job.name] = ops.prepare(make_on_device(checkpoint, job, ops.on_device), job.activation, job.input_scale)
+        elif gpu is not None:
+            parts = on_device(checkpoint, job, gpu.on_device, numbers)
+            bound.weights[job.name] = gpu.assemble(parts, job.shape[0], job.activation, job.input_scale)
         elif layouts.why_not(job.kept) is None:
             packed = make_packed(checkpoint, job)
             bound.weights[job.name] = ops.adopt(packed, job.activation, job.input_scale)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..cache import KVPool, Step, Tuning
 from ..errors import CapacityError
-from ..kernels.op import Backend, Ops, Value, Weight
+from ..kernels.op import Backend, Draws, Ops, Value, Weight
 from ..layers import Table
 from ..layers.tensors import Use
 from ..models import Decoder
@@ -107,10 +107,11 @@ class LoadedModel:
         """(place, value) of the largest of each row of what the last `forward` gave; a NaN counts as the largest of all."""
         return self.program.best(logits)
 
-    def ahead(self, step: Step, pool: KVPool, steps: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """(tokens, largest logits), both [steps, sequences], of so many greedy steps that a device computes without coming back; None: go step by step."""
+    def ahead(self, step: Step, pool: KVPool, steps: int, draws: Draws | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]] | None:
+        """(tokens, largest logits) [sequences] of each of so many steps that a device computes without coming back, as they are done, greedy or drawn; fewer
+        where a token must be drawn here. None: go step by step. All of them must be taken before the next step."""
         go = getattr(self.program, "ahead", None)
-        return None if go is None else go(step, pool, steps)
+        return None if go is None else go(step, pool, steps, draws)
 
     def copy_page(self, pool: KVPool, source: int, target: int) -> None:
         """Make page `target` of the key-value cache equal to page `source`."""

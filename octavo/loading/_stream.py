@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -12,33 +13,36 @@ from .. import formats, layouts
 from ..checkpoints import Checkpoint, TensorInfo
 from ..errors import CheckpointError, KernelError
 from ..layouts import Packed
-from ..qtensor import NonFiniteError, QTensor, join, quantize
+from ..qtensor import NonFiniteError, QTensor, quantize
 from ..schemes import TensorSpec
 from ._assign import Job
 
 CHUNK = 1 << 20        # numbers in flight
 TEMPORARY = 28         # bytes in flight for each of them: float32 twice, codes, panels, and what quantizing needs on the way
+STAGED = 96            # the same on a device: x twice, and two handfuls of float32 while its scales are fitted
+LEAST_PIECE, LARGEST_PIECE = 1 << 16, 1 << 22  # numbers that are quantized together on a device
 UNIT = layouts.TILE  # rows that are packed together at most
 
 
-def row_chunks(rows: int, columns: int, cell: int = 1) -> list[slice]:
-    """Slices of whole panels, and of whole cells of so many rows, with about CHUNK numbers each."""
-    unit = math.lcm(UNIT, cell)
-    step = max(unit, CHUNK // max(1, columns) // unit * unit)
+def row_chunks(rows: int, columns: int, cell: int = 1, numbers: int = CHUNK, unit: int = UNIT) -> list[slice]:
+    """Slices of whole units (panels) and of whole cells of so many rows, with about so many numbers each."""
+    unit = math.lcm(unit, cell)
+    step = max(unit, numbers // max(1, columns) // unit * unit)
     return [slice(a, min(a + step, rows)) for a in range(0, rows, step)]
 
 
-def read_rows(checkpoint: Checkpoint, stored: str) -> Iterator[tuple[slice, QTensor]]:
-    """A matrix piece by piece, in whole cells where scales cross rows; what has one scale for all is read once and cut."""
+def read_rows(checkpoint: Checkpoint, stored: str, numbers: int = CHUNK, unit: int = UNIT) -> Iterator[tuple[slice, QTensor]]:
+    """A matrix in pieces of about so many numbers, in whole units of rows and whole cells where scales cross rows; what has one scale for all is read once and
+    cut."""
     info = checkpoint.tensors[stored]
     rows, columns = info.shape
     if info.spec is not None and info.spec.granularity == "tensor":
         whole = checkpoint.read(stored)
-        for part in row_chunks(rows, columns):
+        for part in row_chunks(rows, columns, 1, numbers, unit):
             yield part, replace(whole, codes=whole.codes[part], shape=(part.stop - part.start, columns))
         return
     cell = info.spec.size if info.spec is not None and info.spec.granularity == "block" else 1
-    for part in row_chunks(rows, columns, cell):
+    for part in row_chunks(rows, columns, cell, numbers, unit):
         yield part, checkpoint.read(stored, part)
 
 
@@ -87,21 +91,47 @@ def make_tensor(checkpoint: Checkpoint, job: Job) -> QTensor:
     return tensor if same_numbers(tensor.spec, job.kept) else quantize(tensor.dequantize(), job.kept)
 
 
-def make_on_device(checkpoint: Checkpoint, job: Job, move: Callable[[QTensor], QTensor]) -> QTensor:
-    """The weight as one QTensor for a device: rows that must be quantized are moved a few at a time and quantized there, so that no more than a piece of
-    it exists in full precision. What is stored in the precision asked for is not touched."""
-    spec = checkpoint.tensors[job.stored].spec
+def piece(jobs: Iterable[Job]) -> int:
+    """Numbers of a weight that are quantized together on a device: what they need on the way is a small part of all weights."""
+    return max(LEAST_PIECE, min(LARGEST_PIECE, sum(job.nbytes for job in jobs) // (12 * STAGED)))
+
+
+def staged_bytes(jobs: Sequence[Job]) -> int:
+    """Most bytes that are in the making on a device."""
+    return max((STAGED * min(math.prod(job.shape), max(piece(jobs), job.shape[1])) for job in jobs), default=0)
+
+
+def on_device(checkpoint: Checkpoint, job: Job, move: Callable[[QTensor], QTensor], numbers: int) -> Iterator[QTensor]:
+    """The weight for a device in pieces of rows: each of about `numbers` numbers is moved and quantized there, so that no more than a piece exists in full
+    precision. What is stored in the precision asked for goes as it is. Where a scale belongs to the whole weight, the rows are read twice.
+
+    Raises CheckpointError for numbers that are not finite.
+    """
+    info = checkpoint.tensors[job.stored]
+    asked, kept = job.asked, job.kept
+    stored = info.spec is not None and same_numbers(info.spec, asked)
+    number = formats.get(asked.format)
+    cells = asked.size if asked.granularity == "block" else 1
+    cells = math.lcm(cells, kept.size if kept.granularity == "block" else 1)
+    if info.spec is not None and formats.get(info.spec.format).kind == "trellis":
+        cells = UNIT
     try:
-        if spec is not None and same_numbers(spec, job.asked):
-            tensor = checkpoint.read(job.stored)
-        elif by_rows(job.asked):
-            tensor = join([quantize(move(part).dequantize(), job.asked) for _, part in read_rows(checkpoint, job.stored)])
-        else:
-            tensor = quantize(move(checkpoint.read(job.stored)).dequantize(), job.asked)
-        checkpoint.release(job.stored)
-        return tensor if same_numbers(tensor.spec, job.kept) else quantize(move(tensor).dequantize(), job.kept)
+        extent = None
+        if not stored and (asked.granularity == "tensor" or number.two_level):
+            extent = _extent(move(part).dequantize() for _, part in read_rows(checkpoint, job.stored, numbers, cells))
+        for _, part in read_rows(checkpoint, job.stored, numbers, cells):
+            tensor = part if stored else quantize(move(part).dequantize(), asked, extent=extent)
+            yield tensor if same_numbers(tensor.spec, kept) else quantize(move(tensor).dequantize(), kept)
+            del part, tensor
+            checkpoint.release(job.stored)
     except NonFiniteError as error:
-        raise CheckpointError(f"tensor {job.stored!r} {error.what}", where=str(checkpoint.tensors[job.stored].file), remedy=error.remedy) from None
+        raise CheckpointError(f"tensor {job.stored!r} {error.what}", where=str(info.file), remedy=error.remedy) from None
+
+
+def _extent(parts: Iterator[Any]) -> tuple[float, float]:
+    """(smallest, largest) number of all parts; NaN where there is one, which quantizing then names."""
+    ends = [(float(part.min()), float(part.max())) for part in parts]
+    return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 def _by_rows(checkpoint: Checkpoint, job: Job, kept: TensorSpec) -> Packed | None:

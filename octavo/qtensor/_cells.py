@@ -13,9 +13,9 @@ Array = Any
 CHUNK = 1 << 16  # elements worked on at a time: a handful of temporaries of this size stay in the L2 cache
 
 
-def chunks(rows: int, width: int) -> list[slice]:
-    """Slices of rows with about CHUNK elements each."""
-    step = max(1, CHUNK // max(1, width))
+def chunks(rows: int, width: int, x: Array = None) -> list[slice]:
+    """Slices of rows with about CHUNK elements each; all rows where x lies on a GPU, which wants much to do at once."""
+    step = max(1, CHUNK // max(1, width)) if x is None or not getattr(x, "is_cuda", False) else max(1, rows)
     return [slice(a, min(a + step, rows)) for a in range(0, rows, step)]
 
 
@@ -62,7 +62,7 @@ def extremes(x: Array, spec: TensorSpec) -> tuple[Array, Array]:
     rows, width = x.shape
     cell_rows, columns = cell(spec, width)
     low, high = [], []
-    for part in chunks(rows, width):
+    for part in chunks(rows, width, x):
         chunk = xp.astype(x[part], xp.float32)
         low.append(_reduce(xp.min, chunk, columns))
         high.append(_reduce(xp.max, chunk, columns))

@@ -83,7 +83,7 @@ def quantize(x: Array, spec: TensorSpec, *, outer: float | None = None, extent: 
     ratios = _ratios(spec, number, columns) if cell_rows == 1 else ()
 
     codes = xp.empty((rows, width), dtype=xp.uint8 if zeros is not None or number.kind != "int" else xp.int8, device=device(x))
-    for part in chunks(rows, width):
+    for part in chunks(rows, width, x):
         chunk = grouped(xp.astype(flat[part], xp.float32), columns)
         zero = None if zeros is None else per_row(zeros, spec, part)
         if ratios:
@@ -124,7 +124,7 @@ def _encode(t: Array, number: NumberFormat, zeros: Array | None) -> Array:
 def _encode_plain(x: Array, number: NumberFormat, shape: tuple[int, ...]) -> Array:
     """Codes of a format without scales, piece by piece."""
     xp = array_namespace(x)
-    parts = [number.encode(x[part]) for part in chunks(*x.shape)]
+    parts = [number.encode(x[part]) for part in chunks(x.shape[0], x.shape[1], x)]
     return xp.reshape(xp.concat(parts, axis=0) if parts else number.encode(x), shape)
 
 

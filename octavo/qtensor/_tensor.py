@@ -60,7 +60,7 @@ class QTensor:
         scales = self.whole_scales
         values = xp.empty((rows, width), dtype=xp.float32, device=device(codes))
         columns = cell(self.spec, width)[1]
-        for part in chunks(rows, width):
+        for part in chunks(rows, width, codes):
             chunk = decode(grouped(codes[part], columns))
             if self.zeros is not None:
                 chunk = chunk - per_row(self.zeros, self.spec, part)

@@ -31,12 +31,16 @@ PASSES = 5               # the fastest of so many is one measurement
 
 
 class NativeKernels:
-    """`sites` are the kinds of linears of the model; `selected` those that only rows with logits reach."""
+    """`index` are the kinds of linears of the model; `selected` those that only rows with logits reach."""
+
+    same_bits = True
+    importance: Sequence[int] = (1, 512, 16, 8, 4, 32, 2, 64, 128)
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.ops, program = native_of(loaded)
         linears = program.linears()
         sites = [Site.of(linear_facts(linear)) for linear in linears]
+        self.buckets: Sequence[int] = program.buckets
         self.program, self.index = program, {site: i for i, site in reversed(list(enumerate(sites)))}
         self.selected = {site for site in self.index if all(linear["logits"] for linear, one in zip(linears, sites, strict=True) if one == site)}
         self.bytes = {site: sum(linear["bytes"] for linear, one in zip(linears, sites, strict=True) if one == site) for site in self.index}

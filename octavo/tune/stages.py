@@ -6,14 +6,12 @@ import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 
-from .. import _native
 from ..kernels.native import NativeOps
 from ..kernels.op import Program
-from ..loading import LoadedModel, apply_kernels, native_of
+from ..loading import LoadedModel, apply_kernels, choosable, native_of
 from ..policy import KernelChoice, Policy
 from ..schemes import parse_cache
-from .kernels import KernelBackend, KernelQuestion, Site
-from .native import NativeKernels
+from .kernels import KernelQuestion, ModelKernels, Site
 from .options import TuneOptions
 from .question import Question
 from .whole import EngineWork, Load, Steps, Work, WorkQuestion, decoding, engine_options, geometric, prompt
@@ -21,7 +19,7 @@ from .whole import EngineWork, Load, Steps, Work, WorkQuestion, decoding, engine
 SHORT, LONG = 32, 64     # tokens of context in decoding steps: many users, few users
 FEW_USERS = 32
 LEAST_SECONDS = 0.02     # of one measurement of a step
-IMPORTANCE = (1, 512, 16, 8, 4, 32, 2, 64, 128)  # buckets, in case the time does not last
+PROMPTS = 512            # rows from which on a bucket is about prompts
 PATIENCE = 1.05          # what makes all users wait longer for their next token must gain more than this
 WHOLE_RUNS = 3 * 3 * 12  # of the confirmation end to end: loads, arms, rounds
 DEFAULT, POLICY = "default", "policy"
@@ -65,11 +63,11 @@ def thread_question(loaded: LoadedModel) -> WorkQuestion:
     return WorkQuestion(f"threads, {ops.threads} by default", "threads", "", names[0], {name: work(name) for name in names}, on_close=steps.release)
 
 
-def kernel_questions(backend: KernelBackend, sites: Sequence[Site], selected: set[Site], options: TuneOptions) -> list[KernelQuestion]:
+def kernel_questions(backend: ModelKernels, sites: Sequence[Site], selected: set[Site], options: TuneOptions) -> list[KernelQuestion]:
     """One for each kind of linears and bucket of rows that serving reaches and that has something to choose from, the most important first."""
-    buckets: list[int] = _native.row_buckets()
+    buckets, first = list(backend.buckets), list(backend.importance)
     found = []
-    for bucket in sorted(buckets, key=lambda b: IMPORTANCE.index(b) if b in IMPORTANCE else len(IMPORTANCE)):
+    for bucket in sorted(buckets, key=lambda b: first.index(b) if b in first else len(first)):
         least = buckets[buckets.index(bucket) - 1] + 1 if bucket != buckets[0] else 1
         for site in sites:
             if least <= (options.max_batch if site in selected else max(options.max_batch, options.max_batch_tokens)):
@@ -79,7 +77,7 @@ def kernel_questions(backend: KernelBackend, sites: Sequence[Site], selected: se
     return found
 
 
-def by_bytes(kernels: NativeKernels) -> list[Site]:
+def by_bytes(kernels: ModelKernels) -> list[Site]:
     return sorted(kernels.bytes, key=lambda site: -kernels.bytes[site])
 
 
@@ -87,15 +85,16 @@ def with_kernels(loaded: LoadedModel, choices: Sequence[KernelChoice]) -> Loaded
     """The same model with a program of its own, on the same threads."""
     other = copy.copy(loaded)
     other.run_on(loaded.backend)
-    apply_kernels(native_of(other)[1], choices)
+    apply_kernels(choosable(other), choices)
     return other
 
 
 def bucket_questions(loaded: LoadedModel, choices: Sequence[KernelChoice]) -> Iterator[tuple[int, WorkQuestion]]:
     """A step of the whole model for each bucket whose kernels changed: default kernels against those chosen."""
     steps, tuned = Steps(loaded), with_kernels(loaded, choices)
+    last = choosable(loaded).buckets[-1]
     for bucket in sorted({choice.rows for choice in choices}):
-        if bucket == _native.row_buckets()[-1]:
+        if bucket >= min(PROMPTS, last):
             tokens = min(bucket, loaded.max_model_len)
             one, what = prompt(tokens, tokens), f"a step of {tokens} prompt tokens"
         else:
@@ -129,7 +128,7 @@ def setting_questions(loaded: LoadedModel, options: TuneOptions) -> list[WorkQue
 def _chunk_question(loaded: LoadedModel, steps: Steps, options: TuneOptions) -> WorkQuestion:
     usual = min(options.max_batch_tokens, loaded.max_model_len)
     row = _quick(steps, loaded, prompt(usual, usual)) / usual
-    sizes = [size for size in (usual // 4, usual // 2, usual, 2 * usual, 4 * usual) if 32 <= size <= loaded.max_model_len]
+    sizes = [size for size in (usual // 4, usual // 2, usual, 2 * usual, 4 * usual) if size == usual or 32 <= size <= loaded.max_model_len]
     refusals = {str(size): too_long for size in sizes if (too_long := _too_long(size, usual, row * size, options))}
     longest = max(size for size in sizes if str(size) not in refusals)
 

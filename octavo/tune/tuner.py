@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from ..kernels.native import NativeOps
-from ..loading import LoadedModel, apply_policy, fingerprint, native_of
+from ..loading import LoadedModel, apply_policy, fingerprint
 from ..policy import Gain, KernelChoice, Policy, policy_path, save
 from .journal import Journal
+from .kernels import ModelKernels
 from .native import NativeKernels
 from .options import TuneOptions
 from .paired import LEAST, Interval
@@ -98,8 +99,8 @@ class Tuner:
         return found
 
     def _threads(self) -> None:
-        ops, _ = native_of(self.loaded)
-        if self.options.fixed_threads or (ops.threads == 1 and not self.options.against_itself):
+        ops = self.loaded.backend
+        if not isinstance(ops, NativeOps) or self.options.fixed_threads or (ops.threads == 1 and not self.options.against_itself):
             return
         (answer,) = self._ask([thread_question(self.loaded)], THREADS, "threads")
         if answer.changed:
@@ -107,7 +108,7 @@ class Tuner:
             self.base.run_on(NativeOps(int(answer.chosen), ops.isa))
 
     def _kernels(self) -> None:
-        kernels = NativeKernels(self.base)
+        kernels = kernels_of(self.base)
         questions = kernel_questions(kernels, by_bytes(kernels), kernels.selected, self.options)
         answers = self._ask(questions, KERNELS, "kernels")
         choices = [
@@ -155,6 +156,15 @@ class Tuner:
                 return whole, "the time was up before the policy was confirmed end to end"
             return whole, f"end to end it is slower in {', '.join(losses)}" if losses else "end to end no gain is sure"
         return whole, f"confirmed end to end: faster in {', '.join(gains)}"
+
+
+def kernels_of(loaded: LoadedModel) -> ModelKernels:
+    """The kernels of the device that the model is on."""
+    if loaded.backend.panels:
+        return NativeKernels(loaded)
+    from .gpu import GpuKernels
+
+    return GpuKernels(loaded)
 
 
 def _busy() -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
+from octavo import _native
+from octavo.cache import PAGE, Step
 from octavo.engine import Engine, EngineOptions, Finish, Request, Sampling
 from octavo.errors import UsageError
+from octavo.kernels.op import Draws
 
 from .conftest import HistoryModel, read, spelling, tokens, words
 
@@ -42,6 +45,45 @@ def test_tokens_are_those_of_single_steps(pages: int, make_engine: Make) -> None
     bursts, engine = answers(make_engine, 1, MIXED, kv_pages=pages)
     assert bursts == single
     assert engine.telemetry.steps.total == engine._runner.loaded.steps
+
+
+class Device(HistoryModel):
+    """A model on a device that computes several steps without coming back, draws tokens itself, and now and then leaves one to the CPU."""
+
+    def __init__(self, gives_up: int = 0) -> None:
+        super().__init__()
+        self.gives_up, self.bursts, self.given = gives_up, 0, 0
+
+    def ahead(self, step: Step, pool: Any, steps: int, draws: Draws | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        self.bursts += 1
+        drawer = _native.Drawer(_native.Team(1))
+        for turn in range(steps):
+            logits = self.forward(step, pool)
+            tokens, top = (array.copy() for array in self.best(logits))
+            if draws is not None:
+                for row in np.flatnonzero(draws.temperature):
+                    how = ([float(draws.temperature[row])], [int(draws.top_k[row])], [float(draws.top_p[row])], [float(draws.min_p[row])])
+                    (tokens[row],) = drawer.draw(logits, [int(row)], *how, [float(draws.u[turn, row])])
+            self.given += 1
+            if self.gives_up and self.given % self.gives_up == 0:
+                return
+            yield tokens, top
+            if turn + 1 < steps:
+                step.tokens[:] = tokens
+                step.positions[:] += 1
+                step.lengths[:] += 1
+                step.slots[:] = step.tables[step.select, step.positions // PAGE] * PAGE + step.positions % PAGE
+
+
+@pytest.mark.parametrize("gives_up", [0, 3, 1])
+def test_tokens_that_a_device_chooses_are_the_same(gives_up: int, make_engine: Make) -> None:
+    single, _ = answers(make_engine, 0, MIXED)
+    model = Device(gives_up)
+    ahead, engine = answers(make_engine, 1, MIXED, model)
+    assert ahead == single and model.bursts >= 3
+    assert engine.telemetry.generated_tokens.total == sum(len(choice[0]) for request in single for choice in request.values())
+    if not gives_up:
+        assert engine.telemetry.steps.total == model.steps
 
 
 def test_a_burst_is_one_turn_of_the_engine(make_engine: Make) -> None:

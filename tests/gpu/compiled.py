@@ -30,7 +30,7 @@ from octavo.kernels.triton.tiles import Gpu
 
 GPUS = {80: Gpu(108, 163 * 1024, (8, 0)), 89: Gpu(142, 99 * 1024, (8, 9)), 90: Gpu(132, 227 * 1024, (9, 0)), 100: Gpu(148, 227 * 1024, (10, 0))}
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.uint8: "u8", torch.int8: "i8", torch.int16: "i16", torch.int32: "i32",
-         torch.int64: "i64", torch.float8_e4m3fn: "fp8e4nv", torch.bool: "i1"}
+         torch.int64: "i64", torch.float64: "fp64", torch.float8_e4m3fn: "fp8e4nv", torch.bool: "i1"}
 
 
 class Recorder:

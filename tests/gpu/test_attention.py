@@ -44,8 +44,8 @@ def attended(pool: GpuPool, step: Step, q: np.ndarray, k: np.ndarray, v: np.ndar
              dtype: torch.dtype = torch.float32, table: Any = None) -> torch.Tensor:
     layer = pool.layers[0]
     now = now_of(step, pool, CPU, dtype, 0, frozenset([attention.tile_rows(heads // layer.heads, layer.dim)]))
-    given = (torch.from_numpy(x).to(dtype) for x in (q, k, v))
-    return through(*given, layer, now, table, heads, layer.dim**-0.5, window, softcap)
+    x, y, z = (torch.from_numpy(part).to(dtype) for part in (q, k, v))
+    return through(x, y, z, layer, now, table, heads, layer.dim**-0.5, window, softcap)
 
 
 def expected(pool: KVPool, step: Step, q: np.ndarray, k: np.ndarray, v: np.ndarray, *, heads: int, window: int = 0, softcap: float = 0.0) -> np.ndarray:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
-MODULES = ["gpu.linear_cases", "gpu.ops_cases"]
+MODULES = ["gpu.linear_cases", "gpu.ops_cases", "gpu.engine_cases"]
 ARCHITECTURES = (80, 89, 90, 100)
 FEW = r"^int4 g128, 1 rows$|^FP8 blocks, 4096|^embedding ints4"
 # Bytes of stack. Nothing is spilled, but for the kernel that scales one product while the next one runs: 256 sums to a thread, a few more than there are

@@ -55,6 +55,8 @@ def infinite(x: np.ndarray) -> np.ndarray:
 class PlantedKernels:
     """A backend of kernels whose merits are known. The default does the product three times."""
 
+    same_bits = True
+
     def __init__(self) -> None:
         self.all = {"usual": times(3), "slow": times(6), "fast": times(1), "faster, drops a term": off_by_a_term, "faster, drops a bit": off_by_a_bit,
                     "faster, infinite": infinite}

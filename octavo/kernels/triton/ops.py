@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import ReferenceType, ref
 
 import numpy as np
 import torch
+import triton
 
 from ...cache import Tuning
 from ...errors import KernelError
+from ...machine import gpu_driver
 from ...qtensor import QTensor
 from ...schemes import CacheSpec, TensorSpec
 from ..op import Ops, Problem, scale_refusal
 from . import attention, embed, norm, rope, rows
 from . import gate as gates
 from ._rounding import INTERPRETED
+from .assembly import assembled, bytes_of
 from .cached import through
+from .choices import Product, ways_of
 from .pool import GpuPool, refusal
 from .program import Now, Op, TritonProgram
 from .weights import GpuWeight, linear, prepare, rounding, supports
@@ -121,6 +128,7 @@ class Recording:
         self.tile_rows: set[int] = set()
         self.vocabulary = self.positions = 1 << 30
         self.keep: list[Any] = []
+        self.products: list[Product] = []
 
     def take(self) -> int:
         if self.free:
@@ -167,9 +175,35 @@ class TritonOps:
             return reason
         return refusal(problem)
 
-    def free_memory(self) -> int | None:
-        """Bytes that are free on the GPU; None where there is none."""
-        return int(torch.cuda.mem_get_info(self.device)[0]) if self.device.type == "cuda" else None
+    def memory(self) -> tuple[int, int] | None:
+        """Bytes of the GPU that are free, what torch keeps for later counted as free, and all it has; None where there is no GPU."""
+        if self.device.type != "cuda":
+            return None
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(self.device)
+        return int(free), int(total)
+
+    def peak(self, begin: bool = False) -> int | None:
+        """The most bytes of tensors that were on the GPU since the last call with `begin`; None where there is none."""
+        if self.device.type != "cuda":
+            return None
+        if begin:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        return int(torch.cuda.max_memory_allocated(self.device))
+
+    def facts(self) -> dict[str, str]:
+        """What measurements on this device depend on: the GPU, its driver, and who compiles for it."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "interpreter"
+        return {"gpu": name, "capability": f"{self.capability[0]}.{self.capability[1]}", "driver": gpu_driver(), "cuda": str(torch.version.cuda),
+                "torch": str(torch.__version__), "triton": str(triton.__version__), "kernels": sources()}
+
+    def bytes_of(self, spec: TensorSpec, n: int, k: int) -> int:
+        """Bytes of a weight [n, k] in this precision."""
+        return bytes_of(spec, n, k)
+
+    def assemble(self, parts: Iterable[QTensor], n: int, activation: TensorSpec, input_scale: float = 0.0) -> GpuWeight:
+        """`prepare` of a weight that comes in pieces of rows, [n, k] together."""
+        return assembled(parts, n, activation, input_scale, self.device)
 
     def prepare(self, tensor: QTensor, activation: TensorSpec, input_scale: float = 0.0) -> GpuWeight:
         reason = self.supports(Problem("linear", tensor.shape[0], tensor.shape[-1], weight=tensor.spec, activation=activation))
@@ -208,7 +242,7 @@ class TritonOps:
                 raise KernelError("a description must end in rows that were selected (ops.select)", where="model description")
             now.keep.append(result)  # its slot must not be reused
             return TritonProgram(now.ops, now.slots, result.id, self.device, torch.float32 if now.full else torch.bfloat16, frozenset(now.tile_rows),
-                                 (now.vocabulary, now.positions), result.width, now.keep)
+                                 (now.vocabulary, now.positions), result.width, now.keep, now.products)
         finally:
             self._recording = None
 
@@ -240,13 +274,15 @@ class TritonOps:
         wide = logits or residual is not None
         outs = tuple(Value(home, weight.n, logits, wide) for weight in weights)
         slots = [out.id for out in outs]
+        products = [Product(weight, logits, wide) for weight in weights]
+        home.products += products
 
         def run(now: Now) -> None:
             given = now.values[source]
             if fused is not None:
                 given = rows.normed(given, *fused)
-            made = linear(given, weights, vectors, None if added is None else now.values[added],
-                          narrow=not wide and now.inner == torch.bfloat16)
+            made = linear(given, weights, vectors, None if added is None else now.values[added], narrow=not wide and now.inner == torch.bfloat16,
+                          ways=ways_of(products, now.logit_rows if logits else now.rows))
             for slot, y in zip(slots, made, strict=True):
                 now.values[slot] = y
 
@@ -311,6 +347,15 @@ class TritonOps:
         slot, width, wide = out.id, x.width, x.wide
         home.add("select", lambda now: embed.take(now.values[source], now.select, now.make(slot, width, True, wide)), True)
         return out
+
+
+@cache
+def sources() -> str:
+    """Names this version of the GPU's kernels: measurements of another say nothing about it."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _owned(array: Any) -> Any:

@@ -1,16 +1,16 @@
-"""TritonProgram: a recorded forward, run step after step; steps that only decode are captured as CUDA graphs.
+"""TritonProgram: a recorded forward, run step after step; steps that only decode are captured as CUDA graphs (graphs.py).
 
 A graph is a step of a fixed number of rows with tables of a fixed width: buckets of both. Rows that only fill one up have no slot and no tokens, so they
-write nothing and see nothing. Inputs of a graph lie at fixed addresses and come over the bus in one copy; logits stay on the GPU until somebody asks for
-them, only the largest of each row is sent back with the step.
+write nothing and see nothing. Logits stay on the GPU until somebody asks for them; the largest of each row is sent back with the step, and tokens are drawn
+there (draw.py).
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,14 +18,16 @@ import triton
 import triton.language as tl
 
 from ...cache import PAGE, Step
+from ..op import Draws
 from ._rounding import power
 from .attention import SPLIT, Attending
+from .choices import ROWS, Product
+from .draw import DrawnRows, draw
+from .graphs import ALIGN, MOST_AHEAD, Captures, Graph, decode_layout, ends, views
 from .pool import GpuPool
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # rows of captured steps
-ALIGN = 32   # int32 numbers: parts of a step begin at 128 bytes, so that kernels are not compiled for every alignment
-MOST_AHEAD = 64  # steps launched without waiting for the first
-TWICE = 2    # a step is captured when its bucket is met for this time: what runs once is not worth it
+NARROWEST = SPLIT // PAGE  # pages of a captured step's tables: attention of fewer tokens is one run all the same
 
 
 @dataclass
@@ -49,6 +51,14 @@ class Now:
         made = torch.empty((self.logit_rows if logits else self.rows, width), dtype=torch.float32 if wide else self.inner, device=self.tokens.device)
         self.values[slot] = made
         return made
+
+
+def _arriving(graph: Graph, found: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for turn, one in enumerate(found):
+        graph.came[turn].synchronize()
+        if (one[0] < 0).any():
+            return
+        yield one[0].copy(), np.ascontiguousarray(one[1]).view(np.float32)
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,11 @@ class Logits:
             return found
         return np.asarray(self)[key]  # type: ignore[no-any-return]
 
+    def draw(self, rows: Sequence[int], temperatures: Sequence[float], top_k: Sequence[int], top_p: Sequence[float], min_p: Sequence[float],
+             u: Sequence[float]) -> list[int]:
+        """Tokens of some rows as csrc/sampling.h draws them, drawn where the logits lie; -1 for a row that has to be drawn on the CPU."""
+        return draw(self.tensor, rows, temperatures, top_k, top_p, min_p, u)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         whole: np.ndarray = self.tensor.cpu().numpy()
         return whole if dtype is None else whole.astype(dtype, copy=False)
@@ -85,16 +100,34 @@ class TritonProgram:
     """One run at a time. `run` starts the work; it is awaited where its results are read (`best`, Logits)."""
 
     def __init__(self, ops: Sequence[Op], slots: int, result: int, device: torch.device, inner: torch.dtype, tile_rows: frozenset[int],
-                 bounds: tuple[int, int], width: int, keep: list[Any]) -> None:
+                 bounds: tuple[int, int], width: int, keep: list[Any], products: Sequence[Product] = ()) -> None:
         """tile_rows: of the attentions (attention.tile_rows); bounds: tokens and positions must be below them; width: of the result; keep: what lives as
-        long as this does."""
-        self.ops, self._slots, self._result, self._device, self._inner, self._keep = list(ops), slots, result, device, inner, keep
+        long as this does; products: of the ops, in their order."""
+        self.ops, self._slots, self._result, self._device, self.inner, self._keep = list(ops), slots, result, device, inner, keep
         self._tile_rows, self._bounds, self._width = tile_rows, bounds, width
-        self._largest: Any = np.zeros((2, 0), np.int32)  # or a tensor on its way, see _largest
-        self._met: Counter[tuple[int, int]] = Counter()
-        self._graphs: dict[tuple[int, int], _Graph] = {}
-        self._pool: GpuPool | None = None
-        self._memory: Any = None  # shared by the graphs, which never run at once
+        self._largest: Any = np.zeros((2, 0), np.int32)  # or a tensor on its way, see `largest`
+        self._products = list(products)
+        self._captures: WeakKeyDictionary[GpuPool, Captures] = WeakKeyDictionary()  # a graph knows the addresses of one cache
+        self._room: dict[int, torch.Tensor] = {}
+
+    buckets: Sequence[int] = ROWS
+    settles = 3  # runs of a step before its time is that of all later ones: kernels are compiled, then it is captured, then replayed
+
+    def linears(self) -> list[dict[str, Any]]:
+        """What kernels go by, of each product in the order of recording, with `bytes` of the weight and whether it works on `logits` rows."""
+        return [{**one.facts, "bytes": one.weight.nbytes, "logits": one.logits} for one in self._products]
+
+    def products(self) -> list[Product]:
+        return list(self._products)
+
+    def choose(self, linear: int, bucket: int, kernel: str) -> None:
+        """Which kernel runs a product for a bucket of rows (an index of `buckets`); "" is the usual one. ValueError for what cannot."""
+        self._products[linear].choose(bucket, kernel)
+        self._captures.clear()  # graphs replay what was chosen when they were captured
+
+    def chosen(self, linear: int, bucket: int) -> str:
+        """The name of the kernel that runs a product for a bucket of rows."""
+        return self._products[linear].chosen(bucket)
 
     def run(self, step: Step, pool: GpuPool) -> Any:
         """float32 [logit_rows, vocab], a view that the next run overwrites; Logits on a GPU. Raises ValueError for a step that points outside its arrays."""
@@ -104,8 +137,8 @@ class TritonProgram:
             logits, found = graph.run(step)
             self._largest = found[0]
         else:
-            logits = self.replay(now_of(step, pool, self._device, self._inner, self._slots, self._tile_rows))
-            self._largest = _largest(logits)
+            logits = self.replay(now_of(step, pool, self._device, self.inner, self._slots, self._tile_rows))
+            self._largest = largest(logits)
         return Logits(logits) if self._device.type == "cuda" else logits.numpy()
 
     def best(self, logits: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -114,18 +147,18 @@ class TritonProgram:
         self._wait()
         return found[0, : len(logits)], np.ascontiguousarray(found[1, : len(logits)]).view(np.float32)
 
-    def ahead(self, step: Step, pool: GpuPool, steps: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """(tokens, largest logits), both [steps, sequences], of so many steps in which every sequence goes on with its likeliest token: launched one after
-        another, awaited once. None where that is not captured: then the caller goes step by step. The tables must have pages for all of it."""
+    def ahead(self, step: Step, pool: GpuPool, steps: int, draws: Draws | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]] | None:
+        """(tokens, largest logits) [sequences] of each of so many steps in which every sequence goes on with its likeliest token, or the one drawn: all are
+        launched at once, and come as they are done. Fewer come where a token must be drawn on the CPU. None where that is not captured: then the caller goes
+        step by step. The tables must have pages for all of it. The next run must wait until all have come."""
         if self._device.type != "cuda" or steps > MOST_AHEAD:
             return None
         check(step, pool, *self._bounds)
-        graph = self._captured(step, pool)
+        graph = self._captured(step, pool, draws is not None)
         if graph is None:
             return None
-        _, found = graph.run(step, steps)
-        self._wait()
-        return found[:, 0].copy(), np.ascontiguousarray(found[:, 1]).view(np.float32)
+        _, found = graph.run(step, steps, draws)
+        return _arriving(graph, found)
 
     def _wait(self) -> None:
         if self._device.type == "cuda":
@@ -140,76 +173,40 @@ class TritonProgram:
         now.values.clear()
         return found
 
-    def _captured(self, step: Step, pool: GpuPool) -> _Graph | None:
+    def _captured(self, step: Step, pool: GpuPool, drawn: bool = False) -> Graph | None:
         """The graph for a step that only decodes, if it has been met often enough; it is captured now where it is not there."""
-        rows = len(step.tokens)
-        if not 0 < rows <= BUCKETS[-1] or len(step.starts) != rows + 1 or len(step.select) != rows or not np.array_equal(step.select, step.starts[:-1]):
+        found = graph_key(step)
+        if found is None:
             return None
-        if self._pool is not pool:  # a graph knows the addresses of one cache
-            self._graphs.clear()
-            self._met.clear()
-            self._pool = pool
-        width = step.tables.shape[1]
-        key = next(bucket for bucket in BUCKETS if bucket >= rows), 1 << (width - 1).bit_length()
-        self._met[key] += 1
-        if key not in self._graphs and self._met[key] >= TWICE:
-            self._memory = self._memory or torch.cuda.graph_pool_handle()
-            self._graphs[key] = _Graph(self, *key, pool, self._device, self._memory)
-        return self._graphs.get(key)
+        key = (*found, drawn)
+        held = self._captures.get(pool)
+        if held is None:
+            held = self._captures[pool] = Captures()
+        return held.graph(key, lambda memory: Graph(self, *key, pool, self._device, memory))
+
+    def step(self, now: Now, drawn: DrawnRows | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a graph holds: all ops, the largest of each row (see `largest`) or what is drawn from it, and inputs that become those of the next step. The
+        logits, and the largest or drawn."""
+        logits = self.replay(now)
+        best = largest(logits)
+        if drawn is not None:
+            best = drawn.into(best, logits)
+        advance(now, best)
+        return logits, best
+
+    def room(self, rows: int) -> torch.Tensor:
+        """float32 [rows, width] on the device, where graphs leave their logits: one place for several buckets, since no two of them run at once."""
+        most = next(size for size in (16, 64, BUCKETS[-1]) if rows <= size)
+        if most not in self._room:
+            self._room[most] = torch.empty((most, self._width), dtype=torch.float32, device=self._device)
+        return self._room[most][:rows]
 
     def filled_up(self, rows: int, width: int, pool: GpuPool, numbers: torch.Tensor) -> Now:
         """A step of `rows` sequences that decode, with its inputs in `numbers` (int32 on the device, see `decode_layout`)."""
-        tokens, positions, slots, lengths, tables = _views(numbers, decode_layout(rows, width))
+        tokens, positions, slots, lengths, tables = views(numbers, decode_layout(rows, width))
         places = torch.arange(rows + 1, dtype=torch.int32, device=self._device)
         who = Attending(places[:rows], places[:rows], -(-width * PAGE // SPLIT), {}, places, lengths, tables.view(rows, width))
-        return Now(rows, rows, tokens, positions, slots, places[:rows], who, pool, self._inner, [None] * self._slots)
-
-
-class _Graph:
-    """A captured step of `rows` sequences that decode, whose tables are `width` pages wide. After it, its inputs are those of the step that follows."""
-
-    def __init__(self, program: TritonProgram, rows: int, width: int, pool: GpuPool, device: torch.device, memory: Any) -> None:
-        self.rows, self.width, self.pool = rows, width, pool
-        layout = decode_layout(rows, width)
-        self.host = torch.zeros(layout[-1][1], dtype=torch.int32, pin_memory=True)
-        self.parts = [self.host[start:end].numpy() for start, _, end in _ends(layout)]
-        self.parts[2][:] = -1
-        self.inputs = self.host.to(device)
-        self.found = torch.zeros((MOST_AHEAD, 2, rows), dtype=torch.int32, pin_memory=True)
-        self.copied = torch.cuda.Event()
-        here, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-        self.now = program.filled_up(rows, width, pool, self.inputs)  # holds what the graph reads
-        slots = list(self.now.values)
-        side.wait_stream(here)
-        with torch.cuda.stream(side):  # what is compiled or allocated at a first run must not happen while capturing
-            self._step(program)
-        here.wait_stream(side)
-        torch.cuda.synchronize(device)
-        self.now.values = slots
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=memory, capture_error_mode="thread_local"):
-            self.logits, self.best = self._step(program)
-
-    def _step(self, program: TritonProgram) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = program.replay(self.now)
-        best = _largest(logits)
-        advance(self.now, best)
-        return logits, best
-
-    def run(self, step: Step, steps: int = 1) -> tuple[torch.Tensor, np.ndarray]:
-        """(logits of the last, `found` int32 [steps, 2, rows] as `_largest` gives it, there once the stream has come so far)."""
-        rows, width = step.tables.shape
-        self.copied.synchronize()  # the copy of the step before has read what is written now
-        for part, array in zip(self.parts, (step.tokens, step.positions, step.slots, step.lengths), strict=False):
-            part[:rows] = array
-        self.parts[2][rows:], self.parts[3][rows:] = -1, 0
-        self.parts[4][: self.rows * self.width].reshape(self.rows, self.width)[:rows, :width] = step.tables
-        self.inputs.copy_(self.host, non_blocking=True)
-        self.copied.record()
-        for turn in range(steps):
-            self.graph.replay()
-            self.found[turn].copy_(self.best, non_blocking=True)
-        return self.logits[:rows], self.found.numpy()[:steps, :, :rows]
+        return Now(rows, rows, tokens, positions, slots, places[:rows], who, pool, self.inner, [None] * self._slots)
 
 
 @triton.jit
@@ -219,44 +216,33 @@ def _advance(tokens, positions, slots, lengths, tables, best, rows, width, PAGE:
     alive = length > 0
     position = tl.load(positions + at, mask=alive, other=0) + 1
     page = tl.load(tables + at * width + position // PAGE, mask=alive & (position < width * PAGE), other=0)
-    tl.store(tokens + at, tl.load(best + at, mask=alive, other=0), mask=alive)
+    tl.store(tokens + at, tl.maximum(tl.load(best + at, mask=alive, other=0), 0), mask=alive)  # -1: drawn by the CPU, what follows is not used
     tl.store(positions + at, position, mask=alive)
     tl.store(lengths + at, length + 1, mask=alive)
     tl.store(slots + at, page * PAGE + position % PAGE, mask=alive)
 
 
+def graph_key(step: Step) -> tuple[int, int] | None:
+    """(rows, pages of a table) of the bucket of a step in which every sequence has one row and wants its logits; None for any other step."""
+    rows = len(step.tokens)
+    if not 0 < rows <= BUCKETS[-1] or len(step.starts) != rows + 1 or len(step.select) != rows or not np.array_equal(step.select, step.starts[:-1]):
+        return None
+    return next(bucket for bucket in BUCKETS if bucket >= rows), max(NARROWEST, 1 << (step.tables.shape[1] - 1).bit_length())
+
+
 def advance(now: Now, best: torch.Tensor) -> None:
-    """Turns the inputs of a decoding step into those of the next: each sequence goes on with its likeliest token, best[0]."""
+    """Turns the inputs of a decoding step into those of the next: each sequence goes on with the token best[0]."""
     tables = now.who.tables
     _advance[(1,)](now.tokens, now.positions, now.slots, now.who.lengths, tables, best, now.rows, tables.shape[1], PAGE=PAGE, BLOCK=power(now.rows),
                    num_warps=1)
 
 
-def _largest(logits: torch.Tensor) -> torch.Tensor:
+def largest(logits: torch.Tensor) -> torch.Tensor:
     """int32 [2, rows]: the place of the largest logit of each row, and its value's bits; a NaN counts as the largest of all."""
     if not len(logits):
         return torch.zeros((2, 0), dtype=torch.int32)
     value, place = torch.max(logits, dim=1)  # the first of equal ones
     return torch.stack([place.to(torch.int32), value.view(torch.int32)])
-
-
-def decode_layout(rows: int, width: int) -> list[tuple[int, int]]:
-    """(length, end) of tokens, positions, slots, lengths and tables in the inputs of a captured step."""
-    layout, end = [], 0
-    for length in (rows, rows, rows, rows, rows * width):
-        end += -(-length // ALIGN) * ALIGN
-        layout.append((length, end))
-    return layout
-
-
-def _ends(layout: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """(start, start + length, end of the room) of each part."""
-    starts = [0, *(end for _, end in layout)]
-    return [(start, start + length, end) for start, (length, end) in zip(starts, layout, strict=False)]
-
-
-def _views(numbers: torch.Tensor, layout: list[tuple[int, int]]) -> list[torch.Tensor]:
-    return [numbers[start:stop] for start, stop, _ in _ends(layout)]
 
 
 def now_of(step: Step, pool: GpuPool, device: torch.device, inner: torch.dtype, slots: int, tile_rows: frozenset[int]) -> Now:
@@ -289,9 +275,9 @@ def _upload(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Te
         end += -(-len(array) // ALIGN) * ALIGN
         layout.append((len(array), end))
     joined = np.zeros(max(end, 1), np.int32)
-    for (start, stop, _), array in zip(_ends(layout), arrays, strict=True):
+    for (start, stop, _), array in zip(ends(layout), arrays, strict=True):
         joined[start:stop] = array
-    return _views(torch.from_numpy(joined).to(device), layout)
+    return views(torch.from_numpy(joined).to(device), layout)
 
 
 def check(step: Step, pool: GpuPool, vocabulary: int, positions: int) -> None:

@@ -84,10 +84,10 @@ def store(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, turned: torch.Tenso
     rotated first, and queries q [rows, heads * dim] into `turned`. What the cache holds in 4 bits comes turned, in float32, and no table with it."""
     if not len(k):
         return
-    if layer.keys.format == "int4":
+    if layer.keys.format == "int4" and layer.key_scales is not None:
         jump = None if layer.turns is None or layer.keys.symmetric else layer.turns.jump
         store4(k, slots, layer.key_codes, layer.key_scales, layer.dim, lead(layer.dim), layer.keys.symmetric, jump)
-    if layer.values.format == "int4":
+    if layer.values.format == "int4" and layer.value_scales is not None:
         store4(v, slots, layer.value_codes, layer.value_scales, layer.dim, 0, layer.values.symmetric)
     if layer.keys.format == layer.values.format == "int4":
         return

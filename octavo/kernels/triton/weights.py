@@ -121,9 +121,10 @@ def prepare(tensor: QTensor, activation: TensorSpec, input_scale: float = 0.0, d
 
 
 def linear(x: torch.Tensor | Rounded, weights: Sequence[GpuWeight], biases: Sequence[torch.Tensor | None] | None = None,
-           residual: torch.Tensor | None = None, narrow: bool = False) -> list[torch.Tensor]:
+           residual: torch.Tensor | None = None, narrow: bool = False, ways: Sequence[Any] | None = None) -> list[torch.Tensor]:
     """y [rows, n] float32 (bfloat16 where `narrow`) for each weight, of x [rows, k] float32 or bfloat16, rounded once for all weights that want the same; or of
-    an x that was rounded as `rounding` says. biases float32 [n]; residual [rows, n] goes with exactly one weight."""
+    an x that was rounded as `rounding` says. biases float32 [n]; residual [rows, n] goes with exactly one weight. ways: a choices.Way for each weight, None:
+    the usual kernel."""
     if residual is not None and len(weights) != 1:
         raise KernelError("a residual goes with exactly one weight", where="linear")
     residual = None if residual is None else residual.contiguous()
@@ -133,13 +134,15 @@ def linear(x: torch.Tensor | Rounded, weights: Sequence[GpuWeight], biases: Sequ
     for index, weight in enumerate(weights):
         family = family_of(weight)
         key = (weight.columns, *family.wants(weight, rows))
-        if key not in known and isinstance(x, Rounded):
-            known[key] = family.completed(x, weight)
-        elif key not in known:
-            if weight.columns not in known:
-                known[weight.columns] = arranged(x, weight)
-            known[key] = family.inputs(known[weight.columns], weight)
-        outputs.append(family.multiply(known[key], weight, None if biases is None else biases[index], residual, narrow=narrow))
+        if key not in known:
+            if isinstance(x, Rounded):
+                known[key] = family.completed(x, weight)
+            else:
+                if weight.columns not in known:
+                    known[weight.columns] = arranged(x, weight)
+                known[key] = family.inputs(known[weight.columns], weight)
+        by = family if ways is None or ways[index] is None else ways[index]
+        outputs.append(by.multiply(known[key], weight, None if biases is None else biases[index], residual, narrow=narrow))
     return outputs
 
 
