@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from .check_ops import Findings
 
 LOGITS = {"32bit": 1e-4, "16bit": 4e-2}  # largest error over the largest logit
-PAGES = 4                                # of a sequence
-SEQUENCES = {False: [(20, 0), (40, 0), (1, 0)], True: [(3, 0), (1, 0)]}
+PAGES = {False: 16, True: 4}             # of a sequence
+SEQUENCES = {False: [(20, 0), (300, 0), (1, 0)], True: [(3, 0), (1, 0)]}  # one longer than a run of attention's splits
 
 
 def step_of(parts: list[tuple[int, int]], most: int, first: int = 0) -> Step:
@@ -33,26 +33,26 @@ def step_of(parts: list[tuple[int, int]], most: int, first: int = 0) -> Step:
 
 def toy(quantization: str, tiny: bool, backend: str = "triton") -> LoadedModel:
     with in_place_of_files(TINY if tiny else TOY):
-        return load("toy", quantization=quantization, backend=backend, use_cache=False, max_model_len=256)
+        return load("toy", quantization=quantization, backend=backend, use_cache=False, max_model_len=640)
 
 
 def forward(found: Findings, quantization: str, tiny: bool) -> None:
     """Prompts and decoded tokens of three sequences against the reference backend in float64."""
-    sequences = SEQUENCES[tiny]
+    sequences, most = SEQUENCES[tiny], PAGES[tiny]
     models = [toy(quantization, tiny, backend) for backend in ("triton", "reference")]
-    pools = [model.new_pool(PAGES * len(sequences)) for model in models]
+    pools = [model.new_pool(most * len(sequences)) for model in models]
     for name, parts in (("prompts", sequences), ("decoding", [(1, new) for new, _ in sequences])):
-        ours, theirs = (np.array(model.forward(step_of(parts, PAGES), pool)) for model, pool in zip(models, pools, strict=True))
+        ours, theirs = (np.array(model.forward(step_of(parts, most), pool)) for model, pool in zip(models, pools, strict=True))
         found.close(name, torch.from_numpy(ours), torch.from_numpy(theirs), LOGITS[quantization])
 
 
 def graphs(found: Findings, quantization: str, tiny: bool) -> None:
     """A decoding step launched, captured and replayed gives the same bits; alone and in company too; a run ahead gives the tokens of single steps."""
-    sequences = SEQUENCES[tiny]
+    sequences, most = SEQUENCES[tiny], PAGES[tiny]
     model = toy(quantization, tiny)
-    pool: Any = model.new_pool(PAGES * len(sequences))
-    model.forward(step_of(sequences, PAGES), pool)
-    step = step_of([(1, new) for new, _ in sequences], PAGES)
+    pool: Any = model.new_pool(most * len(sequences))
+    model.forward(step_of(sequences, most), pool)
+    step = step_of([(1, new) for new, _ in sequences], most)
     launched, captured, replayed = (np.array(model.forward(step, pool)) for _ in range(3))
     found.expect(bool(np.isfinite(launched).all()), "logits are no numbers")
     found.expect(np.array_equal(captured, replayed), "a captured step gives other bits when it runs again")
@@ -63,7 +63,7 @@ def graphs(found: Findings, quantization: str, tiny: bool) -> None:
         alone = np.array(model.forward(one, pool))
         found.expect(np.array_equal(alone[0], launched[at]), f"sequence {at} alone has other bits: {np.abs(alone[0] - launched[at]).max():.1e}")
     tokens = []
-    single = step_of([(1, new) for new, _ in sequences], PAGES)
+    single = step_of([(1, new) for new, _ in sequences], most)
     for _ in range(4):
         best, _ = model.best(model.forward(single, pool))
         tokens.append(best.copy())

@@ -66,6 +66,11 @@ class _Absent(types.ModuleType):
         return _refuse(name)
 
 
+def shows_gpu() -> bool:
+    """Whether there may be a GPU, asking no library: a device file, or the driver's tool."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists() or shutil.which("nvidia-smi") is not None
+
+
 def has_native() -> bool:
     """Whether the CPU's kernels are built."""
     return not isinstance(sys.modules.get("octavo._native"), _Absent)

@@ -84,8 +84,9 @@ def _fp8(weight: Weight) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _scaled_mm(data: Any, given: Given, fast: bool = False) -> torch.Tensor:
     assert given.rounded is not None
-    x = given.rounded.codes.view(torch.float8_e4m3fn)
-    return torch._scaled_mm(x, data[0], given.rounded.scales.t(), data[1], out_dtype=torch.bfloat16, use_fast_accum=fast)
+    x, scales = given.rounded.codes.view(torch.float8_e4m3fn), given.rounded.scales
+    by_row = scales.t() if given.rounded.group else scales.view(-1, 1)  # of 1 x 128 blocks those of a column lie together
+    return torch._scaled_mm(x, data[0], by_row, data[1], out_dtype=torch.bfloat16, use_fast_accum=fast)
 
 
 def _scaled_mm_fast(data: Any, given: Given) -> torch.Tensor:
