@@ -89,14 +89,6 @@ class Run:
         self.written = time.monotonic()
 
 
-def write_page(results: Path = RESULTS, target: Path = PAGE) -> bool:
-    """docs/gpu-results.md from stored results; False where there are none."""
-    found = page.markdown(json.loads(results.read_text())) if results.exists() else None
-    if found is not None:
-        target.write_text(found)
-    return found is not None
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=540, help="seconds for all parts; what one leaves, the next ones have")
@@ -116,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         return serve()
     if options.page:
-        print("written" if write_page() else "there are no results")
+        print("written" if page.write(RESULTS, PAGE) else "there are no results")
         return
     if not options.tiny and not machine.shows_gpu():
         parser.error("this system shows no NVIDIA GPU; --tiny runs the cases small, in Triton's interpreter")
@@ -136,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.tiny:
         print("Triton's interpreter on this CPU: the times mean nothing and nothing was stored.")
     elif out == RESULTS:
-        write_page()
+        page.write(RESULTS, PAGE)
     print(f"{time.monotonic() - began:.0f} s in all")
 
 

@@ -12,8 +12,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-import gpu  # noqa: E402  (a script folder, not a package)
-from gpu_parts import crew, page, plan  # noqa: E402
+from gpu_parts import crew, page, plan
 
 
 def spread(value: float) -> dict[str, float]:
@@ -22,7 +21,8 @@ def spread(value: float) -> dict[str, float]:
 
 def product(precision: str, rows: int, seconds: float, ratios: dict[str, float], error: float = 0.001) -> dict[str, Any]:
     """A weight of 4096 x 4096 of 8 MB."""
-    peers = {name: {"seconds": spread(seconds * ratio), "ratio": spread(ratio), "error": error, "alike": True, "captured": True} for name, ratio in ratios.items()}
+    peers = {name: {"seconds": spread(seconds * ratio), "ratio": spread(ratio), "error": error, "alike": True, "captured": True}
+             for name, ratio in ratios.items()}
     return {"id": f"{precision} {rows}", "kind": "linear", "precision": precision, "shape": "Llama-3-8B o", "refused": {"gemlite A16W4": "not installed"},
             "rows_found": [{"rows": rows, "seconds": spread(seconds), "error": 0.001, "captured": True, "peers": peers, "bytes": 8 << 20,
                             "operations": 2 * rows * 4096**2}]}
@@ -47,7 +47,8 @@ def test_bars_of_products() -> None:
     for bad in (product("W4A16", 1, slow, {"bf16 cuBLAS": 3.1}), product("W4A16", 1, fast, {"bf16 cuBLAS": 3.1, "torch int4pack_mm": 1.05})):
         assert lines(result(peers=[CEILINGS, bad]))["2. W4A16, one row"][3] == "no"
     work = 2 * 4096**3
-    many = [product("FP8 blocks", 4096, work / (0.9 * 1.5e15), {"torch _scaled_mm": 0.9}), product("W8A8", 4096, work / (0.5 * 1.4e15), {"torch _int_mm": 1.01})]
+    many = [product("FP8 blocks", 4096, work / (0.9 * 1.5e15), {"torch _scaled_mm": 0.9}),
+            product("W8A8", 4096, work / (0.5 * 1.4e15), {"torch _int_mm": 1.01})]
     found = lines(result(peers=[CEILINGS, *many]))
     assert found["2. FP8 blocks, 4096 rows"][3] == "yes" == found["2. W8A8, 4096 rows"][3]
     without = lines(result(peers=[product("W4A16", 1, fast, {"bf16 cuBLAS": 3.1})]))
@@ -61,12 +62,14 @@ def test_a_peer_with_other_numbers_is_no_peer() -> None:
 
 
 def test_bars_of_models_checks_and_quality() -> None:
-    model = [{"id": "load 4bit", "what": "load", "scheme": "4bit", "plan": "W4Afp8C16", "weights": 5_000_000_000, "peak": 5_600_000_000, "load_seconds": 9.0},
-             {"id": "decode 1", "what": "decode", "batch": 1, "tokens_per_second": {"16bit": spread(230), "8bit": spread(400), "4bit": spread(690)},
-              "ratios": {"8bit": spread(1.74), "4bit": spread(2.7)}, "plans": {"16bit": "W16A16C16"}},
-             {"id": "overhead 1, 4bit", "what": "overhead", "batch": 1, "scheme": "4bit", "step": 1.45e-3, "graph": 1.42e-3, "kernels": 1.42e-3,
-              "outside_kernels": 0.02, "outside_graph": 0.02, "launches": 330.0, "largest": [["multiply_codes", 0.7]]},
-             {"id": "decode 16", "error": "RuntimeError: no"}]
+    model: list[dict[str, Any]] = [
+        {"id": "load 4bit", "what": "load", "scheme": "4bit", "plan": "W4Afp8C16", "weights": 5_000_000_000, "peak": 5_600_000_000, "load_seconds": 9.0},
+        {"id": "decode 1", "what": "decode", "batch": 1, "tokens_per_second": {"16bit": spread(230), "8bit": spread(400), "4bit": spread(690)},
+         "ratios": {"8bit": spread(1.74), "4bit": spread(2.7)}, "plans": {"16bit": "W16A16C16"}},
+        {"id": "overhead 1, 4bit", "what": "overhead", "batch": 1, "scheme": "4bit", "step": 1.45e-3, "graph": 1.42e-3, "kernels": 1.42e-3,
+         "outside_kernels": 0.02, "outside_graph": 0.02, "launches": 330.0, "largest": [["multiply_codes", 0.7]]},
+        {"id": "decode 16", "error": "RuntimeError: no"},
+    ]
     check = [{"id": "int4 g128 x bf16", "checks": 20, "failed": [], "worst": 1e-6, "tolerance": 2e-4},
              {"id": "rope", "checks": 3, "failed": ["1 row: error 3e-1 over 3e-6"], "worst": 0.3, "tolerance": 3e-6}]
     quality = [{"id": "quality 16bit", "scheme": "16bit", "against": "native", "model": "a model", "perplexity": {"value": 9.02}, "kl": {"mean": 2e-4},
@@ -79,9 +82,9 @@ def test_bars_of_models_checks_and_quality() -> None:
 
 def test_the_page_states_what_was_measured_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "page.md"
-    assert not gpu.write_page(tmp_path / "gpu.json", target) and page.markdown({"parts": {}}) is None and not target.exists()
+    assert not page.write(tmp_path / "gpu.json", target) and page.markdown({"parts": {}}) is None and not target.exists()
     (tmp_path / "gpu.json").write_text(json.dumps(result(peers=[CEILINGS, product("W4A16", 1, 1e-5, {"bf16 cuBLAS": 2.0})])))
-    assert gpu.write_page(tmp_path / "gpu.json", target)
+    assert page.write(tmp_path / "gpu.json", target)
     text = target.read_text()
     assert "an invented GPU, driver 1.2, torch 2.11, commit abc, 2026-01-02" in text and "gemlite A16W4: not installed" in text
     assert "| W4A16 | Llama-3-8B o | 1 | 10.0 | 839 GB/s | 20% | 2.00 (bf16 cuBLAS) |" in text

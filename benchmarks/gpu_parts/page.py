@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 BANDWIDTH, BEST = 0.80, 1.10            # W4A16 with one row: of the measured bandwidth, and against the best peer
@@ -237,6 +239,14 @@ def markdown(result: dict[str, Any]) -> str | None:
         if one.notes:
             parts.append("\n".join(f"- {note}" for note in one.notes) + "\n")
     return "\n".join(parts)
+
+
+def write(results: Path, target: Path) -> bool:
+    """The page from stored results; False where there are none."""
+    found = markdown(json.loads(results.read_text())) if results.exists() else None
+    if found is not None:
+        target.write_text(found)
+    return found is not None
 
 
 def text(result: dict[str, Any]) -> str:

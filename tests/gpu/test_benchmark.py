@@ -14,11 +14,11 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from gpu_parts import check, random_model, shapes, timing  # noqa: E402  (a script folder, not a package)
-from gpu_parts.random_model import TINY, RandomCheckpoint  # noqa: E402
-from gpu_parts.worker import answer  # noqa: E402
+from gpu_parts import check, random_model, shapes, timing
+from gpu_parts.random_model import TINY, RandomCheckpoint
+from gpu_parts.worker import answer
 
-from octavo.schemes import TensorSpec  # noqa: E402
+from octavo.schemes import TensorSpec
 
 SMALL = {"id": "small", "module": "check", "weight": "int4 g128", "activation": "bf16", "n": 9, "k": 70, "rows": [3], "extras": False}
 
