@@ -17,6 +17,7 @@ A100, A10 = Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 80 << 30, 79 << 30), Gpu("NVIDI
 L4, RTX4090 = Gpu("NVIDIA L4", (8, 9), 24 << 30, 22 << 30), Gpu("NVIDIA GeForce RTX 4090", (8, 9), 24 << 30, 23 << 30)
 H100, B200 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), 80 << 30, 79 << 30), Gpu("NVIDIA B200", (10, 0), 180 << 30, 178 << 30)
 RTX5090 = Gpu("NVIDIA GeForce RTX 5090", (12, 0), 32 << 30, 31 << 30)
+ORIN, B300 = Gpu("Orin", (8, 7), 32 << 30, 30 << 30), Gpu("NVIDIA B300", (10, 3), 288 << 30, 280 << 30)
 
 
 def faked(gpu: Gpu) -> Machine:
@@ -26,6 +27,7 @@ def faked(gpu: Gpu) -> Machine:
 @pytest.mark.parametrize(("gpu", "eight", "four"), [
     (V100, "W8A16C16", "W4A16C16"), (T4, "W8A8C16", "W4A16C16"), (A100, "W8A8C16", "W4A16C16"), (A10, "W8A8C16", "W4A16C16"),
     (L4, "Wfp8Afp8C16", "W4A16C16"), (RTX4090, "Wfp8Afp8C16", "W4A16C16"), (H100, "Wfp8Afp8C16", "W4Afp8C16"),
+    (ORIN, "W8A8C16", "W4A16C16"), (B300, "Wfp8Afp8C16", "Wnvfp4Anvfp4C16"),
     (B200, "Wfp8Afp8C16", "Wnvfp4Anvfp4C16"), (RTX5090, "Wfp8Afp8C16", "Wnvfp4Anvfp4C16"),
 ], ids=lambda one: one.name if isinstance(one, Gpu) else None)
 def test_presets_on_each_generation(gpu: Gpu, eight: str, four: str) -> None:
@@ -73,6 +75,21 @@ def test_devices_choose_backends(monkeypatch: pytest.MonkeyPatch) -> None:
         _choices.backend_on("tpu", "native")
     with pytest.raises(UsageError, match="reference"):
         _choices.backend_on("cuda", "reference")
+
+
+def test_why_a_gpu_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` on the CPU beside a GPU says why."""
+    def said(*gpus: Gpu, shown: bool = True, missing: tuple[str, ...] = (), device: str | None = "auto") -> str:
+        monkeypatch.setattr(_choices, "shows_gpu", lambda: shown)
+        monkeypatch.setattr(_choices, "find_gpus", lambda: gpus)
+        monkeypatch.setattr(_choices, "find_spec", lambda name: None if name in missing else object())
+        return _choices.why_not_there(device, "native")
+
+    assert "Tesla T4 has compute capability 7.5" in said(T4) and "8.0" in said(V100) and "Triton" in said(V100)
+    assert "triton" in said(H100, missing=("triton",)) and "octavo[gpu]" in said(H100, missing=("torch", "triton"))
+    assert "torch finds no" in said()
+    assert said(T4, shown=False) == said(T4, device="cpu") == said(T4, device=None) == ""
+    assert _choices.why_not_there("auto", "triton") == ""
 
 
 def test_a_gpu_shows_in_dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ import pytest
 from octavo import _native
 from octavo.cache import PAGE, Step
 from octavo.engine import Engine, EngineOptions, Finish, Request, Sampling
-from octavo.errors import UsageError
+from octavo.engine.options import served_limits
+from octavo.errors import CapacityError, UsageError
 from octavo.kernels.op import Draws
 
 from .conftest import HistoryModel, read, spelling, tokens, words
@@ -136,3 +137,19 @@ def test_who_waits_ends_the_bursts(make_engine: Make) -> None:
 def test_the_option_is_checked() -> None:
     with pytest.raises(UsageError, match="burst_seconds"):
         EngineOptions(burst_seconds=-0.1)
+
+
+def test_what_a_gpu_changes() -> None:
+    """The cache takes the share of the GPU's memory that weights and other programs leave; bursts and steps are larger."""
+    gib = 1 << 30
+    options = EngineOptions(max_batch=8)
+    assert options.pool_pages(gib, 320, on_device=(70 * gib, 80 * gib)) == 62          # 72 of 80 GiB, of which 10 are taken
+    assert options.pool_pages(gib // 4, 320, on_device=(70 * gib, 80 * gib)) == 80     # no more than 8 sequences of 10 pages can use
+    assert EngineOptions(gpu_memory_share=0.5).pool_pages(gib, 320, on_device=(70 * gib, 80 * gib)) == 30
+    assert EngineOptions(kv_memory=5 * gib).pool_pages(gib, 320, on_device=(70 * gib, 80 * gib)) == 5
+    with pytest.raises(CapacityError):
+        EngineOptions(gpu_memory_share=0.1).pool_pages(gib, 320, on_device=(70 * gib, 80 * gib))
+    with pytest.raises(UsageError, match="gpu_memory_share"):
+        EngineOptions(gpu_memory_share=1.5)
+    assert options.burst(True) > options.burst(False) > 0 == EngineOptions(burst_seconds=0).burst(True)
+    assert all(there > here for there, here in zip(served_limits(True), served_limits(False), strict=True))

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from octavo import qtensor, schemes
-from octavo.kernels.triton import choices, linear_torch
+from octavo.errors import KernelError
+from octavo.kernels.triton import choices, linear_torch, ops
 from octavo.kernels.triton.choices import ROWS, USUAL, Product, Way, bucket_of, named, names, parsed, usual_tile
+from octavo.kernels.triton.ops import TritonOps
 from octavo.kernels.triton.tiles import INTERPRETER, Gpu, Tile
 from octavo.kernels.triton.weights import GpuWeight, arranged, family_of, linear, prepare, unpacked
 
@@ -21,6 +23,20 @@ def weight(scheme: str, n: int = 64, k: int = 128) -> GpuWeight:
     plan = schemes.parse(scheme)
     values = np.random.default_rng(n).standard_normal((n, k)).astype(np.float32)
     return prepare(qtensor.quantize(values, plan.weight), plan.activation)
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (7, 5), (8, 0), (9, 0), (12, 0)])
+def test_gpus_that_triton_does_not_compile_for_are_refused(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    if capability >= (8, 0):
+        assert TritonOps().isa == f"sm_{capability[0]}{capability[1]}"
+        return
+    with pytest.raises(KernelError, match=f"a GPU has compute capability {capability[0]}.{capability[1]}.*8.0") as caught:
+        TritonOps()
+    assert "--device cpu" in str(caught.value.remedy)
 
 
 def test_names_are_tiles_and_back() -> None:

@@ -138,10 +138,10 @@ class Memory(TorchDispatchMode):
 
 
 def test_the_peak_is_that_of_the_weights_and_a_tenth() -> None:
-    spec, names = schemes.parse("W8A16").weight, [str(i) for i in range(6)]
+    spec, names = schemes.parse("W8A16").weight, [str(i) for i in range(4)]
     source = stored(1024, 256, names)
     jobs = [Job(name, name, (1024, 256), spec, spec, BF16, "triton", size=TritonOps().bytes_of(spec, 1024, 256)) for name in names]
-    numbers = sum(job.nbytes for job in jobs) // (12 * STAGED)  # as `piece` has it for large models
+    numbers = sum(job.nbytes for job in jobs) // (5 * STAGED)  # as `piece` has it, or rather more: this is a small model, and INT8 needs less
     with Memory() as memory:
         weights = [made(source, name, spec, numbers) for name in names]
     held = sum(weight.nbytes for weight in weights)

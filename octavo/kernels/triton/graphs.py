@@ -7,6 +7,7 @@ for several of them (TritonProgram.room).
 from __future__ import annotations
 
 import gc
+import logging
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 
 from .draw import DrawnRows
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from ...cache import Step
@@ -33,15 +36,22 @@ class Captures:
     def __init__(self) -> None:
         self.met: Counter[tuple[int, int, bool]] = Counter()
         self.graphs: dict[tuple[int, int, bool], Graph] = {}
+        self.refused: set[tuple[int, int, bool]] = set()
         self.memory: Any = None  # lives as long as one of the graphs: with the last of them torch gives it up
 
     def graph(self, key: tuple[int, int, bool], make: Callable[[Any], Graph]) -> Graph | None:
-        """The graph of a bucket, made when it is met for the second time. make(memory)."""
+        """The graph of a bucket, made when it is met for the second time; None where there is no memory for it. make(memory)."""
         self.met[key] += 1
-        if key not in self.graphs and self.met[key] >= TWICE:
+        if key not in self.graphs and key not in self.refused and self.met[key] >= TWICE:
             if self.memory is None:
                 self.memory = torch.cuda.graph_pool_handle()
-            self.graphs[key] = make(self.memory)
+            try:
+                self.graphs[key] = make(self.memory)
+            except torch.cuda.OutOfMemoryError:
+                log.warning("the GPU has no memory left to capture steps of up to %d users; they run slower", key[0])
+                self.refused.add(key)
+                if not self.graphs:
+                    self.memory = None
         return self.graphs.get(key)
 
 

@@ -165,8 +165,8 @@ class TritonOps:
         self.capability = torch.cuda.get_device_capability(self.device) if self.device.type == "cuda" else INTERPRETED_AS
         if self.capability < LEAST_CAPABILITY:
             name = torch.cuda.get_device_name(self.device)
-            raise KernelError(f"{name} has compute capability {self.capability[0]}.{self.capability[1]}; the kernels need bfloat16 matrix units, from 8.0 "
-                              "(Ampere) on", where="backend triton", remedy="use --device cpu, or a newer GPU")
+            raise KernelError(f"{name} has compute capability {self.capability[0]}.{self.capability[1]}; the kernels need 8.0 (Ampere): bfloat16 matrix "
+                              "units, and Triton compiles for no older ones", where="backend triton", remedy="use --device cpu, or a newer GPU")
         self.isa = f"sm_{self.capability[0]}{self.capability[1]}" if self.device.type == "cuda" else "interpreter"
         self._recording: Recording | None = None
 

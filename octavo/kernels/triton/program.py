@@ -106,6 +106,7 @@ class TritonProgram:
         self.ops, self._slots, self._result, self._device, self.inner, self._keep = list(ops), slots, result, device, inner, keep
         self._tile_rows, self._bounds, self._width = tile_rows, bounds, width
         self._largest: Any = np.zeros((2, 0), np.int32)  # or a tensor on its way, see `largest`
+        self.captures = device.type == "cuda"  # the interpreter runs every step as it comes
         self._products = list(products)
         self._captures: WeakKeyDictionary[GpuPool, Captures] = WeakKeyDictionary()  # a graph knows the addresses of one cache
         self._room: dict[int, torch.Tensor] = {}
@@ -132,14 +133,14 @@ class TritonProgram:
     def run(self, step: Step, pool: GpuPool) -> Any:
         """float32 [logit_rows, vocab], a view that the next run overwrites; Logits on a GPU. Raises ValueError for a step that points outside its arrays."""
         check(step, pool, *self._bounds)
-        graph = self._captured(step, pool) if self._device.type == "cuda" else None
+        graph = self._captured(step, pool) if self.captures else None
         if graph is not None:
             logits, found = graph.run(step)
             self._largest = found[0]
         else:
             logits = self.replay(now_of(step, pool, self._device, self.inner, self._slots, self._tile_rows))
             self._largest = largest(logits)
-        return Logits(logits) if self._device.type == "cuda" else logits.numpy()
+        return Logits(logits) if self.captures else logits.numpy()
 
     def best(self, logits: Any) -> tuple[np.ndarray, np.ndarray]:
         """(place, value) of the largest logit of each row of the last run; a NaN counts as the largest of all. Waits for the run."""
@@ -151,7 +152,7 @@ class TritonProgram:
         """(tokens, largest logits) [sequences] of each of so many steps in which every sequence goes on with its likeliest token, or the one drawn: all are
         launched at once, and come as they are done. Fewer come where a token must be drawn on the CPU. None where that is not captured: then the caller goes
         step by step. The tables must have pages for all of it. The next run must wait until all have come."""
-        if self._device.type != "cuda" or steps > MOST_AHEAD:
+        if not self.captures or steps > MOST_AHEAD:
             return None
         check(step, pool, *self._bounds)
         graph = self._captured(step, pool, draws is not None)
@@ -161,7 +162,7 @@ class TritonProgram:
         return _arriving(graph, found)
 
     def _wait(self) -> None:
-        if self._device.type == "cuda":
+        if self.captures:
             torch.cuda.current_stream(self._device).synchronize()
 
     def replay(self, now: Now) -> torch.Tensor:
