@@ -15,7 +15,7 @@ ones multiply in full float32.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -92,7 +92,10 @@ def plan(weight: GpuWeight, rows: int, on: Gpu) -> tuple[Tile, str]:
     if bits == 32:
         return Tile(32, min(size, 32), step, 1, 4, 2), mode
     step = step if size <= 32 else min(step, 128)
-    return usual(weight.n, weight.k, rows, step, bits, 4 if size <= 16 else 2, on), mode
+    tile = usual(weight.n, weight.k, rows, step, bits, 4 if size <= 16 else 2, on)
+    if bits == 2 and tile.rows > 64:  # Triton gives each of the four parts sums of its own, which Blackwell's tensor memory holds for 64 rows
+        tile = replace(tile, rows=64)
+    return tile, mode
 
 
 def mode_of(weight: GpuWeight, rows: int) -> str:
