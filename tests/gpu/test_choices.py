@@ -65,14 +65,15 @@ def test_libraries_say_what_they_take() -> None:
 
     assert of("W8A8") == ["torch int8"] and of("W8A8", rows=16) == [] and of("W8A8", n=60) == [] and of("W8g64A8") == []
     assert of("Wfp8Afp8") == ["torch fp8"] and of("Wfp8Afp8", on=A100) == [] and of("FP8_BLOCK") == []
+    assert of("FP8_BLOCK", n=128, k=512) == ["torch blocks"] and of("FP8_BLOCK", n=128, k=512, on=L4) == [] and of("FP8_BLOCK", n=128, k=640) == []
     assert of("W16A16") == ["torch bf16"] and of("W16A16", k=72) == []
     assert of("W4g64A16") == ["torch widened"] and of("W4g64A16", rows=128) == []
     assert "no library" in str(linear_torch.supports("torch magic", weight("W16A16"), 1, H200))
 
 
-@pytest.mark.parametrize("scheme", ["W16A16", "W4g64A16", "W8A8", "Wfp8Afp8"])
+@pytest.mark.parametrize("scheme", ["W16A16", "W4g64A16", "W8A8", "Wfp8Afp8", "FP8_BLOCK"])
 def test_every_way_gives_the_product(scheme: str) -> None:
-    made, rows = weight(scheme), 20
+    made, rows = weight(scheme, 128, 512) if scheme == "FP8_BLOCK" else weight(scheme), 20
     x = torch.from_numpy(np.random.default_rng(1).standard_normal((rows, made.k)).astype(np.float32)).to(torch.bfloat16)
     bias, residual = torch.linspace(-1, 1, made.n), torch.ones((rows, made.n))
     (usual,) = linear(x, [made], [bias], residual)
