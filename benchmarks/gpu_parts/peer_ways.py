@@ -24,7 +24,9 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     (rows,) = case["rows"]
     x = torch.randn(rows, weight.k, device=device()).to(torch.bfloat16)
     names = choices.names(weight, choices.ROWS[choices.bucket_of(rows)], gpu(x.device))
-    usual, found, refused = _call(weight, x, choices.USUAL), {}, {}
+    usual = _call(weight, x, choices.USUAL)
+    found: dict[str, dict[str, Any]] = {}
+    refused: dict[str, str] = {}
     sound: list[str] = []
     for name in names:
         try:
