@@ -54,7 +54,7 @@ def test_a_few_ways_for_each_bucket_and_all_of_them_fit(scheme: str, on: Gpu) ->
         assert found[0] == USUAL and 3 <= len(found) <= 13 and len(set(found)) == len(found)
         assert [choices.refusal(name, made, rows, on) for name in found[1:]] == [None] * (len(found) - 1)
         for tile in filter(None, map(parsed, found)):
-            assert tile.n * tile.rows <= 128 * 32 * tile.warps and (rows <= 128 or tile.split == 1)
+            assert tile.n * tile.rows <= 64 * 32 * tile.warps and (rows <= 128 or tile.split == 1)
             assert tile.rows * tile.k + tile.n * tile.k * made.bits // 8 <= on.shared  # a stage and its like
 
 
