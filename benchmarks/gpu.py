@@ -1,6 +1,6 @@
 """Octavo on an NVIDIA GPU, in one command of under ten minutes: builds, checks, times, and prints what came of it.
 
-    python benchmarks/gpu.py [--budget 540] [--only check peers model quality] [--out FILE] [--model FOLDER --text FILE]
+    python benchmarks/gpu.py [--budget 540] [--only check peers model quality ways] [--out FILE] [--model FOLDER --text FILE]
     python benchmarks/gpu.py --tiny [--only check] [--match WORDS]     without a GPU: small cases in Triton's interpreter, nothing stored
     python benchmarks/gpu.py --page                                    docs/gpu-results.md from the stored results
 
@@ -8,6 +8,7 @@ check    every kernel against float64 on the device, all formats, all numbers of
 peers    products of Llama-3-8B, Qwen3-32B and DeepSeek-V3's experts against torch's kernels and, where installed, gemlite, bitsandbytes and
          torchao, in turn, weights from memory; ceilings of the GPU in the same run
 model    a model of Llama-3-8B's shape with random weights through the engine: loading, decoding at batch 1, 16 and 128, what of a step is not kernels
+ways     the same products in every way that `octavo tune` would try (not unless asked for: --only ways)
 quality  a real small model on GPU and CPU: perplexity and KL on a text (--model, --text; default: the demo model or stories260k if they are there)
 
 Needs Python 3.11, torch with CUDA and triton; runs from a plain checkout, nothing need be installed (array-api-compat may come from SciPy or scikit-learn; the
@@ -32,7 +33,7 @@ from gpu_parts.crew import run_all
 
 RESULTS = machine.ROOT / "benchmarks" / "results" / "gpu.json"
 PAGE = machine.ROOT / "docs" / "gpu-results.md"
-CASE_SECONDS = {"check": 100.0, "warm": 90.0, "peers": 60.0, "model": 150.0, "quality": 60.0}
+CASE_SECONDS = {"check": 100.0, "warm": 90.0, "peers": 60.0, "ways": 60.0, "model": 150.0, "quality": 60.0}
 WRITE_EVERY = 3.0
 BUILD_SECONDS = 60.0  # more for the CPU's kernels, once the checks are through
 DROPPED = ("module", "warm", "tiny")  # of a case, in its record
@@ -92,7 +93,7 @@ class Run:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=540, help="seconds for all parts; what one leaves, the next ones have")
-    parser.add_argument("--only", nargs="+", choices=plan.PARTS, default=list(plan.PARTS))
+    parser.add_argument("--only", nargs="+", choices=plan.PARTS, default=list(plan.USUAL))
     parser.add_argument("--out", type=Path, help=f"where results go, default: {RESULTS.relative_to(machine.ROOT)}; other parts in it are kept")
     parser.add_argument("--model", default="", help="a folder or .gguf file for quality")
     parser.add_argument("--text", default="receipt", help="a text for quality; default: Octavo's own few hundred words")
@@ -115,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
     began = time.monotonic()
     out = None if options.tiny else options.out or RESULTS
     in_workers = 1 if options.tiny and options.workers is None else options.workers
-    run = Run(out, plan.Options(options.tiny, options.model, options.text, options.layers), in_workers, options.match)
+    run = Run(out, plan.Options(options.tiny, options.model, options.text, options.layers, tuple(options.only)), in_workers, options.match)
     building = None if options.tiny or "quality" not in options.only else machine.build()
     for part, end in plan.deadlines(tuple(options.only), options.budget).items():
         if part != "check" and building is not None and building.poll() is None:  # nothing runs beside what is timed

@@ -93,13 +93,14 @@ def test_the_page_states_what_was_measured_and_nothing_else(tmp_path: Path) -> N
 
 def test_the_plan_asks_for_all_rows_and_shares_out_the_time() -> None:
     options = plan.Options()
-    for part in ("check", "peers", "model", "warm"):
+    for part in ("check", "peers", "model", "warm", "ways"):
         found = plan.cases(part, options)
         assert len({case["id"] for case in found}) == len(found) > 10
     assert {1, 2, 3, 4, 5, 6, 7, 8, 16, 33, 64, 128, 512, 4096} <= set(plan.cases("check", options)[0]["rows"])
-    ends = plan.deadlines(plan.PARTS, 500)
+    ends = plan.deadlines(plan.USUAL, 500)
     assert list(ends) == ["check", "warm", "peers", "model", "quality"] and abs(ends["quality"] - 500) < 1e-6
-    assert list(plan.deadlines(("quality",), 100).values()) == [100]
+    assert list(plan.deadlines(("quality",), 100).values()) == [100] and list(plan.deadlines(("ways",), 100)) == ["warm", "ways"]
+    assert {case["module"] for case in plan.cases("warm", plan.Options(parts=("ways",)))} == {"peer_ways"}
 
 
 WORKER = """

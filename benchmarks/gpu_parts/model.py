@@ -129,7 +129,10 @@ def _overhead(case: dict[str, Any]) -> dict[str, Any]:
     step = step_of([(1, context)] * batch, pages)
 
     def go() -> None:
-        if one.model.ahead(step, pool, STEPS) is None:
+        coming = one.model.ahead(step, pool, STEPS)
+        if coming is not None:
+            list(coming)
+        else:
             for _ in range(STEPS):
                 one.model.best(one.model.forward(step, pool))
 

@@ -34,7 +34,7 @@ def records(result: dict[str, Any], part: str) -> list[Record]:
 
 def tables(result: dict[str, Any], brief: bool = False) -> list[Table]:
     """What there is to show of each part that ran. brief: of products those that a bar is about."""
-    made = [_bars(result), _checks(result), _ceilings(result), _peers(result, brief), _models(result), _overheads(result), _quality(result)]
+    made = [_bars(result), _checks(result), _ceilings(result), _peers(result, brief), _ways(result), _models(result), _overheads(result), _quality(result)]
     return [table for table in made if table.rows or table.notes]
 
 
@@ -173,6 +173,17 @@ def _peers(result: dict[str, Any], brief: bool) -> Table:
     failed = [f"{r['id']}: {r['error']}" for r in records(result, "peers") if "error" in r]
     return Table("Products against peers", ("precision", "shape", "rows", "us", "rate", "of the ceiling", "times the best peer", "times each peer"), rows,
                  (*(f"{name}: {why}" for why, name in refused.items()), *failed))
+
+
+def _ways(result: dict[str, Any]) -> Table:
+    rows = []
+    for record in records(result, "ways"):
+        if ways := record.get("ways"):
+            best = sorted(ways, key=lambda name: -ways[name]["ratio"]["median"])[:3]
+            rows.append([record["precision"], record["shape"], str(record["rows"][0]), f"{ways['usual']['seconds']['median'] * 1e6:.1f}",
+                         ", ".join(f"{name} {_spread(ways[name]['ratio'])}" for name in best)])
+    failed = tuple(f"{r['id']}: {r['error']}" for r in records(result, "ways") if "error" in r)
+    return Table("The same products in other ways", ("precision", "shape", "rows", "usual us", "times as fast as usual, the best three"), rows, failed)
 
 
 def _sound(peer: Record) -> bool:

@@ -65,7 +65,7 @@ def _ours(weight: GpuWeight, given: Given) -> torch.Tensor:
 
 def _forms(case: dict[str, Any], weight: Weight, ours: GpuWeight) -> tuple[dict[str, tuple[Rival | None, list[Any]]], dict[str, str]]:
     """Every candidate's form of the weight, in copies; why the others have none."""
-    forms: dict[str, tuple[Rival | None, list[Any]]] = {OURS: (None, _copies(ours, ours.nbytes))}
+    forms: dict[str, tuple[Rival | None, list[Any]]] = {OURS: (None, copies(ours, ours.nbytes))}
     refused: dict[str, str] = {}
     for rival in RIVALS:
         if case["precision"] not in rival.precisions or (rival.slow and case["tier"] > 1):
@@ -75,13 +75,13 @@ def _forms(case: dict[str, Any], weight: Weight, ours: GpuWeight) -> tuple[dict[
             continue
         try:
             made = rival.prepare(weight)
-            forms[rival.name] = rival, _copies(made, _nbytes(made) or ours.nbytes)
+            forms[rival.name] = rival, copies(made, _nbytes(made) or ours.nbytes)
         except Exception as error:  # what a peer raises is its answer
             refused[rival.name] = _said(error)
     return forms, refused
 
 
-def _copies(made: Any, nbytes: int) -> list[Any]:
+def copies(made: Any, nbytes: int) -> list[Any]:
     return [made, *(copy.deepcopy(made) for _ in range(copies_for(nbytes) - 1))]
 
 

@@ -11,8 +11,9 @@ from typing import Any
 from . import check_cases, shapes
 from .machine import ROOT
 
-PARTS = ("check", "peers", "model", "quality")
-SHARES = {"check": 0.28, "warm": 0.12, "peers": 0.28, "model": 0.24, "quality": 0.08}  # of the budget; what a part leaves, the next ones have
+PARTS = ("check", "peers", "model", "quality", "ways")
+USUAL = PARTS[:-1]
+SHARES = {"check": 0.28, "warm": 0.12, "peers": 0.28, "model": 0.24, "quality": 0.08, "ways": 0.28}  # of the budget; what a part leaves, the next ones have
 SCHEMES = ("16bit", "8bit", "4bit")
 EXTRA = "W4A16"   # once all else is measured: what 4bit would be with 16-bit inputs
 BATCHES = (1, 16, 128)
@@ -23,12 +24,13 @@ ROUNDS = 4
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says, for those who make cases. layers: of the large model, 0: all."""
+    """What the command line says, for those who make cases. layers: of the large model, 0: all; parts: that will run."""
 
     tiny: bool = False
     model: str = ""
     text: str = "receipt"
     layers: int = 0
+    parts: tuple[str, ...] = USUAL
 
 
 def cases(part: str, options: Options) -> list[dict[str, Any]]:
@@ -39,7 +41,10 @@ def cases(part: str, options: Options) -> list[dict[str, Any]]:
         return shapes.cases(options.tiny)
     if part == "warm":
         model = [case | {"warm": True, "layers": 1, "batches": [1, 2] if options.tiny else list(BATCHES)} for case in _model(options) if case["what"] == "load"]
-        return [*model, *shapes.cases(options.tiny, warm=True)]
+        compiled = {"peers": shapes.cases(options.tiny, warm=True), "model": model, "ways": shapes.ways(options.tiny, warm=True)}
+        return [case for name, some in compiled.items() if name in options.parts for case in some]
+    if part == "ways":
+        return shapes.ways(options.tiny)
     return _model(options) if part == "model" else _quality(options)
 
 
@@ -97,7 +102,7 @@ def deadlines(parts: tuple[str, ...], budget: float) -> dict[str, float]:
     order: list[str] = []
     for part in PARTS:
         if part in parts:
-            order += ["warm", part] if part in ("peers", "model") and "warm" not in order else [part]
+            order += ["warm", part] if part in ("peers", "model", "ways") and "warm" not in order else [part]
     total, now, found = sum(SHARES[part] for part in order), 0.0, {}
     for part in order:
         now += SHARES[part] / total * budget

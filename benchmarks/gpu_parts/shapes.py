@@ -33,6 +33,15 @@ PRECISIONS: dict[str, tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...], di
 }
 
 
+def ways(tiny: bool, warm: bool = False) -> list[dict[str, Any]]:
+    """Products that a bar is about, and decoding of 16 sequences, in all ways."""
+    shapes = {"tiny": (64, 128)} if tiny else SHAPES
+    wanted = (("W4A16", 1), ("FP8 blocks", 4096), ("W8A8", 4096), ("W4Afp8", 1), ("FP8 rows", 1), ("bf16", 1), ("W4A16", 16), ("W4Afp8", 16))
+    return [{"id": f"{precision}, {name}, {rows} rows, all ways", "module": "peer_ways", "kind": "ways", "precision": precision, "shape": name, "n": n,
+             "k": k, "rows": [3 if tiny else rows], "warm": warm, "tiny": tiny} for precision, rows in (wanted[:1] if tiny else wanted)
+            for name, (n, k) in shapes.items()]
+
+
 def cases(tiny: bool, warm: bool = False) -> list[dict[str, Any]]:
     """What is timed, what the bars ask for first. warm: only what has to be compiled for it, once."""
     shapes = {"tiny": (96, 256)} if tiny else SHAPES

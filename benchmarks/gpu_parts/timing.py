@@ -7,6 +7,7 @@ candidate pays for its Python. In each round every candidate runs once, in rando
 
 from __future__ import annotations
 
+import gc
 import random
 import statistics
 import time
@@ -55,6 +56,8 @@ class Candidate:
         """A replay of a graph of all calls; None for what cannot be captured."""
         graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
+        collecting = gc.isenabled()
+        gc.disable()  # a tensor that is given back to the GPU while capturing would end the capture
         try:
             with torch.cuda.stream(side):  # torch.cuda.graph would empty the allocator each time
                 graph.capture_begin(capture_error_mode="thread_local")
@@ -65,6 +68,9 @@ class Candidate:
         except RuntimeError:
             torch.cuda.synchronize()
             return None
+        finally:
+            if collecting:
+                gc.enable()
         self.captured = True
         graph.replay()
         torch.cuda.synchronize()

@@ -51,7 +51,7 @@ class Options(PolicyOptions):
     """Origin of web pages that may call this server; may be repeated. Default: none."""
 
     search_policy: bool = False
-    """Search a policy before serving where --policy-dir holds none for this model on this machine; takes up to three minutes."""
+    """Search a policy before serving where --policy-dir holds none for this model on this machine; takes up to three minutes, on a GPU ten."""
 
     max_batch: int | None = None
     """Sequences computed together; default: what the policy says, or 128."""
@@ -237,8 +237,10 @@ def _search(options: Options, engine: EngineOptions, loaded: LoadedModel, folder
     """Tune the model before it serves; `check` may raise to end it."""
     from ..settings import read_settings
     from ..tune import Progress, TuneOptions, tune
+    from ..tune.options import GPU_BUDGET
 
-    wanted = TuneOptions(max_batch=engine.max_batch, max_batch_tokens=engine.max_batch_tokens,
+    budget = GPU_BUDGET if loaded.backend.memory() is not None else TuneOptions.budget
+    wanted = TuneOptions(budget=budget, max_batch=engine.max_batch, max_batch_tokens=engine.max_batch_tokens,
                          fixed_threads=(options.threads or read_settings().threads) is not None)
     log.info("searching a policy, up to %.0f s", wanted.budget)
     with Progress(wanted.budget, check) as progress:

@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: see _model.py.
 import sys
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 from ._command import Command
@@ -16,8 +16,8 @@ class Options(ModelOptions):
     policy_dir: Path | None = None
     """Where the policy is written, for `octavo serve --policy-dir`; default: `policies` in the cache folder."""
 
-    budget: float = 130.0
-    """Seconds to search, after the model is loaded."""
+    budget: float | None = None
+    """Seconds to search, after the model is loaded; default: 130, on a GPU, where every candidate is compiled first, 600."""
 
     allow_kv: list[str] | None = None
     """A format that the key-value cache may get (int8, bf16), though the numbers change; may be repeated. Default: it stays as it is."""
@@ -41,16 +41,19 @@ def run(options: Options) -> int:
     from ..engine.options import served_limits
     from ..settings import read_settings
     from ..tune import Progress, TuneOptions, table, tune
+    from ..tune.options import GPU_BUDGET
 
     settings = read_settings()
     folder = options.policy_dir or (options.cache_dir or settings.cache_dir) / "policies"
-    loaded = load_model(options)
-    batch, rows = served_limits(loaded.backend.memory() is not None)
     tune_options = TuneOptions(
-        budget=options.budget, max_batch=batch, max_batch_tokens=rows, allow_kv=tuple(options.allow_kv or ()),
+        budget=TuneOptions.budget if options.budget is None else options.budget, allow_kv=tuple(options.allow_kv or ()),
         fixed_threads=(options.threads or settings.threads) is not None, longest_step=options.longest_step, against_itself=options.against_itself)
+    loaded = load_model(options)
+    if loaded.backend.memory() is not None:
+        batch, rows = served_limits(True)
+        tune_options = replace(tune_options, max_batch=batch, max_batch_tokens=rows, budget=GPU_BUDGET if options.budget is None else options.budget)
     try:
-        with Progress(options.budget) as progress:
+        with Progress(tune_options.budget) as progress:
             tuned = tune(loaded, folder, progress, tune_options)
     except KeyboardInterrupt:
         if not options.against_itself:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..errors import UsageError
 
+GPU_BUDGET = 600.0  # seconds where candidates are compiled, a few seconds each
 CACHE_FORMATS = ("bf16", "int8", "fp32", "fp8", "int4", "K8V4")
 
 

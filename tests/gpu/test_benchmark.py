@@ -60,6 +60,13 @@ def test_a_product_is_timed_against_peers() -> None:
     assert all(peer["error"] < 0.05 and peer["seconds"]["median"] > 0 for peer in row["peers"].values() if peer["alike"])
 
 
+def test_all_ways_of_a_product_are_timed() -> None:
+    (case,) = shapes.ways(True)
+    found = answer(case)
+    assert "usual" in found["ways"] and len(found["ways"]) > 3 and not found["refused"]
+    assert all(way["error"] < 0.01 and way["ratio"]["median"] > 0 for way in found["ways"].values())
+
+
 def test_random_weights_are_the_same_however_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random_model, "RING", 4099)
     checkpoint = RandomCheckpoint(TINY)

@@ -54,7 +54,7 @@ def test_a_few_ways_for_each_bucket_and_all_of_them_fit(scheme: str, on: Gpu) ->
         assert found[0] == USUAL and 3 <= len(found) <= 13 and len(set(found)) == len(found)
         assert [choices.refusal(name, made, rows, on) for name in found[1:]] == [None] * (len(found) - 1)
         for tile in filter(None, map(parsed, found)):
-            assert tile.n * tile.rows <= 128 * 32 * tile.warps and (rows <= 128 or tile.split == 1)
+            assert tile.n * tile.rows <= 64 * 32 * tile.warps and (rows <= 128 or tile.split == 1)
             assert tile.rows * tile.k + tile.n * tile.k * made.bits // 8 <= on.shared  # a stage and its like
 
 
@@ -65,14 +65,15 @@ def test_libraries_say_what_they_take() -> None:
 
     assert of("W8A8") == ["torch int8"] and of("W8A8", rows=16) == [] and of("W8A8", n=60) == [] and of("W8g64A8") == []
     assert of("Wfp8Afp8") == ["torch fp8"] and of("Wfp8Afp8", on=A100) == [] and of("FP8_BLOCK") == []
+    assert of("FP8_BLOCK", n=128, k=512) == ["torch blocks"] and of("FP8_BLOCK", n=128, k=512, on=L4) == [] and of("FP8_BLOCK", n=128, k=640) == []
     assert of("W16A16") == ["torch bf16"] and of("W16A16", k=72) == []
     assert of("W4g64A16") == ["torch widened"] and of("W4g64A16", rows=128) == []
     assert "no library" in str(linear_torch.supports("torch magic", weight("W16A16"), 1, H200))
 
 
-@pytest.mark.parametrize("scheme", ["W16A16", "W4g64A16", "W8A8", "Wfp8Afp8"])
+@pytest.mark.parametrize("scheme", ["W16A16", "W4g64A16", "W8A8", "Wfp8Afp8", "FP8_BLOCK"])
 def test_every_way_gives_the_product(scheme: str) -> None:
-    made, rows = weight(scheme), 20
+    made, rows = weight(scheme, 128, 512) if scheme == "FP8_BLOCK" else weight(scheme), 20
     x = torch.from_numpy(np.random.default_rng(1).standard_normal((rows, made.k)).astype(np.float32)).to(torch.bfloat16)
     bias, residual = torch.linspace(-1, 1, made.n), torch.ones((rows, made.n))
     (usual,) = linear(x, [made], [bias], residual)

@@ -21,7 +21,7 @@ from .weights import GpuWeight, family_of
 ROWS = (*BUCKETS, 512, 4096)  # a choice is for up to so many rows; the last for all more too
 USUAL = "usual"
 _TILE = re.compile(r"tile (\d+)x(\d+)x(\d+) split (\d+) warps (\d+) stages (\d+)")
-SUMS_OF_A_THREAD = 128
+SUMS_OF_A_THREAD = 64  # and as many of the step in the making: more are spilled
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
     torch int8     torch._int_mm: INT8 by INT8 with one scale per row of either; sums are exact, so a row's bits are its own
     torch fp8      torch._scaled_mm: FP8 by FP8 with one scale per row of either
+    torch blocks   torch._scaled_mm: FP8 in blocks of 128 x 128 by FP8 in groups of 128, on Hopper (CUDA 12.9 and newer)
     torch bf16     torch.mm of 16-bit weights
     torch widened  torch.mm of any other weight with float inputs, widened to bfloat16 before every product into room that is free afterwards: for prompts
 
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton
 import triton.language as tl
+from torch.nn.functional import pad
 
 from ._rounding import power, to_bf16, warps
 from .embed import embed
@@ -26,7 +28,8 @@ from .tiles import Gpu, empty
 if TYPE_CHECKING:
     from .weights import GpuWeight
 
-LIBRARIES = ("torch int8", "torch fp8", "torch bf16", "torch widened")
+LIBRARIES = ("torch int8", "torch fp8", "torch blocks", "torch bf16", "torch widened")
+SIDE = 128            # of a block
 LEAST_WIDENED = 129  # rows: below, reading codes costs less than writing bfloat16
 LONGEST_BLOCK = 1024
 
@@ -46,6 +49,12 @@ def supports(name: str, weight: GpuWeight, rows: int, on: Gpu) -> str | None:
         if not whole or weight.n % 16:
             return "takes a whole number of 64 columns and of 16 outputs"
         return None if on.capability >= (8, 9) else "takes FP8 from Ada (compute capability 8.9) on"
+    if name == "torch blocks":
+        if weight.activation.format != "fp8e4m3" or weight.kind != "fp8e4m3" or not weight.group == weight.activation.size == weight.rows_alike == SIDE:
+            return "takes FP8 weights in blocks of 128 x 128 and activations in groups of 128"
+        if weight.n % SIDE or weight.k % (4 * SIDE) or weight.scales is None or weight.scales.dtype != torch.float32:
+            return "takes a whole number of 128 outputs and of 512 columns, with float32 scales"
+        return None if (9, 0) <= on.capability < (10, 0) else "runs on Hopper (compute capability 9.0)"
     if weight.activation.quantized or weight.kind == "fp32":
         return "takes 16-bit activations"
     if name == "torch bf16":
@@ -65,6 +74,8 @@ def multiply(name: str, given: Any, weight: GpuWeight, bias: torch.Tensor | None
     if name == "torch fp8":
         product = _fp8_product(given.codes.view(torch.float8_e4m3fn), weight.codes.view(torch.float8_e4m3fn), narrow)
         return finished(product, given.scales, weight.scales, weight.outer, bias, residual, narrow)
+    if name == "torch blocks":
+        return finished(_blocks_product(given, weight, narrow), None, None, weight.outer, bias, residual, narrow)
     x = given.x if given.x.dtype == torch.bfloat16 else given.x.to(torch.bfloat16)
     matrix = weight.codes if weight.kind == "bf16" else _widened(weight)
     if narrow and bias is None and residual is None:
@@ -84,6 +95,20 @@ def _fp8_product(x: torch.Tensor, matrix: torch.Tensor, narrow: bool) -> torch.T
     one = _one(x.device)
     product: torch.Tensor = torch._scaled_mm(x, matrix.t(), one, one, out_dtype=torch.bfloat16 if narrow else torch.float32, use_fast_accum=False)
     return product
+
+
+def _blocks_product(given: Any, weight: GpuWeight, narrow: bool) -> torch.Tensor:
+    """The product with all scales but the weight's outer one. Scales of x [rows, groups] lie group by group, those of the weight block by block."""
+    rows, missing = len(given.codes), -len(given.codes) % 16  # cuBLAS wants scales of aligned rows
+    codes, scales = (pad(given.codes, (0, 0, 0, missing)), pad(given.scales, (0, missing))) if missing else (given.codes, given.scales)
+    x, matrix = codes.view(torch.float8_e4m3fn), weight.codes.view(torch.float8_e4m3fn)
+    assert weight.scales is not None
+    blocks = weight.scales[:, ::SIDE].t().contiguous()
+    if x.device.type != "cuda":
+        wide = matrix.float() * blocks.repeat_interleave(SIDE, 0).repeat_interleave(SIDE, 1)
+        return ((x.float() * scales.t().repeat_interleave(SIDE, 1)) @ wide.t())[:rows].contiguous()
+    product: torch.Tensor = torch._scaled_mm(x, matrix.t(), scales.t(), blocks.t(), out_dtype=torch.bfloat16 if narrow else torch.float32)
+    return product[:rows]
 
 
 def _wide_product(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
