@@ -20,6 +20,7 @@ import triton.language as tl
 from ...cache import PAGE, lead
 from ._rounding import DOT, from_e4m3, power, stored, tanh, wide
 from .store4 import half
+from .tiles import gpu
 
 if TYPE_CHECKING:
     from .pool import GpuLayer
@@ -293,7 +294,8 @@ def attend(q: torch.Tensor, out: torch.Tensor, layer: GpuLayer, who: Attending, 
     dim, kv_heads = layer.dim, layer.heads
     group = q.shape[1] // dim // kv_heads
     formats = layer.keys.format, layer.values.format
-    narrow = "int8" in formats or "int4" in formats  # widening codes takes registers: with more tokens at a time Ada spills
+    # widening codes takes registers, and so do products whose operands lie in registers: with more tokens at a time Ampere and Ada spill
+    narrow = "int8" in formats or "int4" in formats or (dim > 64 and gpu(q.device).capability < (9, 0))
     block = BLOCK if dim <= 128 and not narrow else BLOCK // 2
     heads = {"GROUP": group, "DIM": dim, "D": power(dim, 16)}
     leading = lead(dim) if layer.keys.format == "int4" else 0
