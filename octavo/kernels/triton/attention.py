@@ -296,8 +296,9 @@ def attend(q: torch.Tensor, out: torch.Tensor, layer: GpuLayer, who: Attending, 
     formats = layer.keys.format, layer.values.format
     # widening codes takes registers, and so do products whose operands lie in registers: with more tokens at a time Ampere and Ada spill
     narrow = "int8" in formats or "int4" in formats or (dim > 64 and gpu(q.device).capability < (9, 0))
-    block = BLOCK if dim <= 128 and not narrow else BLOCK // 2
+    block = BLOCK // 4 if wide(out) else BLOCK if dim <= 128 and not narrow else BLOCK // 2
     heads = {"GROUP": group, "DIM": dim, "D": power(dim, 16)}
+    warps = 16 if wide(out) else 4  # products of float32 hold whole rows in registers
     leading = lead(dim) if layer.keys.format == "int4" else 0
     kind = {"H": power(half(dim), 16), "L": power(leading, 16), "LEAD": leading, "BLOCK": block, "PAGE": PAGE,
             "K_FORMAT": layer.keys.format, "K_COUNTED": layer.key_scales is not None, "K_SYMMETRIC": layer.keys.symmetric,
@@ -311,7 +312,7 @@ def attend(q: torch.Tensor, out: torch.Tensor, layer: GpuLayer, who: Attending, 
         sums = None if parts is None else torch.empty((len(parts), 2), dtype=torch.float32, device=q.device)
         _alone[(count, kv_heads, who.splits)](
             q, out, parts, sums, who.splits, who.rows, who.sequences, who.lengths, who.tables, width, *cache, *numbers, **heads, M=power(group, 16),
-            SPLIT=SPLIT, WHOLE=who.splits == 1, **kind, WIDE=wide(out), num_warps=4, num_stages=2)
+            SPLIT=SPLIT, WHOLE=who.splits == 1, **kind, WIDE=wide(out), num_warps=warps, num_stages=2)
         if parts is not None:
             _together[(count, kv_heads * group)](parts, sums, out, who.splits, who.rows, who.sequences, who.lengths, kv_heads, **heads, SPLIT=SPLIT,
                                                  WIDE=wide(out), num_warps=1)
@@ -319,4 +320,4 @@ def attend(q: torch.Tensor, out: torch.Tensor, layer: GpuLayer, who: Attending, 
     if tiles is not None and len(tiles):
         _tiled[(len(tiles), kv_heads)](
             q, out, tiles, who.starts, who.lengths, who.tables, width, *cache, *numbers, **heads, M=max(tile_queries(dim), power(group, 16)), **kind,
-            WIDE=wide(out), num_warps=4, num_stages=2)
+            WIDE=wide(out), num_warps=warps, num_stages=2)
