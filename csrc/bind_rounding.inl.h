@@ -59,13 +59,10 @@ void bind_rounding(nb::module_& m) {
     round_trellis(isa, block, threads);
   }, nb::arg("bits"), nb::arg("weights"), nb::arg("upper"), nb::arg("scales"), nb::arg("states"), nb::arg("errors"), nb::arg("threads") = 1, nb::arg("isa") = "",
      "Columns of a weight to the nearest paths through a trellis, each column's error made good in those after it (csrc/trellis.h). Changes weights, states and errors.");
-  m.def("round_lattice", [](Matrix<float> matrix, Vector<float> alpha, bool triangular, Vector<int32_t> group, Vector<int32_t> place, bool refit, Rows2 pull, Rows2 from,
-                            Rows2 values, Rows2 scales, float outer, Rows2In low, Rows2In high, std::optional<Vector<float>> table, int scale_store,
-                            std::optional<Vector<float>> scale_table, const std::string& isa) {
-    const size_t k = pull.shape(0), rows = pull.shape(1), groups = scales.shape(0);
-    const auto same = [&](const auto& a, size_t first) { return a.shape(0) == first && a.shape(1) == rows; };
-    if (matrix.shape(0) != k || matrix.shape(1) != k || alpha.size() != k || group.size() != k || place.size() != k || !same(from, k) || scales.shape(1) != rows ||
-        values.shape(1) != rows || k > size_t(INT32_MAX))
+  m.def("round_lattice", [](Matrix<float> matrix, Vector<int32_t> group, Vector<int32_t> place, Rows2In from, Rows2 values, Rows2 scales, float outer, Rows2In low,
+                            Rows2In high, std::optional<Vector<float>> table, int scale_store, std::optional<Vector<float>> scale_table, const std::string& isa) {
+    const size_t k = from.shape(0), rows = from.shape(1), groups = scales.shape(0);
+    if (matrix.shape(0) != k || matrix.shape(1) != k || group.size() != k || place.size() != k || scales.shape(1) != rows || values.shape(1) != rows || k > size_t(INT32_MAX))
       bad("round_lattice: the shapes do not fit");
     for (size_t i = 0; i < k; i++)
       if (group.data()[i] < 0 || size_t(group.data()[i]) >= groups || place.data()[i] < 0 || size_t(place.data()[i]) >= values.shape(0))
@@ -74,20 +71,40 @@ void bind_rounding(nb::module_& m) {
     Lattice lattice;
     lattice.k = int(k);
     lattice.matrix = matrix.data();
-    lattice.alpha = alpha.data();
-    lattice.triangular = triangular;
     lattice.group = group.data();
     lattice.place = place.data();
-    lattice.refit = refit;
-    lattice.pull = pull.data();
     lattice.from = from.data();
     lattice.values = values.data();
     nb::gil_scoped_release released;
-    return round_lattice(isa, lattice, grid);
-  }, nb::arg("matrix"), nb::arg("alpha"), nb::arg("triangular"), nb::arg("group"), nb::arg("place"), nb::arg("refit"), nb::arg("pull"), nb::arg("from_"), nb::arg("values"),
+    round_lattice(isa, lattice, grid);
+  }, nb::arg("matrix"), nb::arg("group"), nb::arg("place"), nb::arg("from_"), nb::arg("values"), nb::arg("scales"), nb::arg("outer"), nb::arg("low"), nb::arg("high"),
+     nb::arg("table").none(), nb::arg("scale_store"), nb::arg("scale_table").none(), nb::arg("isa") = "",
+     "Inputs of weights rounded in order, each knowing what those before it lost (csrc/lattice.h). Changes values; on the calling thread, without the GIL.");
+  m.def("descend_lattice", [](Matrix<float> matrix, Vector<float> alpha, Vector<int32_t> starts, Rows2 pull, Rows2 values,
+                              Rows2 scales, float outer, Rows2In low, Rows2In high, std::optional<Vector<float>> table, int scale_store,
+                              std::optional<Vector<float>> scale_table, const std::string& isa) {
+    const size_t rows = pull.shape(0), k = pull.shape(1), groups = scales.shape(0);
+    const auto same = [&](const auto& a) { return a.shape(0) == rows && a.shape(1) == k; };
+    if (matrix.shape(0) != k || matrix.shape(1) != k || alpha.size() != k || !same(values) || scales.shape(1) != rows || starts.size() != groups + 1 ||
+        k > size_t(INT32_MAX))
+      bad("descend_lattice: the shapes do not fit");
+    if (starts.data()[0] != 0 || size_t(starts.data()[groups]) != k) bad("descend_lattice: groups are runs of all inputs");
+    for (size_t g = 0; g < groups; g++)
+      if (starts.data()[g] >= starts.data()[g + 1]) bad("descend_lattice: groups are runs of all inputs");
+    const LatticeGrid grid = lattice_grid(scales, outer, low, high, table, scale_store, scale_table);
+    Descent descent;
+    descent.k = int(k);
+    descent.matrix = matrix.data();
+    descent.alpha = alpha.data();
+    descent.starts = starts.data();
+    descent.pull = pull.data();
+    descent.values = values.data();
+    nb::gil_scoped_release released;
+    return descend_lattice(isa, descent, grid);
+  }, nb::arg("matrix"), nb::arg("alpha"), nb::arg("starts"), nb::arg("pull"), nb::arg("values"),
      nb::arg("scales"), nb::arg("outer"), nb::arg("low"), nb::arg("high"), nb::arg("table").none(), nb::arg("scale_store"), nb::arg("scale_table").none(), nb::arg("isa") = "",
-     "Inputs of weights rounded in order, each knowing what the others lost (csrc/lattice.h); returns how many values moved. Changes pull, from_, values and, with refit, "
-     "scales. On the calling thread, without the GIL.");
+     "One pass over rounded weights, each value to what is best as the others are (csrc/lattice.h); returns how many moved. Changes pull and "
+     "values. On the calling thread, without the GIL.");
   m.def("search_scales", [](Rows2In weight, Rows2In importance, Vector<int32_t> starts, Vector<float> ratios, bool fit, std::optional<Rows2> zeros, float steps,
                             int zero_tries, Rows2 scales, float outer, Rows2In low, Rows2In high, std::optional<Vector<float>> table, int scale_store,
                             std::optional<Vector<float>> scale_table, const std::string& isa) {

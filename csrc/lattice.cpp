@@ -13,7 +13,8 @@ static const LatticeKernels& lattice_for(const std::string& isa) {
   return *portable_lattice();
 }
 
-int64_t round_lattice(const std::string& isa, const Lattice& lattice, const LatticeGrid& grid) { return lattice_for(isa).round(lattice, grid); }
+void round_lattice(const std::string& isa, const Lattice& lattice, const LatticeGrid& grid) { lattice_for(isa).round(lattice, grid); }
+int64_t descend_lattice(const std::string& isa, const Descent& descent, const LatticeGrid& grid) { return lattice_for(isa).descend(descent, grid); }
 void search_scales(const std::string& isa, const ScaleSearch& search, const LatticeGrid& grid) { lattice_for(isa).search(search, grid); }
 
 }  // namespace octavo

@@ -25,18 +25,25 @@ struct LatticeGrid {
 };
 
 // k inputs in ascending order; for every row
-//   t         = pull[i] * alpha[i] + from[i]
-//   value     = the nearest that may be stored to t / size of group[i]
-//   change    = value * size - from[i], which becomes value * size
-//   pull[j]  -= matrix[j][i] * change     for all j, or (`triangular`) those after i
+//   value     = the nearest that may be stored to (from[i] + pull[i]) / size of group[i], where pull begins as 0
+//   pull[j]  += matrix[j][i] * (from[i] - value * size)     for all j after i
 struct Lattice {
   int k = 0;
   const float* matrix = nullptr;    // [k, k]
-  const float* alpha = nullptr;     // [k]
-  bool triangular = false;
   const int32_t *group = nullptr, *place = nullptr;  // [k]: the group of an input, and the row of `values` that is its
-  bool refit = false;               // before a group is rounded its scale becomes the best one for its values; groups are then runs of inputs
-  float *pull = nullptr, *from = nullptr, *values = nullptr;  // [k, rows]
+  const float* from = nullptr;      // [k, rows]
+  float* values = nullptr;          // [k, rows]
+};
+
+// One pass over the inputs of rows that are rounded already; for every row
+//   value     = the nearest that may be stored to values[i] + pull[i] * alpha[i] / size of its group
+//   pull[j]  += matrix[j][i] * (values[i] - value) * size     for all j, and values[i] becomes value
+struct Descent {
+  int k = 0;
+  const float* matrix = nullptr;    // [k, k], symmetric
+  const float* alpha = nullptr;     // [k]
+  const int32_t* starts = nullptr;  // [groups + 1]: groups are runs of inputs
+  float *pull = nullptr, *values = nullptr;  // [rows, k]
 };
 // The scales (and zero points) of the grid with the least squared error of the rounded weight: of a few clipped ranges, each with the scale that fits
 // its values best, the best.
@@ -53,15 +60,17 @@ struct ScaleSearch {
   int zero_tries = 1;                // 1: the zero that keeps the range centred; 3: its neighbours, too
 };
 struct LatticeKernels {
-  int64_t (*round)(const Lattice& lattice, const LatticeGrid& grid);
+  void (*round)(const Lattice& lattice, const LatticeGrid& grid);
+  int64_t (*descend)(const Descent& descent, const LatticeGrid& grid);
   void (*search)(const ScaleSearch& search, const LatticeGrid& grid);
 };
 const LatticeKernels* portable_lattice();
 const LatticeKernels* avx2_lattice();
 const LatticeKernels* avx512vnni_lattice();
 
-// On the calling thread; rows are independent of each other. How many changes were not 0.
-int64_t round_lattice(const std::string& isa, const Lattice& lattice, const LatticeGrid& grid);
+// On the calling thread; rows are independent of each other. A descent returns how many values moved.
+void round_lattice(const std::string& isa, const Lattice& lattice, const LatticeGrid& grid);
+int64_t descend_lattice(const std::string& isa, const Descent& descent, const LatticeGrid& grid);
 void search_scales(const std::string& isa, const ScaleSearch& search, const LatticeGrid& grid);
 
 }  // namespace octavo

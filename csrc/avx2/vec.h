@@ -26,6 +26,10 @@ static inline f32x16 abs(f32x16 x) { const __m256 m = _mm256_castsi256_ps(_mm256
 static inline f32x16 sqrt(f32x16 x) { return {_mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)}; }
 static inline f32x16 round(f32x16 x) { return {_mm256_round_ps(x.a, 8), _mm256_round_ps(x.b, 8)}; }  // to nearest even
 static inline f32x16 fmadd(f32x16 x, f32x16 y, f32x16 z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+// A bit for each lane: where x and y are different numbers
+static inline uint32_t unequal(f32x16 x, f32x16 y) {
+  return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(x.a, y.a, _CMP_NEQ_OQ))) | uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_NEQ_OQ))) << 8;
+}
 static inline __m256 pow2(__m256 n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)); }
 // x * 2^n for n integral lanes in [-126, 127]
 static inline f32x16 scale2(f32x16 x, f32x16 n) { return {_mm256_mul_ps(x.a, pow2(n.a)), _mm256_mul_ps(x.b, pow2(n.b))}; }

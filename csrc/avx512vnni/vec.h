@@ -26,6 +26,7 @@ static inline f32x16 abs(f32x16 x) { return {_mm512_abs_ps(x.v)}; }
 static inline f32x16 sqrt(f32x16 x) { return {_mm512_sqrt_ps(x.v)}; }
 static inline f32x16 round(f32x16 x) { return {_mm512_roundscale_ps(x.v, 8)}; }  // to nearest even
 static inline f32x16 fmadd(f32x16 x, f32x16 y, f32x16 z) { return {_mm512_fmadd_ps(x.v, y.v, z.v)}; }
+static inline uint32_t unequal(f32x16 x, f32x16 y) { return _mm512_cmp_ps_mask(x.v, y.v, _CMP_NEQ_OQ); }  // a bit for each lane: where x and y are different numbers
 // x * 2^n for n integral lanes in [-126, 127]
 static inline f32x16 scale2(f32x16 x, f32x16 n) {
   const __m512i p = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23);

@@ -1,4 +1,4 @@
-// Grids of scales and rounding to them (lattice.h) over sixteen float lanes, which are rows. Included by <isa>/lattice.cpp after its vec.h, with OCTAVO_ISA set.
+// Grids of scales and rounding to them (lattice.h) over sixteen float lanes. Included by <isa>/lattice.cpp after its vec.h, with OCTAVO_ISA set.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -48,6 +48,7 @@ static inline float stored(const LatticeGrid& g, float scale) {
 }
 
 #include "lattice_round.inl.h"
+#include "lattice_descend.inl.h"
 #include "lattice_search.inl.h"
 
 }  // namespace lattice
@@ -58,7 +59,7 @@ static inline float stored(const LatticeGrid& g, float scale) {
 
 namespace octavo {
 const LatticeKernels* OCTAVO_JOIN(OCTAVO_ISA, _lattice)() {
-  static const LatticeKernels kernels = {OCTAVO_ISA::lattice::round_all, OCTAVO_ISA::lattice::search_all};
+  static const LatticeKernels kernels = {OCTAVO_ISA::lattice::round_all, OCTAVO_ISA::lattice::descend_all, OCTAVO_ISA::lattice::search_all};
   return &kernels;
 }
 }  // namespace octavo

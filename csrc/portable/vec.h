@@ -26,6 +26,7 @@ static inline f32x16 abs(f32x16 a) { LANES a.v[i] = std::fabs(a.v[i]); return a;
 static inline f32x16 sqrt(f32x16 a) { LANES a.v[i] = std::sqrt(a.v[i]); return a; }
 static inline f32x16 round(f32x16 a) { LANES a.v[i] = std::nearbyint(a.v[i]); return a; }  // to nearest even
 static inline f32x16 fmadd(f32x16 a, f32x16 b, f32x16 c) { LANES c.v[i] += a.v[i] * b.v[i]; return c; }
+static inline uint32_t unequal(f32x16 a, f32x16 b) { uint32_t m = 0; LANES m |= uint32_t(a.v[i] < b.v[i] || a.v[i] > b.v[i]) << i; return m; }  // a bit for each lane
 // x * 2^n for n integral lanes in [-126, 127]; a NaN lane of n may become any power (x is NaN then)
 static inline f32x16 scale2(f32x16 x, f32x16 n) {
   LANES { const uint32_t b = static_cast<uint32_t>(static_cast<int32_t>(n.v[i] == n.v[i] ? n.v[i] : 0.f) + 127) << 23; float s; std::memcpy(&s, &b, 4); x.v[i] *= s; }

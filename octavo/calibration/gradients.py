@@ -192,8 +192,9 @@ def _silu_slope(x: np.ndarray) -> np.ndarray:
 
 def _gelu_tanh_slope(x: np.ndarray) -> np.ndarray:
     root, cubic = np.float32(math.sqrt(2 / math.pi)), np.float32(0.044715)
-    bent = np.tanh(root * (x + cubic * x**3))
-    slope: np.ndarray = np.float32(0.5) * (1 + bent + x * (1 - bent**2) * root * (1 + 3 * cubic * x**2))
+    square = x * x
+    bent = np.tanh(root * x * (1 + cubic * square))
+    slope: np.ndarray = np.float32(0.5) * (1 + bent + x * (1 - bent * bent) * root * (1 + 3 * cubic * square))
     return slope
 
 

@@ -47,9 +47,9 @@ class Group:
     def names(self) -> list[str]:
         return [weight.name for weight in self.weights]
 
-    def statistics(self, *, gram: bool = True) -> Statistics:
-        """Of the inputs, over all rows. The inputs are then computed, and stay until the outputs are."""
-        return self._ops.statistics(self.x, gram=gram)
+    def statistics(self, *, gram: bool = True, moments: bool = True) -> Statistics:
+        """Of the inputs, over all rows. The inputs are then computed, and stay until the outputs are. gram, moments: see Statistics."""
+        return self._ops.statistics(self.x, gram=gram, moments=moments)
 
     def mean(self, work: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
         """float64 [k]: the mean over all rows of the inputs, or of work(some of them [rows, k])."""

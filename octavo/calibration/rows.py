@@ -142,12 +142,12 @@ class RowsOps:
         for _ in self.each(node, lambda chunk: None):
             pass
 
-    def statistics(self, x: Node, *, gram: bool = True) -> Statistics:
+    def statistics(self, x: Node, *, gram: bool = True, moments: bool = True) -> Statistics:
         """See Group.statistics."""
         if self.rows * x.width * 4 <= KEPT_BYTES:
             x.keep(len(self.parts))
         total: Statistics | None = None
-        for part in self.each(x, lambda chunk: of_rows(chunk, gram)):
+        for part in self.each(x, lambda chunk: of_rows(chunk, gram, moments)):
             total = combine(total, part)
         assert total is not None
         return means(total)
@@ -237,6 +237,8 @@ class RowsOps:
 
     def attention(self, q: Node, k: Node, v: Node, layer: int, *, heads: int, kv_heads: int, head_dim: int, scale: float, window: int = 0,
                   softcap: float = 0.0) -> Node:
+        window = window if window < self.length else 0
+
         def compute(c: int) -> np.ndarray:
             shape = (-1, self.length, kv_heads, heads // kv_heads, head_dim)
             queries, keys, values = q.chunk(c).reshape(shape) * np.float32(scale), k.chunk(c), v.chunk(c)
@@ -312,7 +314,16 @@ def _silu(x: np.ndarray) -> np.ndarray:
 
 
 def _gelu_tanh(x: np.ndarray) -> np.ndarray:
-    return np.float32(0.5) * x * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)))
+    y = x * x  # a power of 3 would be a call for each number
+    y *= np.float32(0.044715)
+    y += 1
+    y *= x
+    y *= np.float32(math.sqrt(2 / math.pi))
+    np.tanh(y, out=y)
+    y += 1
+    y *= x
+    y *= np.float32(0.5)
+    return y
 
 
 def _gelu(x: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,8 @@ class Samples:
         return hashlib.sha256(np.ascontiguousarray(self.ids, "<i4").tobytes()).hexdigest()
 
 
-def read_samples(source: str | Path, tokenizer: Tokenizer, vocabulary: int, *, sequences: int = SEQUENCES, tokens: int = TOKENS, seed: int = 0) -> Samples:
+def read_samples(source: str | Path, tokenizer: Callable[[], Tokenizer], vocabulary: int, *, sequences: int = SEQUENCES, tokens: int = TOKENS,
+                 seed: int = 0) -> Samples:
     """Sequences of `tokens` tokens out of a file: .txt (one text), .jsonl (a text, or a chat, a line), .npy (token ids [sequences, tokens] as they are).
 
     Texts are put in an order drawn from `seed`, tokenized, joined and cut, without overlap, until there are enough; each
@@ -42,13 +44,14 @@ def read_samples(source: str | Path, tokenizer: Tokenizer, vocabulary: int, *, s
         raise UsageError(f"{sequences} sequences of {tokens} tokens", where="--sequences, --tokens", remedy="at least 1 of at least 2")
     if path.suffix == ".npy":
         return Samples(_ids(path, vocabulary, sequences), path.name)
-    begin = beginning(tokenizer)
+    encoder = tokenizer()
+    begin = beginning(encoder)
     width = tokens - len(begin)
     texts = _texts(path)
     found: list[list[int]] = []
     rest: list[int] = []
     for index in np.random.default_rng(seed).permutation(len(texts)):
-        rest += tokenizer.encode(texts[index], special=False)
+        rest += encoder.encode(texts[index], special=False)
         while len(rest) >= width and len(found) < sequences:
             found.append([*begin, *rest[:width]])
             rest = rest[width:]

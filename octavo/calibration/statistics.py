@@ -11,6 +11,8 @@ import numpy as np
 class Statistics:
     """Of x [rows, k]: mean, mean of |x|, mean of x^2, largest |x|, smallest and largest x, each float32 [k].
 
+    Without moments all but the mean of x^2 are empty.
+
     gram   float32 [k, k]: X^T X / rows, symmetric; None where it was not asked for. With W [n, k] and an error D = W - Q of its rounding,
            the mean squared error of the outputs is trace(D gram D^T): what GPTQ (arXiv 2210.17323) and its relatives minimise.
     """
@@ -40,13 +42,14 @@ class Statistics:
         return Statistics(self.rows, self.mean * inverse, self.mean_abs * inverse, self.mean_square * inverse**2, self.low * inverse, self.high * inverse, gram)
 
 
-def of_rows(x: np.ndarray, gram: bool) -> Statistics:
-    """Sums, not means, of one chunk: to be added by `combine` in a fixed order."""
-    magnitude = np.abs(x)
+def of_rows(x: np.ndarray, gram: bool, moments: bool = True) -> Statistics:
+    """Sums, not means, of one chunk: to be added by `combine` in a fixed order. moments: see Statistics."""
     square = x.T @ x if gram else None  # NumPy calls syrk for this: half the work
-    squares = np.diagonal(square).copy() if square is not None else np.einsum("rk,rk->k", x, x)
-    return Statistics(len(x), x.sum(axis=0, dtype=np.float64), magnitude.sum(axis=0, dtype=np.float64), squares.astype(np.float64),
-                      x.min(axis=0), x.max(axis=0), square)
+    squares = (np.diagonal(square).copy() if square is not None else np.einsum("rk,rk->k", x, x)).astype(np.float64)
+    if not moments:
+        none = np.empty(0)
+        return Statistics(len(x), none, none, squares, none, none, square)
+    return Statistics(len(x), x.sum(axis=0, dtype=np.float64), np.abs(x).sum(axis=0, dtype=np.float64), squares, x.min(axis=0), x.max(axis=0), square)
 
 
 def combine(total: Statistics | None, part: Statistics) -> Statistics:

@@ -83,7 +83,7 @@ class TorchOps:
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, layer: int, *, heads: int, kv_heads: int, head_dim: int, scale: float, window: int = 0,
                   softcap: float = 0.0) -> Tensor:
-        torch = self.torch
+        torch, window = self.torch, window if window < self.length else 0
 
         def split(x: Tensor, count: int) -> Tensor:
             return x.reshape(-1, self.length, count, head_dim).transpose(1, 2)

@@ -6,8 +6,8 @@ float32, and a TensorSpec that says what they mean. Packing is the business of f
 
 from __future__ import annotations
 
-from ._quantize import NonFiniteError, quantize, round_scales
+from ._quantize import NonFiniteError, quantize, round_scales, unfitted
 from ._rotation import rotate, rotation_of
 from ._tensor import QTensor, join
 
-__all__ = ["NonFiniteError", "QTensor", "join", "quantize", "rotate", "rotation_of", "round_scales"]
+__all__ = ["NonFiniteError", "QTensor", "join", "quantize", "rotate", "rotation_of", "round_scales", "unfitted"]

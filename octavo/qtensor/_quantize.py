@@ -54,35 +54,15 @@ def quantize(x: Array, spec: TensorSpec, *, outer: float | None = None, extent: 
     """
     xp = array_namespace(x)
     number = formats.get(spec.format)
-    if number.kind == "trellis":
-        raise SchemeError("codes of a trellis depend on each other: they are searched, not rounded one by one", where=spec.format,
-                          remedy="octavo quantize MODEL OUT --scheme W" + spec.format + " --method trellis --to octavo")
-    shape = tuple(x.shape)
-    if len(shape) not in (1, 2):
-        raise SchemeError(f"cannot quantize a tensor of shape {shape}", remedy="tensors have one or two dimensions here")
-    rows, width = (1, *shape)[-2:]
-    flat = xp.reshape(x, (rows, width))
-    low, high = extremes(flat, spec)
-    if not bool(xp.all(xp.isfinite(low) & xp.isfinite(high))):
-        _refuse(flat)
+    flat, low, high = _extremes(x, spec, number)
     if not spec.quantized:
-        return QTensor(_encode_plain(flat, number, shape), None, spec, shape)
-
-    second = None
-    if extent is not None and cell(spec, width)[0] == 0:
-        low, high = (xp.full_like(low, end) for end in extent)
-    if number.two_level:
-        largest = max(extent[1], -extent[0]) if extent is not None else float(xp.max(xp.maximum(high, -low))) if rows else 0.0
-        natural = largest / (number.high * formats.get(spec.scale_format).high)
-        second = xp.asarray(outer if outer is not None else natural if spec.dynamic else _second_level(natural), dtype=xp.float32)
-    wanted, zeros = _scales(low, high, spec, second)
-    if not strict and not _fits(wanted, spec.scale_format):
-        spec = replace(spec, scale_format="fp32")
-    scales = round_scales(wanted, spec.scale_format)
+        return QTensor(_encode_plain(flat, number, tuple(x.shape)), None, spec, tuple(x.shape))
+    wanted, scales, zeros, second, spec = _full_range(low, high, spec, number, outer, extent, strict)
+    rows, width = flat.shape
     cell_rows, columns = cell(spec, width)
     ratios = _ratios(spec, number, columns) if cell_rows == 1 else ()
 
-    codes = xp.empty((rows, width), dtype=xp.uint8 if zeros is not None or number.kind != "int" else xp.int8, device=device(x))
+    codes = xp.empty((rows, width), dtype=_code_type(xp, number, zeros), device=device(x))
     for part in chunks(rows, width, x):
         chunk = grouped(xp.astype(flat[part], xp.float32), columns)
         zero = None if zeros is None else per_row(zeros, spec, part)
@@ -90,7 +70,54 @@ def quantize(x: Array, spec: TensorSpec, *, outer: float | None = None, extent: 
             scales[part] = _fit(chunk, wanted[part], spec, number, second, ratios)
         scale = per_row(scales if second is None else scales * second, spec, part)
         codes[part] = flattened(_encode(chunk / _nonzero(scale), number, zero), width)
-    return QTensor(xp.reshape(codes, shape), scales, spec, shape, zeros=zeros, outer=second)
+    return QTensor(xp.reshape(codes, tuple(x.shape)), scales, spec, tuple(x.shape), zeros=zeros, outer=second)
+
+
+def unfitted(x: Array, spec: TensorSpec) -> tuple[QTensor, tuple[float, ...]]:
+    """As `quantize` before it fits scales or rounds: (scales and zero points of the full range, with codes of 0; the parts of the range that it would try).
+    For methods that search both themselves. Raises as `quantize`."""
+    number = formats.get(spec.format)
+    flat, low, high = _extremes(x, spec, number)
+    _, scales, zeros, second, spec = _full_range(low, high, spec, number, None, None, False)
+    xp, (cell_rows, columns) = array_namespace(x), cell(spec, flat.shape[1])
+    codes = xp.zeros(x.shape, dtype=_code_type(xp, number, zeros), device=device(x))
+    return QTensor(codes, scales, spec, tuple(x.shape), zeros=zeros, outer=second), _ratios(spec, number, columns) if cell_rows == 1 else ()
+
+
+def _extremes(x: Array, spec: TensorSpec, number: NumberFormat) -> tuple[Array, Array, Array]:
+    """(x [rows, width], smallest, largest value of each cell), of what can be rounded."""
+    xp = array_namespace(x)
+    if number.kind == "trellis":
+        raise SchemeError("codes of a trellis depend on each other: they are searched, not rounded one by one", where=spec.format,
+                          remedy="octavo quantize MODEL OUT --scheme W" + spec.format + " --method trellis --to octavo")
+    if len(x.shape) not in (1, 2):
+        raise SchemeError(f"cannot quantize a tensor of shape {tuple(x.shape)}", remedy="tensors have one or two dimensions here")
+    flat = xp.reshape(x, (1, *x.shape)[-2:])
+    low, high = extremes(flat, spec)
+    if not bool(xp.all(xp.isfinite(low) & xp.isfinite(high))):
+        _refuse(flat)
+    return flat, low, high
+
+
+def _full_range(low: Array, high: Array, spec: TensorSpec, number: NumberFormat, outer: float | None, extent: tuple[float, float] | None,
+                strict: bool) -> tuple[Array, Array, Array | None, Array | None, TensorSpec]:
+    """(scales of the full range, the same as stored, zeros, second level, the spec with the scale format that has room for them)."""
+    xp = array_namespace(low)
+    second = None
+    if extent is not None and spec.granularity in ("none", "tensor"):
+        low, high = (xp.full_like(low, end) for end in extent)
+    if number.two_level:
+        largest = max(extent[1], -extent[0]) if extent is not None else float(xp.max(xp.maximum(high, -low))) if low.shape[0] else 0.0
+        natural = largest / (number.high * formats.get(spec.scale_format).high)
+        second = xp.asarray(outer if outer is not None else natural if spec.dynamic else _second_level(natural), dtype=xp.float32)
+    wanted, zeros = _scales(low, high, spec, second)
+    if not strict and not _fits(wanted, spec.scale_format):
+        spec = replace(spec, scale_format="fp32")
+    return wanted, round_scales(wanted, spec.scale_format), zeros, second, spec
+
+
+def _code_type(xp: Any, number: NumberFormat, zeros: Array | None) -> Any:
+    return xp.uint8 if zeros is not None or number.kind != "int" else xp.int8
 
 
 def _second_level(natural: float) -> float:

@@ -22,7 +22,7 @@ Needs = Literal["nothing", "moments", "gram"]
 
 
 class Rounder(Protocol):
-    """needs   what `round` must know of the inputs: nothing, their means (Statistics without gram), or all of Statistics"""
+    """needs   what `round` must know of the inputs: nothing, their moments (Statistics without gram), or the gram (Statistics without moments)"""
 
     @property
     def needs(self) -> Needs: ...

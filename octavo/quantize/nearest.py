@@ -14,10 +14,13 @@ from ..checkpoints import Checkpoint, TensorInfo
 from ..qtensor import QTensor, quantize
 from ..schemes import TensorSpec
 
+SOME = 32  # rows
+
 
 class Nearest:
-    """`source` with the tensors that `specs` names (as the files do) in these precisions; `activations`: what their inputs are quantized to. Scales that
-    rows share are those of the rows that are read: enough to learn whether a format holds them, not to be written."""
+    """`source` with the tensors that `specs` names (as the files do) in these precisions; `activations`: what their inputs are quantized to. Of the rows that
+    are read a few stand for all, and scales that rows share are those of the rows that are read: enough to learn whether a format holds them, not to be
+    written."""
 
     fresh = True  # see WriterOptions
 
@@ -31,7 +34,13 @@ class Nearest:
     def read(self, name: str, rows: slice | None = None) -> QTensor:
         if name not in self._specs:
             return self._source.read(name, rows)
-        return quantize(np.asarray(self._source.read(name, rows).dequantize(), np.float32), self._specs[name])
+        spec, (first, last, _) = self._specs[name], (rows or slice(None)).indices(self.tensors[name].shape[0])
+        if spec.granularity not in ("group", "channel"):
+            return quantize(np.asarray(self._source.read(name, rows).dequantize(), np.float32), spec)
+        some = quantize(np.asarray(self._source.read(name, slice(first, min(first + SOME, last))).dequantize(), np.float32), spec)
+        place = np.arange(last - first) % len(some.codes)
+        return replace(some, codes=some.codes[place], shape=(last - first, *some.shape[1:]), scales=np.asarray(some.scales)[place],
+                       zeros=None if some.zeros is None else some.zeros[place])
 
     def input_scales(self) -> dict[str, np.ndarray]:
         """1 for the inputs of each weight that will have a static scale."""

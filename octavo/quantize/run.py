@@ -33,12 +33,12 @@ from ..schemes import Plan, Scheme, TensorSpec
 from ..text import Text
 from . import own
 from .inputs import check_observer, is_static, scale_of, with_static_inputs
-from .method import BlockRounder, Correction, RemarkingRounder, Rounder, Transform, needs_of, options_of, round_group, rounder, transform
+from .method import BlockRounder, Correction, Needs, RemarkingRounder, Rounder, Transform, needs_of, options_of, round_group, rounder, transform
 from .nearest import Nearest
 from .store import QuantizedCheckpoint, Store
 
-ERROR_ROWS = 256  # of a weight: of so many outputs, at least, the error is reported
-RECIPE = 2  # changes when the same wish gives other bytes
+ERROR_ROWS = 64  # of a weight: of so many outputs, at least, the error is reported
+RECIPE = 3  # changes when the same wish gives other bytes
 BF16 = TensorSpec("bf16")
 LEAST_GROUP = 16  # smaller ones cost more in scales than they save
 OnProgress = Callable[[int, int, float], None]
@@ -222,8 +222,10 @@ def samples_of(checkpoint: Checkpoint, model: Decoder, wish: Wish, more: int = 0
     if wish.data is None:
         raise UsageError(f"{wish.scheme} by {' after '.join((wish.method, *wish.transforms[::-1]))} needs calibration text", where="--data",
                          remedy="name a .txt or .jsonl file of text like what the model will meet, or choose --method rtn and dynamic scales, which need none")
-    files = checkpoint.tokenizer_files()
-    text = Text(files["tokenizer"], files["config"], files["generation"])
+    def text() -> Text:
+        files = checkpoint.tokenizer_files()
+        return Text(files["tokenizer"], files["config"], files["generation"])
+
     samples = read_samples(wish.data, text, model.vocab_size, sequences=wish.sequences + more, tokens=wish.tokens, seed=wish.seed)
     if samples.ids.shape[1] > model.max_model_len:
         raise UsageError(f"sequences of {samples.ids.shape[1]} tokens are too long", where=str(wish.data),
@@ -251,7 +253,9 @@ class _Work:
                     specs = self._specs(layer)
                     rounded: dict[str, QTensor] = {}
                     for name in specs:
-                        rounded.update(self._round({name: self.weights.get(name)}, specs, None))
+                        weight = {name: self.weights.get(name)}
+                        rounded.update(self._round(weight, specs, None))
+                        self._values(weight, rounded, None)
                     self.store.put(layer, rounded, {})
                 self._tell(layer)
             return self.errors
@@ -292,14 +296,12 @@ class _Work:
             mine = [matrix.name for matrix in group.weights if matrix.name in specs]
             if not mine:
                 return None
-            statistics = None if self.needs == "nothing" else group.statistics(gram=self.needs == "gram")
+            needs: Needs = "gram" if results.keys() & set(mine) else self.needs  # of a BlockRounder's weights only the errors need it
+            statistics = None if needs == "nothing" else group.statistics(gram=needs == "gram", moments=needs == "moments")
             inputs.update(self._inputs(group, mine))
-            if results.keys() & set(mine):  # of a BlockRounder
-                learned = {matrix.name: matrix.values for matrix in group.weights if matrix.name in results}
-                self._measure(learned, [results[name] for name in learned], group.statistics())
-            ours = {matrix.name: matrix.values for matrix in group.weights if matrix.name in specs and matrix.name not in results}
-            results.update(self._round(ours, specs, statistics))
-            values = {name: results[name].dequantize() for name in mine}
+            ours = {matrix.name: matrix.values for matrix in group.weights if matrix.name in specs}
+            results.update(self._round({name: weight for name, weight in ours.items() if name not in results}, specs, statistics))
+            values = self._values(ours, results, statistics)
             for one in self.transforms:
                 if isinstance(one, Correction):
                     integers = {name: scale for name, scale in inputs.items() if self.schemes[name].activation.format == "int8"}
@@ -323,23 +325,25 @@ class _Work:
             tensors = round_group(self.method, list(weights.values()), [specs[name] for name in weights], statistics, self.threads)
         except NonFiniteError as error:
             raise CheckpointError(f"a tensor of {', '.join(weights)} {error.what}", where=str(self.weights.checkpoint.path), remedy=error.remedy) from None
-        self._measure(weights, tensors, statistics)
         if isinstance(self.method, RemarkingRounder):
             self.notes += [f"{', '.join(weights)}: {remark}" for remark in self.method.remarks]
             self.method.remarks.clear()
         return dict(zip(weights, tensors, strict=True))
 
-    def _measure(self, weights: Mapping[str, np.ndarray], tensors: Sequence[QTensor], statistics: Statistics | None) -> None:
-        """Into `errors`, from some of the outputs."""
-        def lost(values: np.ndarray, tensor: QTensor) -> float:
-            step = max(1, len(values) // ERROR_ROWS)
-            difference, values = (values - tensor.dequantize())[::step], values[::step]
+    def _values(self, weights: Mapping[str, np.ndarray], tensors: Mapping[str, QTensor], statistics: Statistics | None) -> dict[str, np.ndarray]:
+        """The numbers that each weight has become; into `errors`, from some of the outputs, what that costs."""
+        def one(name: str) -> tuple[np.ndarray, float]:
+            found = tensors[name].dequantize()
+            step = max(1, len(found) // ERROR_ROWS)
+            values, difference = weights[name][::step], weights[name][::step] - found[::step]
             if statistics is not None and statistics.gram is not None:
-                return statistics.output_error(difference) / max(statistics.output_error(values), 1e-30)
-            return float(np.square(difference, dtype=np.float64).sum() / max(float(np.square(values, dtype=np.float64).sum()), 1e-30))
+                return found, statistics.output_error(difference) / max(statistics.output_error(values), 1e-30)
+            return found, float(np.square(difference, dtype=np.float64).sum() / max(float(np.square(values, dtype=np.float64).sum()), 1e-30))
 
         with ThreadPoolExecutor(self.threads) as pool:
-            self.errors.update(zip(weights, pool.map(lost, weights.values(), tensors), strict=True))
+            done = dict(zip(weights, pool.map(one, weights), strict=True))
+        self.errors.update({name: error for name, (_, error) in done.items()})
+        return {name: values for name, (values, _) in done.items()}
 
     def _again(self, block: Block) -> None:
         """A layer that an earlier run finished: only its outputs are needed."""

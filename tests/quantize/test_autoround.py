@@ -51,9 +51,9 @@ def test_gradients_are_autograd_s() -> None:
     state = _State(weight, to_nearest(weight, GROUPS))
     state.offset += 0.3 * torch.randn(state.offset.shape, generator=torch.Generator().manual_seed(0))
     offset, factor = state.offset.clone().requires_grad_(), state.factor.clone().requires_grad_()
-    place = state.weight / (state.scales * factor)[:, state.columns] + offset
+    place = state.weight / state.spread(state.scales * factor) + offset
     rounded = place + (torch.round(place) - place).detach()
-    value = rounded.clamp(state.low, state.high) * (state.scales * factor)[:, state.columns]
+    value = rounded.clamp(state.low, state.high) * state.spread(state.scales * factor)
     pull = torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
     (value * pull).sum().backward()
     values, codes, free = state.values()

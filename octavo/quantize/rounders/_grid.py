@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 
 from ... import _native, formats
-from ...qtensor import QTensor, round_scales
+from ...qtensor import QTensor, round_scales, unfitted
 from ...qtensor import quantize as to_nearest
 from ...schemes import TensorSpec
 
@@ -33,6 +33,7 @@ class Grid:
     zeros   [groups, rows] float32 whole numbers, or None
     groups  the columns of each group, as slices
     free    whether the scales may be changed: not where rows share them
+    first_ratios  parts of the full range to search first, where the scales are still those of the full range (see qtensor.unfitted)
     """
 
     spec: TensorSpec
@@ -41,10 +42,12 @@ class Grid:
     outer: np.float32
     groups: list[slice]
     free: bool
+    first_ratios: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         self.number = formats.get(self.spec.format)
         self.integer = self.number.kind == "int"
+        self.starts = np.array([columns.start for columns in self.groups] + [self.groups[-1].stop], np.int32)
 
     def size(self, group: int) -> np.ndarray:
         """float32 [rows]: what a step of 1 is worth in this group; 1 where the scale is 0."""
@@ -95,13 +98,15 @@ class Grid:
         clipped ranges, each with its least-squares scale, the best. The zero keeps the range centred; at 2 and 3 bits its neighbours are tried, too."""
         if not self.free:
             return
-        coarse = self.spec.scale_format in COARSE
-        ratios = RATIOS_EXACT if self.spec.scale_format == "e8m0" else RATIOS_COARSE if coarse else (
+        if self.first_ratios:
+            self._search(weight, np.abs(weight), self.first_ratios)
+        ratios = RATIOS_EXACT if self.spec.scale_format == "e8m0" else RATIOS_COARSE if self.spec.scale_format in COARSE else (
             RATIOS.get(self.spec.bits, RATIOS_WIDE) if self.integer else RATIOS_WIDE)
-        starts = np.array([columns.start for columns in self.groups] + [self.groups[-1].stop], np.int32)
-        steps = float(2**self.number.bits - 1)
-        _native.search_scales(weight, importance, starts, np.array(ratios, np.float32), not coarse, self.zeros, steps, 1 if self.number.bits > 3 else 3,
-                              *self.native())
+        self._search(weight, importance, ratios)
+
+    def _search(self, weight: np.ndarray, importance: np.ndarray, ratios: tuple[float, ...]) -> None:
+        _native.search_scales(weight, importance, self.starts, np.array(ratios, np.float32), self.spec.scale_format not in COARSE, self.zeros,
+                              float(2**self.number.bits - 1), 1 if self.number.bits > 3 else 3, *self.native())
 
     def native(self) -> tuple[np.ndarray, float, np.ndarray, np.ndarray, np.ndarray | None, int, np.ndarray | None]:
         """The grid as csrc/lattice.h wants it: scales, outer, low, high, table, what scales are stored as, and their table."""
@@ -125,10 +130,22 @@ def _numbers(token: str) -> np.ndarray:
 
 def grids(weight: np.ndarray, spec: TensorSpec) -> tuple[QTensor, list[slice], bool]:
     """`weight` [n, k] rounded to nearest, for its first scales; the groups of its columns; whether scales belong to one row each (Grid.free)."""
-    tensor = to_nearest(weight, spec)
-    k = weight.shape[1]
+    return to_nearest(weight, spec), groups_of(weight.shape[1], spec), spec.granularity in ("group", "channel")
+
+
+def groups_of(k: int, spec: TensorSpec) -> list[slice]:
+    """The columns of each group of a weight with k of them."""
     step = spec.size if spec.granularity == "group" else spec.columns if spec.granularity == "block" else k
-    return tensor, [slice(a, min(a + step, k)) for a in range(0, k, step)], spec.granularity in ("group", "channel")
+    return [slice(a, min(a + step, k)) for a in range(0, k, step)]
+
+
+def full_range(weight: np.ndarray, spec: TensorSpec) -> tuple[QTensor, list[slice], bool, tuple[float, ...]]:
+    """As `grids` for who searches scales and values anyway: without codes, with the scales of the full range and what Grid.first_ratios is. Where rows
+    share scales, which then are not searched, they are those of rounding to nearest."""
+    if spec.granularity not in ("group", "channel"):
+        return *grids(weight, spec), ()
+    tensor, ratios = unfitted(weight, spec)
+    return tensor, groups_of(weight.shape[1], spec), True, ratios
 
 
 def by_rows(weight: np.ndarray, tensor: QTensor, groups: list[slice], free: bool, rows: int, work: Callable[[np.ndarray, Grid], np.ndarray]) -> QTensor:
@@ -138,10 +155,10 @@ def by_rows(weight: np.ndarray, tensor: QTensor, groups: list[slice], free: bool
 
 
 def begin_rows(weight: np.ndarray, tensor: QTensor, groups: list[slice], free: bool, rows: int, work: Callable[[np.ndarray, Grid], np.ndarray],
-               pool: ThreadPoolExecutor | None) -> Callable[[], QTensor]:
+               pool: ThreadPoolExecutor | None, first_ratios: tuple[float, ...] = ()) -> Callable[[], QTensor]:
     """As by_rows, by the threads of `pool`; what it returns waits for them."""
     def one(part: slice) -> tuple[Grid, np.ndarray]:
-        grid = piece(tensor, groups, free, part)
+        grid = replace(piece(tensor, groups, free, part), first_ratios=first_ratios)
         return grid, work(np.ascontiguousarray(weight[part].T, np.float32), grid)
 
     parts = [slice(a, min(a + rows, len(weight))) for a in range(0, len(weight), rows)]

@@ -76,7 +76,7 @@ class Autoround:
         def visit(group: Group) -> list[np.ndarray] | None:
             if not any(matrix.name in specs for matrix in group.weights):
                 return None
-            statistics = group.statistics(gram=True)
+            statistics = group.statistics(moments=False)
             mine = [matrix for matrix in group.weights if matrix.name in specs]
             wanted = [specs[matrix.name] for matrix in mine]
             tensors = round_group(first, [matrix.values for matrix in mine], wanted, statistics, block.blocks.ops.threads)
@@ -96,8 +96,8 @@ class _State:
         assert tensor.scales is not None
         self.tensor, number = tensor, formats.get(spec.format)
         self.low, self.high = (number.low, number.high) if spec.symmetric else (0.0, 2.0**number.bits - 1)
-        columns = np.arange(k) // (spec.size or k)
-        self.columns = torch.from_numpy(columns)
+        self.width = spec.size or k  # of a group
+        columns = np.arange(k) // self.width
         scales = np.where(tensor.scales == 0, np.float32(1), tensor.scales)
         codes = tensor.codes.astype(np.float32)
         zeros = np.zeros_like(scales) if tensor.zeros is None else np.asarray(tensor.zeros, np.float32)
@@ -108,20 +108,29 @@ class _State:
         self.factor = torch.ones_like(self.scales)
         self.mean, self.square, self.steps = torch.zeros_like(self.offset), torch.zeros_like(self.offset), 0
 
+    def spread(self, by_group: Tensor) -> Tensor:
+        """[n, groups] -> [n, k]"""
+        return by_group.repeat_interleave(self.width, 1)[:, : self.weight.shape[1]]
+
     def values(self) -> tuple[Tensor, Tensor, Tensor]:
         """(the weight that the codes stand for, the codes less their zero points, True where a code is free to move)."""
         torch = import_torch()
-        zeros = self.zeros[:, self.columns]
-        place = self.weight / (self.scales * self.factor)[:, self.columns] + self.offset + zeros
+        scales = self.spread(self.scales * self.factor)
+        place = self.weight / scales
+        place += self.offset
+        zeros = None if self.tensor.zeros is None else self.spread(self.zeros)
+        if zeros is not None:
+            place += zeros
         codes = torch.round(place).clamp_(self.low, self.high)
-        free = (place - codes).abs_() <= 0.5
-        codes -= zeros
-        return codes * (self.scales * self.factor)[:, self.columns], codes, free
+        free = place.sub_(codes).abs_() <= 0.5
+        if zeros is not None:
+            codes -= zeros
+        return codes * scales, codes, free
 
     def step(self, gradient: Tensor, codes: Tensor, free: Tensor, rate: float, scale_rate: float) -> None:
         """One step against the gradient [n, k] of the loss by the weight's values, each as a part of its usual size."""
         torch = import_torch()
-        scales = self.scales[:, self.columns]
+        scales = self.spread(self.scales)
         by_place = gradient * free
         by_offset = by_place * scales
         self.steps += 1
@@ -130,15 +139,17 @@ class _State:
         size = (self.square / (1 - DECAY_SQUARE**self.steps)).sqrt_().clamp_min_(1e-30)
         self.offset -= rate / (1 - DECAY**self.steps) * self.mean / size
         if scale_rate:
-            by_factor = gradient * codes * scales - by_place * self.weight / self.factor[:, self.columns]
-            sums = torch.zeros_like(self.scales).index_add_(1, self.columns, by_factor)
+            by_factor = gradient * codes * scales - by_place * self.weight / self.spread(self.factor)
+            n, groups = self.scales.shape
+            missing = groups * self.width - by_factor.shape[1]  # in the last group
+            sums = torch.nn.functional.pad(by_factor, (0, missing)).reshape(n, groups, self.width).sum(-1)
             self.factor = (self.factor - scale_rate * torch.sign(sums)).clamp_(LEAST, MOST)
 
     def result(self) -> QTensor:
         """The codes as they are now, with scales as they are stored."""
         scales = round_scales((self.scales * self.factor).numpy(), self.tensor.spec.scale_format)
         empty = np.asarray(self.tensor.scales) == 0
-        columns = self.columns.numpy()
+        columns = np.arange(self.weight.shape[1]) // self.width
         divisor = np.where(scales == 0, np.float32(1), scales)[:, columns]
         place = self.weight.numpy() / divisor + self.offset.numpy() + self.zeros.numpy()[:, columns]
         codes = np.rint(place).clip(self.low, self.high).astype(self.tensor.codes.dtype)

@@ -1,7 +1,7 @@
 """gptq: rounds input after input, and lets the inputs that follow make good what was lost.
 
-What it is: GPTQ with the largest inputs first and groups where they are (no reordering is stored), scales searched for the inputs' sizes; then codes and
-scales are changed one at a time wherever the error of the outputs falls.
+What it is: GPTQ with the largest inputs first and groups where they are (no reordering is stored), scales searched for the inputs' sizes; then scales and
+codes are changed one at a time wherever the error of the outputs falls.
 When to choose it: the default below 8 bits: some hundred sequences of text and minutes of time.
 Limits: it keeps the sums of products of all inputs, k^2 numbers for a weight of k inputs; fewer calibration tokens than inputs make it fit the text.
 Source: GPTQ, arXiv 2210.17323; coordinate descent on codes, arXiv 2309.01885 (QuantEase).
@@ -22,7 +22,7 @@ from ...errors import ModelError, UsageError
 from ...qtensor import QTensor
 from ...schemes import TensorSpec
 from ..method import Needs
-from ._grid import Grid, begin_rows, grids
+from ._grid import Grid, begin_rows, full_range
 from ._lattice import descend, factor, feedback, shares_of
 
 GROUPS = ("static", "dynamic")
@@ -33,12 +33,12 @@ ROWS = 288  # worked on at a time, by one thread
 class Gptq:
     """damping   of the mean of H's diagonal, added to it; grown where H is still not positive definite
     groups    "static": groups of neighbouring inputs, as everywhere; "dynamic": groups of inputs of like size, with the order stored (g_idx)
-    passes    of the descent over codes and scales; 0 is plain GPTQ
+    passes    of the descent over codes; 0 is plain GPTQ
     """
 
     damping: float = 0.05
     groups: str = "static"
-    passes: int = 4
+    passes: int = 8
     remarks: list[str] = field(default_factory=list, init=False, compare=False, repr=False)
 
     needs: ClassVar[Needs] = "gram"
@@ -85,7 +85,7 @@ class Gptq:
 
     def _weight(self, weight: np.ndarray, spec: TensorSpec, gram: np.ndarray, shares: np.ndarray, importance: np.ndarray, order: np.ndarray,
                 pool: ThreadPoolExecutor) -> Callable[[], QTensor]:
-        tensor, groups, free = grids(weight, spec)
+        tensor, groups, free, ratios = full_range(weight, spec)
         group_of = np.zeros(len(order), np.int64)
         for index, columns in enumerate(groups):
             group_of[columns] = index
@@ -93,11 +93,9 @@ class Gptq:
         def work(mine: np.ndarray, grid: Grid) -> np.ndarray:
             grid.search(mine, importance)
             values = feedback(mine[order], shares, grid, order, group_of[order])
-            if self.passes:
-                descend(mine, values, gram, grid, self.passes)
-            return values
+            return descend(mine, values, gram, grid, self.passes) if self.passes else values
 
-        return begin_rows(weight, tensor, groups, free, ROWS, work, pool)
+        return begin_rows(weight, tensor, groups, free, ROWS, work, pool, ratios)
 
 
 ROUNDER = Gptq

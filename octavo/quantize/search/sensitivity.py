@@ -129,7 +129,7 @@ class Sensitivities:
         if needs == "nothing":
             return None
         total: Statistics | None = None
-        for part in self._pool.map(lambda x: of_rows(x, needs == "gram"), xs):
+        for part in self._pool.map(lambda x: of_rows(x, needs == "gram", needs != "gram"), xs):
             total = combine(total, part)
         return None if total is None else means(total)
 
