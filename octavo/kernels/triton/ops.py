@@ -287,7 +287,7 @@ class TritonOps:
             if fused is not None:
                 given = rows.normed(given, *fused)
             made = linear(given, weights, vectors, None if added is None else now.values[added], narrow=not wide and now.inner == torch.bfloat16,
-                          ways=ways_of(products, now.logit_rows if logits else now.rows))
+                          ways=ways_of(products, now.logit_rows if logits else now.rows), together=now.together)
             for slot, y in zip(slots, made, strict=True):
                 now.values[slot] = y
 
