@@ -182,6 +182,20 @@ static void widen_activations(const int8_t* q, int count, int16_t* out) {
                  : [s] "r"(stride), [out] "r"(acc)                                                                                  \
                  : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"); \
   }
+// The same of codes that come as bytes, [k/4][16 rows][4]: widened in registers, k 0 and 2 of each four, then 1 and 3
+#define OCTAVO_RAW_TILE(rows, clear, products, keep)                                                                              \
+  static inline void raw_tile(std::integral_constant<int, rows>, const void* codes, const char* a, int64_t stride, int64_t fours, Ints* acc) { \
+    const char* b = a + 3 * stride;                                                                                                 \
+    asm volatile(clear ".p2align 4\n1:\n\t.set pair, 0\n\t.rept 2\n\tprefetcht0 4096+64*pair(%[codes])\n\t"                        \
+                 "vmovdqu 64*pair(%[codes]), %%ymm12\n\tvmovdqu 64*pair+32(%[codes]), %%ymm13\n\tvpsllw $8, %%ymm12, %%ymm12\n\tvpsllw $8, %%ymm13, %%ymm13\n\t" \
+                 "vpsraw $8, %%ymm12, %%ymm12\n\tvpsraw $8, %%ymm13, %%ymm13\n\t.set step, 2*pair\n\t" products                     \
+                 "vmovdqu 64*pair(%[codes]), %%ymm12\n\tvmovdqu 64*pair+32(%[codes]), %%ymm13\n\tvpsraw $8, %%ymm12, %%ymm12\n\tvpsraw $8, %%ymm13, %%ymm13\n\t" \
+                 ".set step, 2*pair+1\n\t" products                                                                                 \
+                 ".set pair, pair+1\n\t.endr\n\tadd $128, %[codes]\n\tadd $16, %[a]\n\tadd $16, %[b]\n\tsub $2, %[n]\n\tjnz 1b\n\t" keep \
+                 : [codes] "+r"(codes), [a] "+r"(a), [b] "+r"(b), [n] "+r"(fours)                                                    \
+                 : [s] "r"(stride), [out] "r"(acc)                                                                                  \
+                 : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"); \
+  }
 #define OCTAVO_ROW0 OCTAVO_ROW("(%[a])", "0", "1")
 #define OCTAVO_ROW1 OCTAVO_ROW0 OCTAVO_ROW("(%[a],%[s])", "2", "3")
 #define OCTAVO_ROW2 OCTAVO_ROW1 OCTAVO_ROW("(%[a],%[s],2)", "4", "5")
@@ -200,6 +214,12 @@ OCTAVO_TILE(3, OCTAVO_SUMS3(OCTAVO_CLEAR), OCTAVO_ROW2, OCTAVO_SUMS3(OCTAVO_KEEP
 OCTAVO_TILE(4, OCTAVO_SUMS4(OCTAVO_CLEAR), OCTAVO_ROW3, OCTAVO_SUMS4(OCTAVO_KEEP))
 OCTAVO_TILE(5, OCTAVO_SUMS5(OCTAVO_CLEAR), OCTAVO_ROW4, OCTAVO_SUMS5(OCTAVO_KEEP))
 OCTAVO_TILE(6, OCTAVO_SUMS6(OCTAVO_CLEAR), OCTAVO_ROW5, OCTAVO_SUMS6(OCTAVO_KEEP))
+OCTAVO_RAW_TILE(1, OCTAVO_SUMS1(OCTAVO_CLEAR), OCTAVO_ROW0, OCTAVO_SUMS1(OCTAVO_KEEP))
+OCTAVO_RAW_TILE(2, OCTAVO_SUMS2(OCTAVO_CLEAR), OCTAVO_ROW1, OCTAVO_SUMS2(OCTAVO_KEEP))
+OCTAVO_RAW_TILE(3, OCTAVO_SUMS3(OCTAVO_CLEAR), OCTAVO_ROW2, OCTAVO_SUMS3(OCTAVO_KEEP))
+OCTAVO_RAW_TILE(4, OCTAVO_SUMS4(OCTAVO_CLEAR), OCTAVO_ROW3, OCTAVO_SUMS4(OCTAVO_KEEP))
+OCTAVO_RAW_TILE(5, OCTAVO_SUMS5(OCTAVO_CLEAR), OCTAVO_ROW4, OCTAVO_SUMS5(OCTAVO_KEEP))
+OCTAVO_RAW_TILE(6, OCTAVO_SUMS6(OCTAVO_CLEAR), OCTAVO_ROW5, OCTAVO_SUMS6(OCTAVO_KEEP))
 
 // The same of six rows, of which the codes come as bytes at `raw`; they are widened to `codes` on the way (as widen_codes does), by units that the products
 // leave idle
@@ -232,6 +252,7 @@ static inline void six_rows_widening(const uint8_t* raw, int16_t* codes, const c
 #undef OCTAVO_ROW1
 #undef OCTAVO_ROW0
 #undef OCTAVO_TILE
+#undef OCTAVO_RAW_TILE
 #undef OCTAVO_KEEP
 #undef OCTAVO_CLEAR
 #undef OCTAVO_ROW
@@ -312,11 +333,12 @@ static void wide_linear(const LinearCall& c, int panel0, int panel1, void* scrat
 
 // ---- "whole": the same where weights and activations have one scale a row. Sums are exact over the whole of k, however it is cut. ----
 
-// raw: where the codes are to be widened from first, or null
+// raw: where the codes are to be widened from first, and by six rows for others as well, or null
 template <int R>
 static void whole_tile(int16_t* codes, const int16_t* x, int64_t stride, int count, bool first, Ints* totals, const uint8_t* raw = nullptr) {
   alignas(32) Ints acc[R];
-  if (R == kTileRows && raw) six_rows_widening(raw, codes, reinterpret_cast<const char*>(x), stride * 2, count / 2, acc);
+  if (R < kTileRows && raw) raw_tile(std::integral_constant<int, R>(), raw, reinterpret_cast<const char*>(x), stride * 2, count / 4, acc);
+  else if (R == kTileRows && raw) six_rows_widening(raw, codes, reinterpret_cast<const char*>(x), stride * 2, count / 2, acc);
   else wide_sums<R>(codes, x, stride, count, acc);
   for (int r = 0; r < R; r++)
     totals[r] = first ? acc[r] : Ints{_mm256_add_epi32(totals[r].a, acc[r].a), _mm256_add_epi32(totals[r].b, acc[r].b)};
@@ -339,7 +361,6 @@ static void whole_linear(const LinearCall& c, int panel0, int panel1, void* scra
       for (int k = 0; k < w.kpad; k += kWholeChunk) {
         const int count = k + kWholeChunk < w.kpad ? kWholeChunk : w.kpad - k;
         const uint8_t* raw = base + w.values_offset + size_t(k) * kPanel;
-        if (rows < kTileRows) widen_codes(raw, 0, count, s.codes);
         // The next codes are fetched while these are multiplied, some with every tile: 5% of the time
         const uint8_t* ahead = raw + size_t(count) * kPanel;
         const int lines = (count * kPanel / 64 + rows / kTileRows - 1) / std::max(1, rows / kTileRows);
@@ -349,12 +370,13 @@ static void whole_linear(const LinearCall& c, int panel0, int panel1, void* scra
           whole_tile<kTileRows>(s.codes, s.rows + r * stride + k, stride, count, k == 0, totals + r, r ? nullptr : raw);
         }
         const int16_t* x = s.rows + r * stride + k;
+        const uint8_t* const alone = r ? nullptr : raw;   // nobody has widened them
         switch (rows - r) {
-          case 5: whole_tile<5>(s.codes, x, stride, count, k == 0, totals + r); break;
-          case 4: whole_tile<4>(s.codes, x, stride, count, k == 0, totals + r); break;
-          case 3: whole_tile<3>(s.codes, x, stride, count, k == 0, totals + r); break;
-          case 2: whole_tile<2>(s.codes, x, stride, count, k == 0, totals + r); break;
-          case 1: whole_tile<1>(s.codes, x, stride, count, k == 0, totals + r); break;
+          case 5: whole_tile<5>(s.codes, x, stride, count, k == 0, totals + r, alone); break;
+          case 4: whole_tile<4>(s.codes, x, stride, count, k == 0, totals + r, alone); break;
+          case 3: whole_tile<3>(s.codes, x, stride, count, k == 0, totals + r, alone); break;
+          case 2: whole_tile<2>(s.codes, x, stride, count, k == 0, totals + r, alone); break;
+          case 1: whole_tile<1>(s.codes, x, stride, count, k == 0, totals + r, alone); break;
           default: break;
         }
       }
@@ -451,13 +473,20 @@ static bool whole_support(const Packed& w, int in_group, int rows) {
   return w.store == Store::Codes8 && rows >= 2 && in_group >= w.kpad && w.group >= w.kpad && !w.has_zeros && w.kpad <= kWideActivations / 2 / kTileRows;
 }
 
+#include "few_rows.inl.h"
+#include "floats.inl.h"
+
 static bool any_linear(const Packed& w, int in_group, int) { return in_group == 0 || w.is_float() || w.meets_ints(); }
-static const LinearKernel kLinears[] = {{"general", any_linear, linear}, {"shorts", shorts_support, shorts_linear}, {"wide", wide_support, wide_linear}, {"row", row_support, row_linear}, {"whole", whole_support, whole_linear}};
-// Measured on Zen 3 (LOG): codes of 4 bits gain from two rows on; of 8 bits, once several tiles share the widening
+static const LinearKernel kLinears[] = {{"general", any_linear, linear},          {"shorts", shorts_support, shorts_linear}, {"wide", wide_support, wide_linear},
+                                        {"row", row_support, row_linear},         {"whole", whole_support, whole_linear},    {"floats", floats_support, floats_linear},
+                                        {"few", few_support, few_linear}};
+// Measured on Zen 3 (LOG): "few" wins wherever it can run, and what unpacks a panel first once several tiles share that
 static int usual_linear(const Packed& w, int in_group, int rows) {
+  if (floats_support(w, in_group, rows)) return 5;
   if (rows == 1) return row_support(w, in_group, rows) ? 3 : 0;
+  if (few_support(w, in_group, rows)) return 6;
   if (w.store == Store::Codes4) return shorts_support(w, in_group, rows) ? 1 : 0;
-  if (rows >= 6 && whole_support(w, in_group, rows)) return 4;
+  if (whole_support(w, in_group, rows)) return 4;
   return rows >= 12 && wide_support(w, in_group, rows) ? 2 : 0;
 }
-static size_t linears_scratch_bytes() { return std::max({linear_scratch_bytes(), sizeof(ShortsScratch), sizeof(WideScratch), sizeof(RowScratch)}); }
+static size_t linears_scratch_bytes() { return std::max({linear_scratch_bytes(), sizeof(ShortsScratch), sizeof(WideScratch), sizeof(RowScratch), sizeof(FloatScratch), sizeof(FewScratch)}); }

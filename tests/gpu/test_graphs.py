@@ -28,7 +28,7 @@ class Done:
 class Replayed:
     """What graphs.Graph does, without a graph."""
 
-    def __init__(self, of: Any, rows: int, width: int, drawn: bool, pool: Any, device: Any, memory: Any) -> None:
+    def __init__(self, of: Any, rows: int, width: int, drawn: bool, pool: Any, device: Any, memory: Any, together: Any = None) -> None:
         self.of, self.rows, self.drawn = of, rows, DrawnRows(rows, MOST_AHEAD, device) if drawn else None
         self.numbers = torch.zeros(decode_layout(rows, width)[-1][1], dtype=torch.int32)
         self.now = of.filled_up(rows, width, pool, self.numbers)
@@ -77,12 +77,66 @@ def test_a_run_ahead_gives_the_tokens_of_single_steps(monkeypatch: pytest.Monkey
         (tokens[1],) = drawer.draw(logits, [1], [0.9], [0], [0.95], [0.0], [u[turn, 1]])
         wanted.append(tokens)
         step = next_step(step, tokens)
-    made.captures = True
+    made.captures, made.forks = True, False
     draws = Draws(np.array([0, 0.9]), np.zeros(2, np.int64), np.array([1, 0.95]), np.zeros(2), u)
     assert made.ahead(first, pools[1], steps, draws) is None  # met for the first time
     found = made.ahead(first, pools[1], steps, draws)
     assert found is not None and [tokens.tolist() for tokens, _ in found] == [tokens.tolist() for tokens in wanted]
     assert made.ahead(first, pools[1], MOST_AHEAD + 1) is None and made.settles >= 3
+
+
+class Stream:
+    """Notes what waits for what."""
+
+    log: list[str] = []  # noqa: RUF012
+
+    def __init__(self, name: Any = "side") -> None:
+        self.name = name
+
+    def wait_stream(self, other: Any) -> None:
+        self.log.append(f"{self.name} waits for {other.name}")
+
+    def __enter__(self) -> None:
+        self.log.append(f"on {self.name}")
+
+    def __exit__(self, *_: object) -> None:
+        self.log.append("back")
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_products_side_by_side(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every branch begins after what came before and is awaited by what follows; results keep their order, also where there are more than streams."""
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    Stream.log.clear()
+    lanes = graphs.Lanes(torch.device("cpu"))
+    for index, side in enumerate(lanes.sides):
+        side.name = f"side {index}"  # type: ignore[attr-defined]
+    assert lanes.together([lambda i=i: torch.tensor(i) for i in range(count)]) == list(map(torch.tensor, range(count)))  # type: ignore[misc]
+    beside = min(count - 1, len(lanes.sides))
+    assert Stream.log[: 3 * beside] == [line for i in range(beside) for line in (f"side {i} waits for main", f"on side {i}", "back")]
+    assert Stream.log[3 * beside :] == [f"main waits for side {i}" for i in range(beside)]
+
+
+def test_branches_that_cannot_be_captured_are_left_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    tried: list[bool] = []
+
+    def graph(*_: Any, **__: Any) -> str:
+        tried.append(len(_) > 7)
+        if tried[-1]:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return "a graph"
+
+    monkeypatch.setattr(program, "Graph", graph)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    ops = TritonOps()
+    made, _, _ = toy(ops)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "another place")
+    pool, held = None, Captures()
+    held.memory = "a place"
+    assert [made._graph((rows, 8, False), pool, held) for rows in (1, 2, 128)] == ["a graph"] * 3  # type: ignore[arg-type]
+    assert tried == [True, False, False, False] and "without branches" in caplog.text and held.memory == "another place"
 
 
 def test_which_steps_share_a_graph() -> None:

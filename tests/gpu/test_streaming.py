@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from octavo import qtensor, schemes
 from octavo.checkpoints import Checkpoint, TensorInfo
-from octavo.errors import CheckpointError, KernelError
+from octavo.errors import CapacityError, CheckpointError, KernelError
+from octavo.kernels.triton import ops
 from octavo.kernels.triton.assembly import assembled
 from octavo.kernels.triton.ops import TritonOps
 from octavo.kernels.triton.weights import GpuWeight, prepare
@@ -56,9 +57,9 @@ def stored(rows: int, columns: int, names: list[str], spec: TensorSpec = BF16) -
 
 
 def made(source: Stored, name: str, spec: TensorSpec, numbers: int) -> GpuWeight:
-    ops, (rows, columns) = TritonOps(), source.held[name].shape
+    device, (rows, columns) = TritonOps(), source.held[name].shape
     job = Job(name, name, (rows, columns), spec, spec, BF16, "triton")
-    return assembled(on_device(cast(Checkpoint, source), job, ops.on_device, numbers), rows, BF16, 0.0, "cpu")
+    return assembled(on_device(cast(Checkpoint, source), job, device.on_device, numbers), rows, BF16, 0.0, "cpu")
 
 
 def different(a: Any, b: Any) -> float:
@@ -113,6 +114,18 @@ def test_what_cannot_be() -> None:
         made(source, "w", schemes.parse("W8A16").weight, 16 * 64)
     with pytest.raises(KernelError, match="0 of 8 rows"):
         assembled([], 8, BF16, 0.0, "cpu")
+
+
+def test_a_gpu_that_is_full_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    ours = TritonOps()
+    monkeypatch.setattr(ops, "assembled", full)
+    monkeypatch.setattr(TritonOps, "memory", lambda self: (5_000_000, 80_000_000))
+    with pytest.raises(CapacityError, match="no room for the weights: 5 of 80 MB are free") as caught:
+        ours.assemble([], 8, BF16)
+    assert "4bit" in str(caught.value.remedy)
 
 
 class Memory(TorchDispatchMode):

@@ -124,9 +124,19 @@ def against_float64(isa: str, spec: TensorSpec, group: int) -> None:
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("isa", ISAS)
 def test_all_kernels_of_an_instruction_set_give_the_same_bits(isa: str, name: str, group: int) -> None:
+    same_bits(isa, SPECS[name], group)
+
+
+@pytest.mark.parametrize("name", FLOATS_ONLY)
+@pytest.mark.parametrize("isa", ISAS)
+def test_and_so_do_those_of_floats_only(isa: str, name: str) -> None:
+    same_bits(isa, FLOATS_ONLY[name], 0)
+
+
+def same_bits(isa: str, spec: TensorSpec, group: int) -> None:
     for seed, (n, k) in enumerate([(64, 576), (17, 31), (40, 1536), (33, 2112)]):
         rng = np.random.default_rng(seed)
-        packed = layouts.pack(qtensor.quantize(rng.standard_normal((n, k)).astype(np.float32), SPECS[name]))
+        packed = layouts.pack(qtensor.quantize(rng.standard_normal((n, k)).astype(np.float32), spec))
         x = rng.standard_normal((263, k)).astype(np.float32) * np.float32(10.0) ** rng.integers(-6, 6, (263, 1))
         x[5], x[7, 3], x[9, k // 2], x[11, :: 2] = 0, np.nan, np.inf, -1e30
         for rows in [*range(1, 14), 31, 263]:
@@ -141,7 +151,7 @@ def test_the_presets_have_kernels_of_their_own_on_avx2() -> None:
     rng = np.random.default_rng(0)
     for name, kernel in (("int4 g64", "shorts"), ("int8 g64", "wide")):
         packed = layouts.pack(qtensor.quantize(rng.standard_normal((64, 576)).astype(np.float32), SPECS[name]))
-        assert kernel in special("avx2", packed, 64, 16) and not special("avx2", packed, 0, 16)
+        assert special("avx2", packed, 64, 16) == [kernel, "few"] and special("avx2", packed, 0, 16) == ["floats"]
     with pytest.raises(ValueError, match="no kernel nonsense"):
         multiply(packed, np.ones((2, 576), np.float32), "avx2", 64, "nonsense")
     with pytest.raises(ValueError, match="does not support"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,22 +44,50 @@ class Captures:
         self.met[key] += 1
         if key not in self.graphs and key not in self.refused and self.met[key] >= TWICE:
             if self.memory is None:
-                self.memory = torch.cuda.graph_pool_handle()
+                self.renew()
             try:
                 self.graphs[key] = make(self.memory)
             except torch.cuda.OutOfMemoryError:
                 log.warning("the GPU has no memory left to capture steps of up to %d users; they run slower", key[0])
                 self.refused.add(key)
-                if not self.graphs:
-                    self.memory = None
+                self.renew()
         return self.graphs.get(key)
+
+    def renew(self) -> None:
+        """Another place in memory, where no graph holds the one there was."""
+        if not self.graphs:
+            self.memory = torch.cuda.graph_pool_handle()
+
+
+class Lanes:
+    """Streams on which products of the same inputs run side by side: branches of a graph. A product of few rows is over before the GPU is full, and one after
+    the other the small ones of a layer (keys, values) would take as long as the large."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.sides = [torch.cuda.Stream(device) for _ in range(3)]
+
+    def together(self, works: Sequence[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
+        """What each of the works returns; all are awaited by what comes next. What they read and make is used again only after that: no stream need be told."""
+        here = torch.cuda.current_stream(self.device)
+        beside = list(zip(works[1:], self.sides, strict=False))
+        made: list[torch.Tensor] = []
+        for work, side in beside:
+            side.wait_stream(here)
+            with torch.cuda.stream(side):
+                made.append(work())
+        first = [works[0](), *(work() for work in works[1 + len(beside) :])]
+        for _, side in beside:
+            here.wait_stream(side)
+        return [first[0], *made, *first[1:]]
 
 
 class Graph:
     """A captured step of `rows` sequences that decode, whose tables are `width` pages wide; `drawn`: their tokens are drawn, not only the likeliest found.
     After it, its inputs are those of the step that follows."""
 
-    def __init__(self, program: TritonProgram, rows: int, width: int, drawn: bool, pool: GpuPool, device: torch.device, memory: Any) -> None:
+    def __init__(self, program: TritonProgram, rows: int, width: int, drawn: bool, pool: GpuPool, device: torch.device, memory: Any,
+                 together: Any = None) -> None:
         self.rows, self.width = rows, width
         layout = decode_layout(rows, width)
         self.host = torch.zeros(layout[-1][1], dtype=torch.int32, pin_memory=True)
@@ -73,6 +101,7 @@ class Graph:
         self.drawn = DrawnRows(rows, MOST_AHEAD, device) if drawn else None
         here, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
         self.now = program.filled_up(rows, width, pool, self.inputs)  # holds what the graph reads
+        self.now.together = together
         slots = list(self.now.values)
         side.wait_stream(here)
         with torch.cuda.stream(side):  # what is compiled or allocated at a first run must not happen while capturing

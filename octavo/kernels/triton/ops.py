@@ -15,7 +15,7 @@ import torch
 import triton
 
 from ...cache import Tuning
-from ...errors import KernelError
+from ...errors import CapacityError, KernelError
 from ...machine import gpu_driver
 from ...qtensor import QTensor
 from ...schemes import CacheSpec, TensorSpec
@@ -202,8 +202,13 @@ class TritonOps:
         return bytes_of(spec, n, k)
 
     def assemble(self, parts: Iterable[QTensor], n: int, activation: TensorSpec, input_scale: float = 0.0) -> GpuWeight:
-        """`prepare` of a weight that comes in pieces of rows, [n, k] together."""
-        return assembled(parts, n, activation, input_scale, self.device)
+        """`prepare` of a weight that comes in pieces of rows, [n, k] together. Raises CapacityError where the GPU has no room left."""
+        try:
+            return assembled(parts, n, activation, input_scale, self.device)
+        except torch.cuda.OutOfMemoryError:
+            free, total = self.memory() or (0, 0)
+            raise CapacityError(f"the GPU has no room for the weights: {free / 1e6:.0f} of {total / 1e6:.0f} MB are free", where="memory",
+                                remedy="use fewer bits (--quantization 4bit), end other programs on the GPU (nvidia-smi), or use --device cpu") from None
 
     def prepare(self, tensor: QTensor, activation: TensorSpec, input_scale: float = 0.0) -> GpuWeight:
         reason = self.supports(Problem("linear", tensor.shape[0], tensor.shape[-1], weight=tensor.spec, activation=activation))
@@ -282,7 +287,7 @@ class TritonOps:
             if fused is not None:
                 given = rows.normed(given, *fused)
             made = linear(given, weights, vectors, None if added is None else now.values[added], narrow=not wide and now.inner == torch.bfloat16,
-                          ways=ways_of(products, now.logit_rows if logits else now.rows))
+                          ways=ways_of(products, now.logit_rows if logits else now.rows), together=now.together)
             for slot, y in zip(slots, made, strict=True):
                 now.values[slot] = y
 

@@ -7,6 +7,7 @@ there (draw.py).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,16 +24,18 @@ from ._rounding import power
 from .attention import SPLIT, Attending
 from .choices import ROWS, Product
 from .draw import DrawnRows, draw
-from .graphs import ALIGN, MOST_AHEAD, Captures, Graph, decode_layout, ends, views
+from .graphs import ALIGN, MOST_AHEAD, Captures, Graph, Lanes, decode_layout, ends, views
 from .pool import GpuPool
 
+log = logging.getLogger(__name__)
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # rows of captured steps
+MOST_BESIDE = 64  # rows up to which a product leaves room on the GPU for another
 NARROWEST = SPLIT // PAGE  # pages of a captured step's tables: attention of fewer tokens is one run all the same
 
 
 @dataclass
 class Now:
-    """What ops see of the step that runs. values: by slot of the recording."""
+    """What ops see of the step that runs. together: runs products of the same inputs side by side, where that pays. values: by slot of the recording."""
 
     rows: int
     logit_rows: int
@@ -44,6 +47,7 @@ class Now:
     pool: GpuPool
     inner: torch.dtype
     values: list[Any]
+    together: Any = None
 
     def make(self, slot: int, width: int, logits: bool, wide: bool) -> torch.Tensor:
         """A new buffer [rows, width] in `slot`; what was there is free from now on."""
@@ -107,6 +111,8 @@ class TritonProgram:
         self._tile_rows, self._bounds, self._width = tile_rows, bounds, width
         self._largest: Any = np.zeros((2, 0), np.int32)  # or a tensor on its way, see `largest`
         self.captures = device.type == "cuda"  # the interpreter runs every step as it comes
+        self.lanes: Lanes | None = None
+        self.forks = True
         self._products = list(products)
         self._captures: WeakKeyDictionary[GpuPool, Captures] = WeakKeyDictionary()  # a graph knows the addresses of one cache
         self._room: dict[int, torch.Tensor] = {}
@@ -183,7 +189,21 @@ class TritonProgram:
         held = self._captures.get(pool)
         if held is None:
             held = self._captures[pool] = Captures()
-        return held.graph(key, lambda memory: Graph(self, *key, pool, self._device, memory))
+        return held.graph(key, lambda memory: self._graph(key, pool, held))
+
+    def _graph(self, key: tuple[int, int, bool], pool: GpuPool, held: Captures) -> Graph:
+        """A new graph; without branches from the first time on that these cannot be captured."""
+        if self.forks and key[0] <= MOST_BESIDE:
+            self.lanes = self.lanes or Lanes(self._device)
+            try:
+                return Graph(self, *key, pool, self._device, held.memory, self.lanes.together)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                log.warning("steps are captured without branches: %s", error)
+                self.forks = False
+                held.renew()
+        return Graph(self, *key, pool, self._device, held.memory)
 
     def step(self, now: Now, drawn: DrawnRows | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """What a graph holds: all ops, the largest of each row (see `largest`) or what is drawn from it, and inputs that become those of the next step. The

@@ -15,8 +15,9 @@ k is filled up to a multiple of 64. A number is stored * scale + offset, times `
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -121,16 +122,17 @@ def prepare(tensor: QTensor, activation: TensorSpec, input_scale: float = 0.0, d
 
 
 def linear(x: torch.Tensor | Rounded, weights: Sequence[GpuWeight], biases: Sequence[torch.Tensor | None] | None = None,
-           residual: torch.Tensor | None = None, narrow: bool = False, ways: Sequence[Any] | None = None) -> list[torch.Tensor]:
+           residual: torch.Tensor | None = None, narrow: bool = False, ways: Sequence[Any] | None = None,
+           together: Callable[[Sequence[Callable[[], torch.Tensor]]], list[torch.Tensor]] | None = None) -> list[torch.Tensor]:
     """y [rows, n] float32 (bfloat16 where `narrow`) for each weight, of x [rows, k] float32 or bfloat16, rounded once for all weights that want the same; or of
     an x that was rounded as `rounding` says. biases float32 [n]; residual [rows, n] goes with exactly one weight. ways: a choices.Way for each weight, None:
-    the usual kernel."""
+    the usual kernel. together: does several products side by side."""
     if residual is not None and len(weights) != 1:
         raise KernelError("a residual goes with exactly one weight", where="linear")
     residual = None if residual is None else residual.contiguous()
     rows = len(x.codes) if isinstance(x, Rounded) else len(x)
     known: dict[Any, Any] = {}
-    outputs = []
+    products: list[Callable[[], torch.Tensor]] = []
     for index, weight in enumerate(weights):
         family = family_of(weight)
         key = (weight.columns, *family.wants(weight, rows))
@@ -142,8 +144,8 @@ def linear(x: torch.Tensor | Rounded, weights: Sequence[GpuWeight], biases: Sequ
                     known[weight.columns] = arranged(x, weight)
                 known[key] = family.inputs(known[weight.columns], weight)
         by = family if ways is None or ways[index] is None else ways[index]
-        outputs.append(by.multiply(known[key], weight, None if biases is None else biases[index], residual, narrow=narrow))
-    return outputs
+        products.append(partial(by.multiply, known[key], weight, None if biases is None else biases[index], residual, narrow=narrow))
+    return [product() for product in products] if together is None or len(products) == 1 else together(products)
 
 
 def rounding(weights: Sequence[GpuWeight]) -> tuple[str, int] | None:
