@@ -24,14 +24,14 @@ LEAST_PIECE, LARGEST_PIECE = 1 << 16, 1 << 22  # numbers that are quantized toge
 UNIT = layouts.TILE  # rows that are packed together at most
 
 
-def row_chunks(rows: int, columns: int, cell: int = 1, numbers: int = CHUNK, unit: int = UNIT) -> list[slice]:
-    """Slices of whole units (panels) and of whole cells of so many rows, with about so many numbers each."""
+def row_chunks(rows: int, columns: int, cell: int = 1, numbers: int | None = None, unit: int = UNIT) -> list[slice]:
+    """Slices of whole units (panels) and of whole cells of so many rows, with about so many numbers each (None: CHUNK)."""
     unit = math.lcm(unit, cell)
-    step = max(unit, numbers // max(1, columns) // unit * unit)
+    step = max(unit, (numbers or CHUNK) // max(1, columns) // unit * unit)
     return [slice(a, min(a + step, rows)) for a in range(0, rows, step)]
 
 
-def read_rows(checkpoint: Checkpoint, stored: str, numbers: int = CHUNK, unit: int = UNIT) -> Iterator[tuple[slice, QTensor]]:
+def read_rows(checkpoint: Checkpoint, stored: str, numbers: int | None = None, unit: int = UNIT) -> Iterator[tuple[slice, QTensor]]:
     """A matrix in pieces of about so many numbers, in whole units of rows and whole cells where scales cross rows; what has one scale for all is read once and
     cut."""
     info = checkpoint.tensors[stored]
