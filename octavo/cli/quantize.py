@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from ..quantize import Report
 
 
+UNROUNDED = 16  # bits of inputs
+CANDIDATES = "W2g64,W3g64,W3g32,W4g64,W4g32,W5g64,W6g64,W8g64"
+
+
 @dataclass
 class Options:
     model: str
@@ -37,9 +41,12 @@ class Options:
     """The same, so that all tensors together take this much: 80MB, 1.5GB."""
 
     max_kl: float | None = None
-    """The same, as small as can be with at most this KL (nats per token) on text that was not used for calibration."""
+    """The same, as small as can be with at most this KL (nats per token) on text that was not used for calibration, nor on the receipt's."""
 
-    candidates: str = "W2g64,W3g64,W3g32,W4g64,W4g32,W5g64,W6g64,W8g64"
+    minimize: str = "size"
+    """What --max-kl makes small: size, or work: bits of weights times bits of inputs, so that A8 counts half of A16 (with --candidates that have both)."""
+
+    candidates: str = CANDIDATES
     """The precisions that a search may give, such as W4g64,W8A8; embedding and output layer take those of 4 bits and more."""
 
     together: bool = False
@@ -120,16 +127,24 @@ def run(options: Options) -> None:
                             "allow_pickle": options.allow_pickle, "on_progress": _progress("layer")}
     found: dict[str, Any] = {}
     if any(goal is not None for goal in (options.target_bits, options.target_size, options.max_kl)):
+        from ..quality.texts import read_text
         from ..quantize.mixed import quantize_mixed
         from ..quantize.search import Goal, parse_size
 
-        goal = Goal(options.target_bits, None if options.target_size is None else parse_size(options.target_size), options.max_kl)
+        if options.scheme != Options.scheme:
+            raise UsageError("is what a search decides", where=f"--scheme {options.scheme}", remedy="name --candidates, or leave the target out")
+        size = None if options.target_size is None else parse_size(options.target_size)
+        goal = Goal(options.target_bits, size, options.max_kl, options.minimize)
         names = [name.strip() for name in options.candidates.split(",") if name.strip()]
-        outcome = quantize_mixed(options.model, options.out, wish, goal, names, together=options.together, on_measured=_progress("sensitivities: step"), **rest)
-        report, found = outcome.report, outcome.to_json()
+        outcome = quantize_mixed(options.model, options.out, wish, goal, names, together=options.together, on_measured=_progress("sensitivities: step"),
+                                 receipt_text=read_text(options.receipt_text or "receipt") if options.receipt else None, **rest)
+        report, found, receipt = outcome.report, outcome.to_json(), outcome.receipt
     else:
+        if (options.candidates, options.together, options.minimize) != (CANDIDATES, False, "size"):
+            raise UsageError("these are for a search", where="--candidates, --together, --minimize",
+                             remedy="give a goal: --target-bits, --target-size or --max-kl; or name one precision with --scheme")
         report = quantize(options.model, options.out, wish, **rest)
-    receipt = _receipt(options, report) if options.receipt else None
+        receipt = _receipt(options, report) if options.receipt else None
     if options.json:
         print(json.dumps({"scheme": report.scheme, "method": report.method, "samples": report.samples, "errors": report.errors, "notes": report.notes,
                           "seconds": report.seconds, "resumed": report.resumed, "settings": report.settings, "written": report.written.to_json(),
@@ -137,7 +152,8 @@ def run(options: Options) -> None:
     else:
         _show(options, report)
         if found:
-            print(f"{found['bits']:.3f} bits per weight, {found['bytes'] / 1e6:.2f} MB, KL {found['measured_kl']:.4g} nats per token on held-out text "
+            inputs = f", inputs of {found['input_bits']:.1f}" if found["input_bits"] < UNROUNDED else ""
+            print(f"{found['bits']:.3f} bits per weight{inputs}, {found['bytes'] / 1e6:.2f} MB, KL {found['measured_kl']:.4g} nats per token on held-out text "
                   f"({found['predicted_kl']:.4g} were predicted); plan: {found['plan_file']}, front: {found['front_file']}")
         if receipt is not None:
             print(f"receipt: {receipt.line}")

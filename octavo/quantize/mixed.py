@@ -1,106 +1,281 @@
-"""quantize_mixed(): search a plan for a goal, quantize with it by the ordinary way, measure what it lost, and correct the prediction by that."""
+"""quantize_mixed(): search a plan for a goal, quantize with it by the ordinary way, measure what it lost, and correct the prediction by that.
+
+Everything is made in a hidden folder beside the target (search/kept.py): the target appears whole, with receipt, plan and front, or not at all; and the same
+call after an interruption goes on with the sensitivities and the plans that it finds there.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import __version__
+from ..calibration import Samples
 from ..calibration.blocks import Weights
 from ..calibration.extra import check_extra
-from ..checkpoints import open_checkpoint
-from ..errors import UsageError
-from ..loading import load, open_model
+from ..checkpoints import Checkpoint, open_checkpoint
+from ..conversion import Report as Written
+from ..conversion import Row
+from ..errors import QualityError, UsageError
+from ..loading import LoadedModel, load, open_model
 from ..machine import detect
 from ..quality import Windows, compare
-from .run import OnProgress, Report, Wish, methods_of, quantize, samples_of, target_of
-from .search import OUTER, Goal, Search, Solution, candidates, measure
+from ..quality.receipt import Receipt, beside, read_receipt
+from ..quality.receipt_of import receipt_of
+from ..quality.texts import EvaluationText
+from . import own
+from .method import options_of
+from .run import RECIPE, OnProgress, Report, Wish, check_target, methods_of, quantize, samples_of, target_of
+from .search import OUTER, Candidates, Goal, Kept, Search, Solution, candidates, measure, units
+from .search.goal import WORK
 
 HELD = 4         # sequences after those of calibration, on which the result's KL is measured
 ROUNDS = 4       # plans that are tried for --max-kl
 NEAR = 0.9       # of the KL that is allowed: good enough, no further round
-MARGIN = 0.98    # of it is aimed at, since what is measured is never quite what was predicted
+MARGINS = (0.98, 0.94, 0.88, 0.8, 0.65)  # of it are aimed at, the first that gives a plan not tried yet: what is measured is never quite what was predicted
 PLAN, FRONT = "octavo-plan.json", "octavo-front.svg"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A plan that was quantized with. KL in nats per token: `predicted` before, `measured` on held-out text, `receipt` on the receipt's (None: without one)."""
+
+    solution: Solution
+    plan: str
+    predicted: float
+    measured: float
+    receipt: float | None
+    report: Report
+
+    @property
+    def worst(self) -> float:
+        """What has to keep a bound."""
+        return self.measured if self.receipt is None else max(self.measured, self.receipt)
+
+    def to_json(self) -> dict[str, float | None]:
+        return {"predicted": self.predicted, "measured": self.measured, "receipt": self.receipt}
 
 
 @dataclass
 class Outcome:
-    """measured: KL in nats per token on held-out text; `tried`: (predicted, measured) of each plan that was quantized with."""
+    """trial: what stands at the target; `tried`: all of them, in order."""
 
-    report: Report
+    trial: Trial
     search: Search
-    solution: Solution
     goal: Goal
-    predicted: float
-    measured: float
-    tried: list[tuple[float, float]]
+    tried: list[Trial]
     plan_file: Path
     front_file: Path
+    receipt: Receipt | None
+
+    @property
+    def report(self) -> Report:
+        return self.trial.report
+
+    @property
+    def solution(self) -> Solution:
+        return self.trial.solution
+
+    @property
+    def predicted(self) -> float:
+        return self.trial.predicted
+
+    @property
+    def measured(self) -> float:
+        return self.trial.measured
 
     def to_json(self) -> dict[str, Any]:
-        return {"goal": {key: value for key, value in vars(self.goal).items() if value is not None}, "bits": self.search.bits(self.solution),
-                "bytes": self.search.size(self.solution), "predicted_kl": self.predicted, "measured_kl": self.measured,
-                "tried": [{"predicted": p, "measured": m} for p, m in self.tried], "plan_file": str(self.plan_file), "front_file": str(self.front_file)}
+        return {"goal": self.goal.to_json(), "bits": self.search.bits(self.solution), "bytes": self.search.size(self.solution),
+                "input_bits": self.search.work(self.solution), "gap": self.solution.gap, "predicted_kl": self.predicted, "measured_kl": self.measured,
+                "receipt_kl": self.trial.receipt, "tried": [trial.to_json() for trial in self.tried], "plan_file": str(self.plan_file),
+                "front_file": str(self.front_file)}
 
 
 def quantize_mixed(source: str | Path, out: str | Path, wish: Wish, goal: Goal, names: Sequence[str], *, together: bool = False,
                    overwrite: bool = False, threads: int | None = None, revision: str | None = None, allow_pickle: bool = False,
-                   on_measured: OnProgress | None = None, on_progress: OnProgress | None = None, **rest: Any) -> Outcome:
+                   receipt_text: EvaluationText | None = None, on_measured: OnProgress | None = None, on_progress: OnProgress | None = None,
+                   **rest: Any) -> Outcome:
     """`names`: the candidates; of `wish`, the scheme is what the search decides. `rest`: as `quantize`.
 
+    receipt_text   what the receipt is measured on; None: no receipt is written. A bound on KL holds there and on held-out calibration text.
+
     Writes the plan and the plot of the front into the folder `out` (beside it, where it is a file). Raises what `quantize` does, and UsageError where the
-    goal cannot be reached; for a bound on KL that is after ROUNDS plans, and the best of them stays at `out`.
+    goal cannot be reached; for a bound on KL that may be after ROUNDS plans. Then nothing stands at `out`, and the hidden folder keeps what was measured
+    for another goal.
     """
     check_extra()
     target = target_of(out, overwrite)
     if wish.data is None:
         raise UsageError("a mixed search needs calibration text", where="--data", remedy="name a .txt or .jsonl file of text like what the model will meet")
-    method, _ = methods_of(wish)
+    method, transforms = methods_of(wish)
     checkpoint, model, found = open_model(open_checkpoint(source, revision=revision, allow_pickle=allow_pickle), wish.tokens)
     possible = candidates(checkpoint, model, found, names, keep=wish.keep)
+    possible.check(goal)
+    to = rest.get("to", "compressed-tensors")
+    _check_format(checkpoint, found, possible, target, to, wish, together)
     samples = samples_of(checkpoint, model, wish, HELD)
     if len(samples.ids) < wish.sequences + HELD:
         raise UsageError(f"holds {len(samples.ids)} sequences", where=str(wish.data),
                          remedy=f"{HELD} more than --sequences are needed, to measure the result on")
-    began = time.perf_counter()
-    tell: Callable[[int, int], None] | None = None
-    if on_measured is not None:
-        def tell(done: int, of: int) -> None:
-            on_measured(done, of, time.perf_counter() - began)
-    search = measure(model, Weights(checkpoint, found), samples.ids[: wish.sequences], possible, method, threads=threads or detect(None).cores,
-                     together=together, seed=wish.seed, on_progress=tell)
-    held = samples.ids[wish.sequences :]
-    original = load(source, quantization="16bit", use_cache=False, threads=threads, revision=revision, allow_pickle=allow_pickle)
-    tried: list[tuple[float, float]] = []
-    aim = goal
-    while True:
-        solution = search.choose(aim)
-        predicted = search.predicted(solution)
-        plan = search.plan(solution)
-        report = quantize(source, out, replace(wish, scheme=str(plan), include=OUTER), overwrite=overwrite or bool(tried), threads=threads, revision=revision,
-                          allow_pickle=allow_pickle, on_progress=on_progress, **rest)
-        quantized = load(out, use_cache=False, threads=threads)
-        measured = compare(original, quantized, Windows(held, np.full(len(held), held.shape[1] - 1)), threads=threads).kl.value
-        del quantized
-        tried.append((predicted, measured))
-        search = replace(search, factor=search.factor * measured / max(predicted, 1e-12))
-        outcome = Outcome(report, search, solution, goal, predicted, measured, tried, *_files(target))
-        if goal.kl is None or NEAR * goal.kl <= measured <= goal.kl or (measured <= goal.kl and len(tried) >= ROUNDS):
-            break
-        if len(tried) >= ROUNDS:
-            _write(outcome, plan.to_json())
-            raise UsageError(f"{ROUNDS} plans were tried, and the last one loses {measured:.4g} nats per token, not {goal.kl:g}", where="--max-kl",
-                             remedy=f"the result stands at {out}; allow more, or name --candidates with more bits")
-        aim = Goal(kl=goal.kl * MARGIN)
-        if search.choose(aim).choice == solution.choice:
-            break
-    _write(outcome, plan.to_json())
+    kept = Kept(target, {"octavo": __version__, "recipe": RECIPE, "source": checkpoint.content_key(rest.get("cache_dir")), "samples": samples.digest,
+                         "sequences": wish.sequences, "seed": wish.seed, "keep": list(wish.keep), "observer": wish.observer, "to": to,
+                         "method": options_of(method), "transforms": [options_of(one) for one in transforms], "candidates": list(names),
+                         "together": together, "receipt": receipt_text and receipt_text.sha256, "shard_size": rest.get("shard_size")})
+    sensitivities = kept.sensitivities(possible.wanted)
+    if sensitivities is None:
+        search = measure(model, Weights(checkpoint, found), samples.ids[: wish.sequences], possible, method, threads=threads or detect(None).cores,
+                         together=together, seed=wish.seed, on_progress=_timed(on_measured))
+        kept.keep_sensitivities(search.sensitivities)
+    else:
+        search = Search(possible, sensitivities, together)
+    work = _Trials(source, out, kept, wish, samples, receipt_text, threads,
+                   {"threads": threads, "revision": revision, "allow_pickle": allow_pickle, "on_progress": on_progress, **rest},
+                   {"revision": revision, "allow_pickle": allow_pickle})
+    try:
+        search, best, tried = _try(search, goal, kept, work)
+    except (UsageError, QualityError):
+        kept.leave_only([])
+        raise
+    if not kept.place(best.plan).exists():  # known from an earlier run for another goal, which did not want it
+        best = work.make(best.solution, best.plan, best.predicted)
+    outcome = Outcome(best, search, goal, tried, *_files(target), work.receipt(best.plan))
+    _write(outcome, kept.place(best.plan), samples, names)
+    target_of(out, overwrite)
+    kept.publish(best.plan)
     return outcome
+
+
+def _try(search: Search, goal: Goal, kept: Kept, work: _Trials) -> tuple[Search, Trial, list[Trial]]:
+    """(the search with its predictions corrected, the trial to be taken, all of them)."""
+    tried: list[Trial] = []
+    best: Trial | None = None
+    solution: Solution | None = search.choose(goal)
+    while solution is not None and len(tried) < ROUNDS:
+        trial = work.trial(search, solution)
+        if not math.isfinite(trial.worst):
+            raise QualityError("gives no numbers once it is quantized", where=str(work.source), remedy="choose another --method, or candidates with more bits")
+        tried.append(trial)
+        search = replace(search, factor=trial.worst / max(solution.cost, 1e-12))
+        if goal.kl is None:
+            return search, trial, tried
+        if trial.worst <= goal.kl and (best is None or _amount(trial, search, goal) < _amount(best, search, goal)):
+            best = trial
+        kept.leave_only([] if best is None else [best.plan])
+        if NEAR * goal.kl <= trial.worst <= goal.kl:
+            break
+        solution = _next(search, goal, tried, best)
+    if best is None:
+        least = min(trial.worst for trial in tried)
+        raise UsageError(f"{len(tried)} plans were tried, and the best of them loses {least:.4g} nats per token, not {goal.kl:g}", where="--max-kl",
+                         remedy="allow more, or name --candidates with more bits; what was measured is kept for the same candidates")
+    return search, best, tried
+
+
+def _next(search: Search, goal: Goal, tried: Sequence[Trial], best: Trial | None) -> Solution | None:
+    """The plan to be tried after these; None where there is none."""
+    assert goal.kl is not None
+    known = {trial.solution.choice for trial in tried}
+    for margin in MARGINS:
+        try:
+            solution = search.choose(replace(goal, kl=goal.kl * margin))
+        except UsageError:
+            if best is None and margin == MARGINS[0]:
+                raise
+            return None
+        if solution.choice not in known:
+            return solution
+        if tried[-1].worst <= goal.kl:  # all that is allowed is used, as far as is known
+            return None
+    return None
+
+
+def _amount(trial: Trial, search: Search, goal: Goal) -> float:
+    """What is to be made small."""
+    return search.work(trial.solution) * trial.solution.bytes if goal.minimize == WORK else trial.solution.bytes
+
+
+@dataclass
+class _Trials:
+    """Quantizes with plans and measures, or reads what was measured. `how`: arguments of `quantize`; `reading`: of whatever opens the source."""
+
+    source: str | Path
+    out: str | Path
+    kept: Kept
+    wish: Wish
+    samples: Samples
+    text: EvaluationText | None
+    threads: int | None
+    how: dict[str, Any]
+    reading: dict[str, Any]
+
+    def trial(self, search: Search, solution: Solution) -> Trial:
+        plan = str(search.plan(solution))
+        known = self.kept.trial(plan)
+        if known is None:
+            return self.make(solution, plan, search.predicted(solution))
+        return Trial(solution, plan, search.predicted(solution), known["measured"], known["receipt"], _report(known["report"]))
+
+    def make(self, solution: Solution, plan: str, predicted: float) -> Trial:
+        place = self.kept.place(plan)
+        place.parent.mkdir(exist_ok=True)
+        report = quantize(self.source, place, replace(self.wish, scheme=plan, include=OUTER), overwrite=True, **self.how)
+        report.written.out, report.samples = str(self.out), self.samples.name
+        quantized = load(place, use_cache=False, threads=self.threads)
+        held = self.samples.ids[self.wish.sequences :]
+        measured = compare(self._original, quantized, Windows(held, np.full(len(held), held.shape[1] - 1)), threads=self.threads).kl.value
+        del quantized
+        receipt = None
+        if self.text is not None:
+            made = receipt_of(self.source, place, settings={"verb": "quantize", **report.settings}, calibration=self._calibration,
+                              output_errors=report.errors if report.of_outputs else None, text=self.text, threads=self.threads, **self.reading)
+            receipt = None if math.isnan(made.kl) else made.kl
+        self.kept.keep_trial(plan, {"measured": measured, "receipt": receipt, "report": asdict(report)})
+        return Trial(solution, plan, predicted, measured, receipt, report)
+
+    def receipt(self, plan: str) -> Receipt | None:
+        return None if self.text is None else read_receipt(beside(self.kept.place(plan)))
+
+    @cached_property
+    def _original(self) -> LoadedModel:
+        return load(self.source, quantization="16bit", use_cache=False, threads=self.threads, **self.reading)
+
+    @property
+    def _calibration(self) -> dict[str, Any]:
+        return {"name": self.samples.name, "sha256": self.samples.digest, "sequences": self.wish.sequences, "tokens": self.wish.tokens, "seed": self.wish.seed}
+
+
+def _report(held: Mapping[str, Any]) -> Report:
+    """The inverse of asdict."""
+    written = held["written"]
+    return Report(**{**held, "written": Written(**{**written, "rows": [Row(**row) for row in written["rows"]]})})
+
+
+def _timed(on_measured: OnProgress | None) -> Callable[[int, int], None] | None:
+    began = time.perf_counter()
+    return None if on_measured is None else lambda done, of: on_measured(done, of, time.perf_counter() - began)
+
+
+def _check_format(checkpoint: Checkpoint, found: Mapping[str, str], possible: Candidates, target: Path, to: str, wish: Wish, together: bool) -> None:
+    """Raises UsageError where the format `to` cannot hold the candidates beside each other: before anything is measured."""
+    if to == own.TARGET:
+        return
+    for shift in range(max(len(schemes) for schemes in possible.wanted.values())):
+        turns = [(name, place + shift) for place, unit in enumerate(units(possible.wanted, together)) for name in unit]
+        chosen = {name: possible.wanted[name][turn % len(possible.wanted[name])] for name, turn in turns}
+        try:
+            check_target(checkpoint, found, {name: scheme for name, scheme in chosen.items() if scheme.weight.quantized}, target, to, wish, True)
+        except UsageError as error:
+            raise UsageError(f"cannot hold these candidates beside each other: {error.what}", where=f"--to {to}",
+                             remedy="a search writes --to compressed-tensors (integers without zero points, FP8) or --to octavo; or name other --candidates"
+                             ) from None
 
 
 def _files(target: Path) -> tuple[Path, Path]:
@@ -109,9 +284,17 @@ def _files(target: Path) -> tuple[Path, Path]:
     return target / PLAN, target / FRONT
 
 
-def _write(outcome: Outcome, plan: dict[str, Any]) -> None:
-    search = outcome.search
+def _write(outcome: Outcome, place: Path, samples: Samples, names: Sequence[str]) -> None:
+    """Plan, front, and what the receipt says of the search, beside the checkpoint in the making."""
+    search, (plan_file, front_file) = outcome.search, _files(place)
     points = [[search.size(one), search.predicted(one)] for one in search.front]
-    outcome.plan_file.write_text(json.dumps({**plan, "search": {**outcome.to_json(), "front": points}}, indent=1), encoding="utf-8")
+    about = outcome.to_json()
+    plan = search.plan(outcome.solution).to_json()
+    plan_file.write_text(json.dumps({**plan, "search": {**about, "front": points}}, indent=1), encoding="utf-8")
     title = f"{outcome.report.method}: size and loss of {len(search.front)} plans"
-    outcome.front_file.write_text(search.picture(title, outcome.solution, outcome.measured), encoding="utf-8")
+    front_file.write_text(search.picture(title, outcome.solution, outcome.measured), encoding="utf-8")
+    if outcome.receipt is not None:
+        kept = ("goal", "bits", "bytes", "predicted_kl", "measured_kl")
+        outcome.receipt.settings["search"] = {**{name: about[name] for name in kept}, "candidates": list(names), "plans_tried": len(outcome.tried),
+                                              "measured_on": f"{HELD} sequences of {samples.name} that calibration did not see"}
+        outcome.receipt.write(beside(place))

@@ -120,7 +120,7 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
     checkpoint, model, found = open_model(opened, wish.tokens)
     schemes = _schemes(checkpoint, found, plan, wish)
     if to != own.TARGET:
-        _check_target(checkpoint, found, schemes, target, to, wish, overwrite)
+        check_target(checkpoint, found, schemes, target, to, wish, overwrite)
     static = [scheme.activation for scheme in schemes.values() if is_static(scheme.activation)]
     observer = check_observer(wish.observer, static)
     looks = bool(transforms or static) or isinstance(method, BlockRounder) or needs_of(method) != "nothing"
@@ -201,7 +201,7 @@ def kept(checkpoint: Checkpoint, found: Mapping[str, str], schemes: Mapping[str,
     return [escape(stored) for name, stored in found.items() if name not in schemes and len(checkpoint.tensors[stored].shape) == 2]
 
 
-def _check_target(checkpoint: Checkpoint, found: Mapping[str, str], schemes: Mapping[str, Scheme], target: Path, to: str, wish: Wish, overwrite: bool) -> None:
+def check_target(checkpoint: Checkpoint, found: Mapping[str, str], schemes: Mapping[str, Scheme], target: Path, to: str, wish: Wish, overwrite: bool) -> None:
     """Asks the target, before hours of work, whether it could hold the result."""
     specs = {found[name]: scheme.weight for name, scheme in schemes.items()}
     activations = {found[name]: scheme.activation for name, scheme in schemes.items() if scheme.activation.quantized}

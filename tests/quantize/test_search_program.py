@@ -35,11 +35,11 @@ def test_program_equals_brute_force(seed: int) -> None:
     sizes = combinations[:, 0]
     for limit in np.linspace(sizes.min(), sizes.max(), 7).astype(int):
         best = combinations[sizes <= limit, 1].min()
-        found = cheapest(items, int(limit), gap=0)
+        found = cheapest(items, int(limit))
         assert found.bytes <= limit
         assert found.cost == pytest.approx(best, rel=1e-9)
         least = combinations[combinations[:, 1] <= best * (1 + 1e-9), 0].min()
-        assert smallest(items, best * (1 + 1e-9), gap=0).bytes == least
+        assert smallest(items, best * (1 + 1e-9)).bytes == least
 
 
 def test_every_point_of_the_front_is_best_at_its_size() -> None:

@@ -72,7 +72,7 @@ def test_slopes_are_those_of_the_activations(kind: Literal["silu", "gelu_tanh", 
 def test_predictions_are_near_what_is_measured(tiny_model: Path, tokens: np.ndarray) -> None:
     checkpoint, model, found = open_model(open_checkpoint(tiny_model), LENGTH)
     possible = candidates(checkpoint, model, found, ("W4g16", "W6g16"))
-    with Sensitivities(model, Weights(checkpoint, found), tokens, possible.specs(), rounder("rtn"), 1) as work:
+    with Sensitivities(model, Weights(checkpoint, found), tokens, possible.wanted, rounder("rtn"), 1) as work:
         measured = work.measure()
     outer = "model.embed_tokens.weight"
     layers = [name for name in measured if name != outer]
@@ -89,7 +89,7 @@ def test_any_number_of_threads_gives_the_same_bits(tiny_model: Path, tokens: np.
     possible = candidates(checkpoint, model, found, ("W3g16", "W4g16"))
     results = []
     for threads in (1, 2):
-        with Sensitivities(model, Weights(checkpoint, found), tokens, possible.specs(), rounder("gptq"), threads) as work:
+        with Sensitivities(model, Weights(checkpoint, found), tokens, possible.wanted, rounder("gptq"), threads) as work:
             results.append(work.measure())
     for name, one in results[0].items():
         np.testing.assert_array_equal(one.kl, results[1][name].kl)
@@ -98,7 +98,7 @@ def test_any_number_of_threads_gives_the_same_bits(tiny_model: Path, tokens: np.
 def test_unquantized_candidates_cost_nothing(tiny_model: Path, tokens: np.ndarray) -> None:
     checkpoint, model, found = open_model(open_checkpoint(tiny_model), LENGTH)
     possible = candidates(checkpoint, model, found, ("W4g16", "W16"))
-    with Sensitivities(model, Weights(checkpoint, found), tokens, possible.specs(), rounder("rtn"), 1) as work:
+    with Sensitivities(model, Weights(checkpoint, found), tokens, possible.wanted, rounder("rtn"), 1) as work:
         for one in work.measure().values():
             assert one.kl[0] > 0
             assert one.kl[1] < 1e-6

@@ -16,7 +16,7 @@ from ...schemes import Plan, Scheme
 from ..method import DraftingRounder, Rounder
 from .candidates import Candidates, units
 from .front import Mark, front, plot
-from .goal import Goal
+from .goal import WORK, Goal
 from .program import Item, Solution, cheapest, smallest, total
 from .sensitivity import Sensitivities, Sensitivity
 
@@ -47,8 +47,9 @@ class Search:
         if any(schemes != wanted[0] for schemes in wanted):
             raise UsageError(f"{' and '.join(unit)} have different candidates", where="--together")
         sizes = np.array([sum(found.bytes_of(name, scheme) for name in unit) for scheme in wanted[0]], np.int64)
+        work = np.array([sum(found.work_of(name, scheme) for name in unit) for scheme in wanted[0]], np.int64)
         cost = sum(self.sensitivities[name].kl for name in unit)
-        return Item("+".join(unit), sizes, np.array([float(f"{c:.{DIGITS}g}") for c in np.asarray(cost)]))
+        return Item("+".join(unit), sizes, np.array([float(f"{c:.{DIGITS}g}") for c in np.asarray(cost)]), work)
 
     @cached_property
     def front(self) -> list[Solution]:
@@ -57,7 +58,7 @@ class Search:
     def choose(self, goal: Goal) -> Solution:
         """The best choices for the goal. Raises UsageError where it cannot be reached."""
         if goal.kl is not None:
-            return smallest(self.items, goal.kl / self.factor)
+            return smallest(self.items, goal.kl / self.factor, work=goal.minimize == WORK)
         size = goal.size - self.candidates.fixed if goal.size is not None else int((goal.bits or 0) * self.candidates.numbers / 8)
         return cheapest(self.items, size)
 
@@ -95,6 +96,11 @@ class Search:
         """Per weight that takes part."""
         return 8 * solution.bytes / self.candidates.numbers
 
+    def work(self, solution: Solution) -> float:
+        """Bits of inputs, mean over the bits of the weights that they meet: 16 where no input is rounded, 8 where all are."""
+        done = sum(int(item.work[i]) for item, i in zip(self.items, solution.choice, strict=True))
+        return done / (8 * solution.bytes)
+
     def predicted(self, solution: Solution) -> float:
         """nats per token."""
         return solution.cost * self.factor
@@ -117,7 +123,7 @@ def measure(model: Decoder, weights: Weights, ids: np.ndarray, candidates: Candi
             seed: int = 0, on_progress: OnProgress | None = None) -> Search:
     """Sensitivities of all candidates on SEQUENCES pieces of TOKENS tokens, cut from `ids` [sequences, tokens]."""
     method = method.draft() if isinstance(method, DraftingRounder) else method
-    with Sensitivities(model, weights, pieces(ids), candidates.specs(), method, threads, seed) as work:
+    with Sensitivities(model, weights, pieces(ids), candidates.wanted, method, threads, seed) as work:
         return Search(candidates, work.measure(on_progress), together)
 
 

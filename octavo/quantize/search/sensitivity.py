@@ -5,6 +5,9 @@ predictions and g the gradient of -log p(y), summed over a sequence, it is 1/2 E
 by x (Q - W)^T, so <g, change> = <dW, Q - W> where dW is the weight's gradient of that sequence: no forward per weight and precision, as replacing one
 weight after another would need. How well this predicts, and what it was compared with, stands in docs/mixed-precision.md.
 
+Inputs that are rounded, too (W8A8), change the outputs by (round(x) - x) W^T: <g, change> of a token is <g W, round(x) - x>. Errors of different tokens hardly
+add up, so every token is a draw of its own, and there is little noise. Weights that read the same inputs are counted each for itself.
+
 The output layer needs no gradient: there the form is the variance of the change of the logits under p, exact for every token.
 
 Sources: Fisher information as the metric of KL (Amari, 1998); for quantization, HAWQ-V2 (arXiv 1911.03852) and Fisher-weighted errors in SqueezeLLM
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -24,12 +27,15 @@ import numpy as np
 from ...calibration.blocks import Bound, Weights
 from ...calibration.extra import one_blas_thread
 from ...calibration.gradients import Linear, TapeOps, Var
+from ...calibration.observers import Observer
 from ...calibration.rows import Vector
 from ...calibration.statistics import Statistics, combine, means, of_rows
+from ...kernels.reference import round_activations
 from ...layers import head
 from ...models import Decoder
 from ...qtensor import quantize
-from ...schemes import TensorSpec
+from ...schemes import Scheme, TensorSpec
+from ..inputs import USUAL, is_static
 from ..method import BlockRounder, Rounder, needs_of, round_group
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -44,12 +50,11 @@ OnLayer = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Of one weight: `kl[i]` nats per token that `specs[i]` costs; `projected[i, s]` is <g, change> of sequence s (absent for the output layer), from which
-    the cost of several together follows with their interactions."""
+    """Of one weight: `kl[i]` nats per token that `schemes[i]` costs, of which rounding the inputs `inputs[i]`."""
 
-    specs: tuple[TensorSpec, ...]
+    schemes: tuple[Scheme, ...]
     kl: np.ndarray
-    projected: np.ndarray | None = None
+    inputs: np.ndarray
 
 
 class Sensitivities:
@@ -59,7 +64,7 @@ class Sensitivities:
     tokens    int32 [sequences, length]
     """
 
-    def __init__(self, model: Decoder, weights: Weights, tokens: np.ndarray, wanted: Mapping[str, Sequence[TensorSpec]], method: Rounder, threads: int,
+    def __init__(self, model: Decoder, weights: Weights, tokens: np.ndarray, wanted: Mapping[str, Sequence[Scheme]], method: Rounder, threads: int,
                  seed: int = 0) -> None:
         self.model, self.weights, self.tokens, self.wanted, self.method, self.seed = model, weights, tokens, wanted, method, seed
         self.sequences, self.length = tokens.shape
@@ -135,7 +140,8 @@ class Sensitivities:
 
     def _linear(self, seen: Sequence[Linear], statistics: Statistics | None) -> None:
         weight = seen[0].weight
-        specs = tuple(self.wanted[weight.name])
+        schemes = tuple(self.wanted[weight.name])
+        specs = tuple(dict.fromkeys(scheme.weight for scheme in schemes))
         changes = self._changes(weight.values, specs, statistics)
         x = np.concatenate([one.x.value for one in seen])
         g = np.concatenate([_grad(one.y) for one in seen])
@@ -146,13 +152,24 @@ class Sensitivities:
 
         def project(tile: slice) -> tuple[np.ndarray, np.ndarray]:
             gradient = g[:, tile].reshape(by_sequence).swapaxes(1, 2) @ x.reshape(by_sequence)
-            projected: np.ndarray = changes[:, tile].reshape(len(specs), -1) @ gradient.reshape(self.sequences, -1).T
+            projected: np.ndarray = changes[:, tile].reshape(len(changes), -1) @ gradient.reshape(self.sequences, -1).T
             errors = [np.square(sample @ change.T).mean(axis=0) @ size[tile] for change in changes[:, tile]]
             return projected, np.array(errors, np.float64)
 
         projected, errors = (sum(parts) for parts in zip(*self._pool.map(project, tiles), strict=True))
-        wide = np.asarray(projected, np.float64)
-        self.found[weight.name] = Sensitivity(specs, steadied(self._squares(wide), 0.5 * np.asarray(errors)), wide)
+        kl = steadied(self._squares(np.asarray(projected, np.float64)), 0.5 * np.asarray(errors))
+        of_weights, of_inputs = dict(zip(specs, kl, strict=True)), self._inputs(schemes, weight.values, x, g)
+        inputs = np.array([of_inputs[rounded_inputs(scheme)] for scheme in schemes])
+        self.found[weight.name] = Sensitivity(schemes, np.array([of_weights[scheme.weight] for scheme in schemes]) + inputs, inputs)
+
+    def _inputs(self, schemes: Sequence[Scheme], weight: np.ndarray, x: np.ndarray, g: np.ndarray) -> dict[TensorSpec | None, float]:
+        """nats per token that rounding the inputs `x` [rows, k] of a weight costs, in each precision of them; `g`: gradients of its outputs [rows, n]."""
+        found: dict[TensorSpec | None, float] = {None: 0.0}
+        for spec in dict.fromkeys(map(rounded_inputs, schemes)):
+            if spec is not None:
+                dots = np.einsum("rk,rk->r", g @ weight, inputs_changed(x, spec), dtype=np.float64)
+                found[spec] = 0.5 * float(np.square(dots).mean())
+        return found
 
     def _changes(self, values: np.ndarray, specs: tuple[TensorSpec, ...], statistics: Statistics | None) -> np.ndarray:
         """What rounding changes in a weight, float32 [specs, n, k]."""
@@ -215,7 +232,9 @@ class Sensitivities:
 
     def _head(self, name: str, x: np.ndarray, table: np.ndarray) -> None:
         """1/2 of the variance under p of what rounding the output layer does to the logits, mean over `x` [rows, k]."""
-        specs, cap = tuple(self.wanted[name]), self.model.logit_softcap
+        schemes, cap = tuple(self.wanted[name]), self.model.logit_softcap
+        specs = tuple(dict.fromkeys((scheme.weight, rounded_inputs(scheme)) for scheme in schemes))
+        seen = {spec: x if spec is None else x + inputs_changed(x, spec) for _, spec in specs}
         logits = x @ table.T
         slope = None
         if cap:
@@ -225,8 +244,10 @@ class Sensitivities:
 
         def moments(piece: slice) -> np.ndarray:
             found = np.empty((len(specs), 2, len(x)))
-            for i, spec in enumerate(specs):
-                change = x @ (_change(table[piece], spec)).T
+            for i, (spec, inputs) in enumerate(specs):
+                change = seen[inputs] @ _change(table[piece], spec).T
+                if inputs is not None:
+                    change += (seen[inputs] - x) @ table[piece].T
                 change = change if slope is None else change * slope[:, piece]
                 weighted = p[:, piece] * change
                 found[i] = weighted.sum(axis=1), np.einsum("rv,rv->r", weighted, change)
@@ -234,20 +255,40 @@ class Sensitivities:
 
         both = np.sum(list(self._pool.map(moments, _pieces(len(table)))), axis=0)
         first, second = both[:, 0], both[:, 1]
-        self.found[name] = Sensitivity(specs, 0.5 * np.maximum(second - first**2, 0).mean(axis=1))
+        kl = dict(zip(specs, 0.5 * np.maximum(second - first**2, 0).mean(axis=1), strict=True))
+        total = np.array([kl[scheme.weight, rounded_inputs(scheme)] for scheme in schemes])
+        self.found[name] = Sensitivity(schemes, total, np.zeros(len(schemes)))
 
     def _embedding(self, grads: list[np.ndarray]) -> None:
         """What rounding the rows of the drawn tokens does to the first layer; where the output layer is the same weight, in addition to that."""
         if EMBEDDING not in self.wanted:
             return
-        specs, tokens = tuple(self.wanted[EMBEDDING]), self.tokens.reshape(-1)
+        schemes, tokens = tuple(self.wanted[EMBEDDING]), self.tokens.reshape(-1)
         grad = np.concatenate(grads) * np.float32(self.model.embed_factor)
         used, where = np.unique(tokens, return_inverse=True)
         rows = self.weights.rows(EMBEDDING, used)
-        projected = np.stack([np.einsum("rk,rk->r", grad, _change(rows, spec)[where]) for spec in specs])
+        projected = np.stack([np.einsum("rk,rk->r", grad, _change(rows, scheme.weight)[where]) for scheme in schemes])
         output = self.found[EMBEDDING].kl if self.model.tied else 0.0
-        wide = projected.reshape(len(specs), self.sequences, self.length).sum(axis=2, dtype=np.float64)
-        self.found[EMBEDDING] = Sensitivity(specs, self._squares(wide) + output, wide)
+        wide = projected.reshape(len(schemes), self.sequences, self.length).sum(axis=2, dtype=np.float64)
+        self.found[EMBEDDING] = Sensitivity(schemes, self._squares(wide) + output, np.zeros(len(schemes)))
+
+
+def rounded_inputs(scheme: Scheme) -> TensorSpec | None:
+    """What a weight's inputs are rounded to; None: they are not. Those of a weight that stays as it is never are."""
+    return scheme.activation if scheme.weight.quantized and scheme.activation.quantized else None
+
+
+def inputs_changed(x: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """What rounding changes in inputs float32 [rows, k]. A static scale is the one that the usual observer finds for all of `x`."""
+    scale = 0.0
+    if is_static(spec) and spec.format == "int8":
+        seen = Observer(USUAL)
+        seen.update(x)
+        scale = seen.fixed().scale
+    elif is_static(spec):
+        spec = replace(spec, granularity="tensor", dynamic=True)
+    changed: np.ndarray = (round_activations(x, spec, scale) - x).astype(np.float32)
+    return changed
 
 
 def steadied(drawn: np.ndarray, errors: np.ndarray) -> np.ndarray:
