@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
+from .. import __version__, formats
 from ..calibration import Samples
 from ..calibration.blocks import Weights
 from ..calibration.extra import check_extra
@@ -41,6 +41,7 @@ HELD = 4         # sequences after those of calibration, on which the result's K
 ROUNDS = 4       # plans that are tried for --max-kl
 NEAR = 0.9       # of the KL that is allowed: good enough, no further round
 MARGINS = (0.98, 0.94, 0.88, 0.8, 0.65)  # of it are aimed at, the first that gives a plan not tried yet: what is measured is never quite what was predicted
+TRELLIS = "trellis"
 PLAN, FRONT = "octavo-plan.json", "octavo-front.svg"
 
 
@@ -119,6 +120,7 @@ def quantize_mixed(source: str | Path, out: str | Path, wish: Wish, goal: Goal, 
     checkpoint, model, found = open_model(open_checkpoint(source, revision=revision, allow_pickle=allow_pickle), wish.tokens)
     possible = candidates(checkpoint, model, found, names, keep=wish.keep)
     possible.check(goal)
+    _check_method(possible, wish.method.lower())
     to = rest.get("to", "compressed-tensors")
     _check_format(checkpoint, found, possible, target, to, wish, together)
     samples = samples_of(checkpoint, model, wish, HELD)
@@ -166,7 +168,7 @@ def _try(search: Search, goal: Goal, kept: Kept, work: _Trials) -> tuple[Search,
         search = replace(search, factor=trial.worst / max(solution.cost, 1e-12))
         if goal.kl is None:
             return search, trial, tried
-        if trial.worst <= goal.kl and (best is None or _amount(trial, search, goal) < _amount(best, search, goal)):
+        if trial.worst <= goal.kl:  # no plan is tried that is larger than the best one
             best = trial
         kept.leave_only([] if best is None else [best.plan])
         if NEAR * goal.kl <= trial.worst <= goal.kl:
@@ -191,15 +193,15 @@ def _next(search: Search, goal: Goal, tried: Sequence[Trial], best: Trial | None
                 raise
             return None
         if solution.choice not in known:
-            return solution
+            return solution if best is None or _amount(solution, search, goal) < _amount(best.solution, search, goal) else None
         if tried[-1].worst <= goal.kl:  # all that is allowed is used, as far as is known
             return None
     return None
 
 
-def _amount(trial: Trial, search: Search, goal: Goal) -> float:
+def _amount(solution: Solution, search: Search, goal: Goal) -> float:
     """What is to be made small."""
-    return search.work(trial.solution) * trial.solution.bytes if goal.minimize == WORK else trial.solution.bytes
+    return search.work(solution) * solution.bytes if goal.minimize == WORK else solution.bytes
 
 
 @dataclass
@@ -273,9 +275,19 @@ def _check_format(checkpoint: Checkpoint, found: Mapping[str, str], possible: Ca
         try:
             check_target(checkpoint, found, {name: scheme for name, scheme in chosen.items() if scheme.weight.quantized}, target, to, wish, True)
         except UsageError as error:
-            raise UsageError(f"cannot hold these candidates beside each other: {error.what}", where=f"--to {to}",
-                             remedy="a search writes --to compressed-tensors (integers without zero points, FP8) or --to octavo; or name other --candidates"
-                             ) from None
+            first = error.what.partition("; ")[0]  # of several reasons
+            raise UsageError(first + ")" * (first.count("(") - first.count(")")), where=f"--to {to}",
+                             remedy="a search may write --to compressed-tensors (many integers, FP8) or --to octavo; or name other --candidates") from None
+
+
+def _check_method(possible: Candidates, method: str) -> None:
+    """Raises UsageError where the method does not round to a candidate: before anything is measured."""
+    for name, schemes in possible.wanted.items():
+        for scheme in schemes:
+            trellis = formats.get(scheme.weight.format).kind == "trellis"
+            if name not in OUTER and scheme.weight.quantized and trellis != (method == TRELLIS):
+                raise UsageError(f"{method} does not round to {scheme}", where="--candidates",
+                                 remedy="--method trellis rounds to Wtcq2, Wtcq3 and Wtcq4, and to nothing else; the other methods do not")
 
 
 def _files(target: Path) -> tuple[Path, Path]:

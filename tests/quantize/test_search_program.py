@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from octavo.errors import UsageError
-from octavo.quantize.search import Goal, Item, parse_size
+from octavo.quantize.search import Goal, Item, parse_size, program
 from octavo.quantize.search.front import Mark, front, plot
 from octavo.quantize.search.program import cheapest, smallest, total
 
@@ -40,6 +40,29 @@ def test_program_equals_brute_force(seed: int) -> None:
         assert found.cost == pytest.approx(best, rel=1e-9)
         least = combinations[combinations[:, 1] <= best * (1 + 1e-9), 0].min()
         assert smallest(items, best * (1 + 1e-9)).bytes == least
+
+
+def test_program_is_exact_where_brute_force_cannot_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """120 items: against the least cost for every number of bytes, one item after the other. With room for few states it says how far it may be off."""
+    rng = np.random.default_rng(11)
+    items = [Item(f"weight {i}", np.sort(rng.integers(1, 60, 6)), 10 ** rng.uniform(-4, -1) * 4.0 ** -np.sort(rng.uniform(2, 8, 6))) for i in range(120)]
+    best = np.zeros(1)
+    for item in items:
+        after = np.full(len(best) + 60, np.inf)
+        for size, cost in zip(item.bytes, item.cost, strict=True):
+            after[size : size + len(best)] = np.minimum(after[size : size + len(best)], best + cost)
+        best = after
+    known = np.minimum.accumulate(best)
+    for limit in np.linspace(sum(int(item.bytes.min()) for item in items), sum(int(item.bytes.max()) for item in items), 9).astype(int):
+        found = cheapest(items, int(limit))
+        assert found.cost == pytest.approx(known[limit], rel=1e-9)
+        assert found.gap == 0
+        assert smallest(items, found.cost * (1 + 1e-9)).bytes == np.flatnonzero(known <= found.cost * (1 + 1e-9))[0]
+    monkeypatch.setattr(program, "MOST", 2)
+    middle = int(sum(item.bytes.mean() for item in items)) * 3 // 4
+    few = cheapest(items, middle)
+    assert few.cost * (1 - few.gap) <= known[middle] * (1 + 1e-9) <= few.cost * (1 + 2e-9)
+    assert few.gap < 0.05
 
 
 def test_every_point_of_the_front_is_best_at_its_size() -> None:
@@ -78,6 +101,10 @@ def test_goals() -> None:
     assert [parse_size(text) for text in ("80MB", "1.5 GB", "2MiB", "123", "7k")] == [80_000_000, 1_500_000_000, 2 << 20, 123, 7000]
     with pytest.raises(UsageError, match="eighty"):
         parse_size("eighty")
+    assert Goal(kl=0.1, minimize="work").to_json() == {"kl": 0.1, "minimize": "work"}
+    for wrong in ({"bits": 4.0, "minimize": "work"}, {"kl": 0.1, "minimize": "time"}):
+        with pytest.raises(UsageError, match="--minimize"):
+            Goal(**wrong)  # type: ignore[arg-type]
     for bits, kl in ((None, None), (4.0, 0.1), (-1.0, None), (None, float("nan"))):
         with pytest.raises(UsageError):
             Goal(bits=bits, kl=kl)

@@ -84,6 +84,23 @@ def test_predictions_are_near_what_is_measured(tiny_model: Path, tokens: np.ndar
         assert 0.5 < guess / comparison.kl.value < 2
 
 
+@pytest.mark.parametrize("inputs", ["A8", "A4g32"])
+def test_rounded_inputs_cost_what_is_measured(tiny_model: Path, tokens: np.ndarray, inputs: str) -> None:
+    """Of two plans that differ in the inputs of the layers' linears alone."""
+    checkpoint, model, found = open_model(open_checkpoint(tiny_model), LENGTH)
+    possible = candidates(checkpoint, model, found, (f"W8r{inputs}", "W8rA16"), keep=("*embed*",))
+    with Sensitivities(model, Weights(checkpoint, found), tokens, possible.wanted, rounder("rtn"), 1) as work:
+        measured = work.measure()
+    place = [scheme.activation.quantized for scheme in possible.schemes].index(True)
+    predicted = sum(float(one.inputs[place]) for one in measured.values())
+    assert all(one.inputs[1 - place] == 0 and one.kl[place] == one.kl[1 - place] + one.inputs[place] for one in measured.values())
+    plans = [f"W8r{a}; *embed*=keep" for a in ("A16", inputs)]
+    original, plain, rounded = (load(tiny_model, quantization=plan, use_cache=False, threads=1, backend="reference") for plan in ("32bit", *plans))
+    windows = Windows(tokens[:4], np.full(4, LENGTH - 1))
+    less, more = (one.kl.value for one in compare_all(original, [plain, rounded], windows, threads=1))
+    assert 0.5 < predicted / (more - less) < 2
+
+
 def test_any_number_of_threads_gives_the_same_bits(tiny_model: Path, tokens: np.ndarray) -> None:
     checkpoint, model, found = open_model(open_checkpoint(tiny_model), LENGTH)
     possible = candidates(checkpoint, model, found, ("W3g16", "W4g16"))
@@ -102,6 +119,7 @@ def test_unquantized_candidates_cost_nothing(tiny_model: Path, tokens: np.ndarra
         for one in work.measure().values():
             assert one.kl[0] > 0
             assert one.kl[1] < 1e-6
+            assert one.inputs.tolist() == [0, 0]
 
 
 def test_noise_is_taken_out_but_not_the_mean() -> None:
