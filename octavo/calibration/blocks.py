@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +14,8 @@ from ..layers import Table
 from ..layers.tensors import Use
 from ..models import Decoder
 from .extra import one_blas_thread
-from .rows import Matrix, Node, RowsOps, Vector, Visitor
+from .group import Group
+from .rows import Call, Matrix, Node, RowsOps, Vector, Visitor
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -116,7 +117,9 @@ class Block:
     """One layer. `tensors` holds its weights and vectors (float32, by name) once it has run, and what transforms made of them; `run` runs it from the
     same inputs as often as is asked, `finish` makes the last result the next layer's input.
 
-    target   what the layer gives in the unrounded model, on inputs that no rounding has touched; None without Blocks(..., original=True)
+    target   what the layer gives in the unrounded model, on inputs that no rounding has touched: after `refer`, None before and without
+             Blocks(..., original=True)
+    changes  called on each group before a visitor sees it; they may replace the values of its weights
     """
 
     def __init__(self, blocks: Blocks, layer: int) -> None:
@@ -125,15 +128,32 @@ class Block:
         self.inputs = blocks.x
         self.output: Node | None = None
         self.target: Node | None = None
-        if blocks.original is not None:
-            self.target = blocks.original = blocks.model.layer(blocks.bound(self.tensors), blocks.original, layer)
-            blocks.ops.compute(self.target)
+        self.changes: list[Callable[[Group], None]] = []
+        self._calls: list[Call] = []
+
+    def refer(self) -> None:
+        """Runs the unrounded layer, with `tensors` as they are: after transforms, which change what its linears read and give but not what it computes."""
+        blocks, ops = self.blocks, self.blocks.ops
+        if blocks.original is None:
+            return
+        ops.calls = self._calls = []
+        try:
+            self.target = blocks.model.layer(blocks.bound(self.tensors), blocks.original, self.layer)
+        finally:
+            ops.calls = None
+        ops.compute(self.target)
 
     def run(self, visit: Visitor | None = None) -> Node:
         """One forward of the layer; `visit` sees every group of linears in the order of computation (see RowsOps). Nothing is computed beyond what
         the visitor asks for."""
+        def changed(group: Group) -> Sequence[np.ndarray] | None:
+            assert visit is not None
+            for change in self.changes:
+                change(group)
+            return visit(group)
+
         ops = self.blocks.ops
-        ops.visit = visit
+        ops.visit, ops.references = changed if visit is not None and self.changes else visit, iter(self._calls)
         try:
             self.output = self.blocks.model.layer(self.blocks.bound(self.tensors), self.inputs, self.layer)
         finally:
@@ -164,6 +184,10 @@ class Block:
         assert self.output is not None
         self.blocks.ops.compute(self.output)
         self.blocks.x = self.output
+        if self.blocks.original is not None:
+            assert self.target is not None
+            self.blocks.original = self.target
+        self._calls = []
 
 
 class Blocks:

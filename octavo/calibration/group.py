@@ -12,7 +12,7 @@ from .observers import Observer
 from .statistics import Statistics
 
 if TYPE_CHECKING:
-    from .rows import Matrix, Node, RowsOps, Vector
+    from .rows import Call, Matrix, Node, RowsOps, Vector
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,11 @@ class Group:
     source   see Source; None where nothing can be folded
     """
 
-    def __init__(self, ops: RowsOps, x: Node, weights: Sequence[Matrix], biases: Sequence[Vector | None], source: Source | None) -> None:
+    def __init__(self, ops: RowsOps, x: Node, weights: Sequence[Matrix], biases: Sequence[Vector | None], source: Source | None,
+                 residual: Node | None = None, reference: Call | None = None) -> None:
         self._ops, self.x, self.weights, self.biases, self.source = ops, x, list(weights), list(biases), source
+        self._residual, self._reference = residual, reference
+        self._known: dict[tuple[bool, bool], Statistics] = {}
 
     @property
     def names(self) -> list[str]:
@@ -49,7 +52,18 @@ class Group:
 
     def statistics(self, *, gram: bool = True, moments: bool = True) -> Statistics:
         """Of the inputs, over all rows. The inputs are then computed, and stay until the outputs are. gram, moments: see Statistics."""
-        return self._ops.statistics(self.x, gram=gram, moments=moments)
+        if (gram, moments) not in self._known:
+            self._known[gram, moments] = self._ops.statistics(self.x, gram=gram, moments=moments)
+        return self._known[gram, moments]
+
+    def missed(self) -> list[np.ndarray] | None:
+        """float32 [n, k] for each weight: the mean over all rows of d^T x, where x are the inputs here and d what the outputs lack, with these weights,
+        of those in the unrounded model. Where the outputs are added to the residual stream, d is what the stream then lacks, earlier rounding included.
+        None where the unrounded model is not at hand (Block.refer)."""
+        if self._reference is None:
+            return None
+        (bias, *_) = self.biases
+        return self._ops.missed(self.x, [weight.values for weight in self.weights], None if bias is None else bias.values, self._residual, self._reference)
 
     def mean(self, work: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
         """float64 [k]: the mean over all rows of the inputs, or of work(some of them [rows, k])."""

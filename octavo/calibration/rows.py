@@ -99,10 +99,21 @@ class Node:
             self._compute = None
 
 
+@dataclass
+class Call:
+    """One call of `linear`: what it read, what was added to its outputs, and those."""
+
+    x: Node
+    residual: Node | None
+    outs: tuple[Node, ...]
+
+
 class RowsOps:
     """Implements op.Ops for tokens [sequences, length], all sequences at positions 0 to length - 1, without a cache.
 
     visit   called at every linear, see the module; None: nobody looks
+    calls   where calls of `linear` are put down, or None
+    references   the same calls in the unrounded model, which groups then know (see Group.missed); the visitor sees one after another
     """
 
     name = "rows"
@@ -110,6 +121,8 @@ class RowsOps:
     def __init__(self, tokens: np.ndarray, threads: int) -> None:
         self.tokens, self.threads = tokens, threads
         self.visit: Visitor | None = None
+        self.calls: list[Call] | None = None
+        self.references: Iterator[Call] = iter(())
         sequences, self.length = tokens.shape
         step = max(1, CHUNK // self.length)
         self.parts = [slice(a, min(a + step, sequences)) for a in range(0, sequences, step)]
@@ -124,17 +137,17 @@ class RowsOps:
 
     def each(self, node: Node, work: Callable[[np.ndarray], Any]) -> Iterator[Any]:
         """work(chunk) of every chunk, in order; a few chunks are under way at a time."""
-        def one(index: int) -> Any:
-            return work(node.chunk(index))
+        yield from self._each_index(lambda index: work(node.chunk(index)))
+        node.settle()
 
+    def _each_index(self, work: Callable[[int], Any]) -> Iterator[Any]:
         waiting = []
         for index in range(len(self.parts)):
-            waiting.append(self.pool.submit(one, index))
+            waiting.append(self.pool.submit(work, index))
             if len(waiting) > self.threads:
                 yield waiting.pop(0).result()
         for future in waiting:
             yield future.result()
-        node.settle()
 
     def compute(self, node: Node) -> None:
         """All chunks of a node, kept."""
@@ -168,6 +181,31 @@ class RowsOps:
             observer.update(chunk)
         return observer
 
+    def missed(self, x: Node, weights: Sequence[np.ndarray], bias: np.ndarray | None, residual: Node | None, reference: Call) -> list[np.ndarray]:
+        """See Group.missed."""
+        whole = residual is not None and len(weights) == 1
+
+        def part(index: int) -> np.ndarray:
+            rows = x.chunk(index)
+            if not whole:
+                found: np.ndarray = (reference.x.chunk(index) - rows).T @ rows
+                return found
+            assert residual is not None
+            lacking = rows @ weights[0].T
+            if bias is not None:
+                lacking += bias
+            lacking += residual.chunk(index)
+            np.subtract(reference.outs[0].chunk(index), lacking, out=lacking)
+            found = lacking.T @ rows
+            return found
+
+        total: np.ndarray | None = None
+        for found in self._each_index(part):
+            total = found if total is None else np.add(total, found, out=total)
+        assert total is not None
+        total /= np.float32(self.rows)
+        return [total] if whole else [weight @ total for weight in weights]
+
     def sampled(self, x: Node, most: int) -> np.ndarray:
         """See Group.inputs."""
         step = max(1, -(-self.rows // most))
@@ -196,11 +234,13 @@ class RowsOps:
         values = [weight.values for weight in weights]
         given = [None] * len(values) if biases is None else list(biases)
         if self.visit is not None:
-            changed = self.visit(Group(self, x, weights, given, x.source))
+            changed = self.visit(Group(self, x, weights, given, x.source, residual, next(self.references, None)))
             values = values if changed is None else [np.ascontiguousarray(v, np.float32) for v in changed]
         outs = []
         for value, bias, weight in zip(values, given, weights, strict=True):
             outs.append(self._product(x, value, None if bias is None else bias.values, residual, weight.name))
+        if self.calls is not None:
+            self.calls.append(Call(x, residual, tuple(outs)))
         return tuple(outs)
 
     def _product(self, x: Node, value: np.ndarray, bias: np.ndarray | None, residual: Node | None, name: str) -> Node:

@@ -106,6 +106,14 @@ class Correction(Transform, Protocol):
         `block.tensors`."""
 
 
+@runtime_checkable
+class Retargeting(Transform, Protocol):
+    """A transform that gives the weights of a group other values to round to, once all that comes before the group is rounded."""
+
+    def retarget(self, block: Block, group: Group) -> None:
+        """Replaces the values of `group.weights`; see Group.missed."""
+
+
 def rounder(name: str, options: Mapping[str, str] | None = None) -> Rounder:
     """The rounder of this name, with its options as text ({"damping": "0.02"}). Raises UnknownNameError, UsageError."""
     made: Rounder = _made("method", name, "octavo.quantize.rounders", "ROUNDER", options or {})

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from ..schemes import Plan, Scheme, TensorSpec
 from ..text import Text
 from . import own
 from .inputs import check_observer, is_static, scale_of, with_static_inputs
-from .method import BlockRounder, Correction, Needs, RemarkingRounder, Rounder, Transform, needs_of, options_of, round_group, rounder, transform
+from .method import BlockRounder, Correction, Needs, RemarkingRounder, Retargeting, Rounder, Transform, needs_of, options_of, round_group, rounder, transform
 from .nearest import Nearest
 from .store import QuantizedCheckpoint, Store
 
@@ -243,6 +244,7 @@ class _Work:
         self.notes: list[str] = []
         self.specs = {name: scheme.weight for name, scheme in schemes.items()}
         self.on_progress, self.observer = on_progress, observer
+        self.compares = isinstance(method, BlockRounder) or any(isinstance(one, Retargeting) for one in transforms)
         self.errors: dict[str, float] = {}
 
     def run(self, samples: Samples | None) -> dict[str, float]:
@@ -261,7 +263,7 @@ class _Work:
             return self.errors
         for one in self.transforms:
             one.prepare(self.model, self.weights)
-        with Blocks(self.model, self.weights, samples.ids, self.threads, original=isinstance(self.method, BlockRounder)) as blocks:
+        with Blocks(self.model, self.weights, samples.ids, self.threads, original=self.compares) as blocks:
             for block in blocks:
                 if self.store.has(block.layer):
                     self._again(block)
@@ -287,10 +289,11 @@ class _Work:
     def _layer(self, block: Block, specs: Mapping[str, TensorSpec]) -> None:
         results: dict[str, QTensor] = {}
         inputs: dict[str, np.float32] = {}
-        for one in self.transforms:
-            one.apply(block, {name: self.schemes[name] for name in specs}, self.needs)
+        self._transform(block, specs)
+        block.changes = [partial(one.retarget, block) for one in self.transforms if isinstance(one, Retargeting)]
         if isinstance(self.method, BlockRounder):
             results = self.method.round_block(block, specs)
+            block.changes = []
 
         def visit(group: Group) -> list[np.ndarray] | None:
             mine = [matrix.name for matrix in group.weights if matrix.name in specs]
@@ -312,6 +315,11 @@ class _Work:
         block.finish()
         changed = {name: values for name, values in block.tensors.items() if name not in specs and not np.array_equal(values, self.weights.stored(name))}
         self.store.put(block.layer, results, changed, inputs)
+
+    def _transform(self, block: Block, specs: Mapping[str, TensorSpec]) -> None:
+        for one in self.transforms:
+            one.apply(block, {name: self.schemes[name] for name in specs}, self.needs)
+        block.refer()
 
     def _inputs(self, group: Group, names: Sequence[str]) -> dict[str, np.float32]:
         """The static scales that these weights want for their inputs."""
@@ -346,7 +354,9 @@ class _Work:
         return {name: values for name, (values, _) in done.items()}
 
     def _again(self, block: Block) -> None:
-        """A layer that an earlier run finished: only its outputs are needed."""
+        """A layer that an earlier run finished: only its outputs are needed, and those of the unrounded model where that goes along."""
+        if self.compares:
+            self._transform(block, self._specs(block.layer))
         tensors, vectors = self.store.get(block.layer)
         block.tensors.update({name: tensor.dequantize() for name, tensor in tensors.items()})
         block.tensors.update(vectors)
