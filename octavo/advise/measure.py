@@ -170,17 +170,21 @@ def _facts(loaded: LoadedModel) -> dict[str, object]:
 
 
 def _lost(wanted: Wanted, loaded: LoadedModel) -> dict[str, object]:
-    """From the receipt in the cache, or measured and kept there."""
+    """From the receipt in the cache, or measured and kept there. Of a model that came quantized, with neither receipt nor original, what the candidate loses
+    against it as it came: that tells candidates apart, and a note says so."""
     online = Online(loaded, wanted.model, True, wanted.against, wanted.cache_dir, wanted.allow_pickle)
     try:
         receipt = online.kept() or online.measure(threads=wanted.threads)
     except CheckpointError as error:
         return {"notes": (*loaded.report.notes, f"its loss is not known: {error.what}")}
-    if receipt.status == "not measured":
+    since = receipt.result.get("since")
+    if receipt.status == "not measured" and since is None:
         return {"notes": (*loaded.report.notes, f"its loss is not known: {receipt.reason}")}
-    kl = receipt.loss.get("kl", {})
+    kl = (since or receipt.loss).get("kl", {})
     low, high = kl.get("low"), kl.get("high")
-    return {"kl": receipt.kl, "kl_low": math.nan if low is None else low, "kl_high": math.nan if high is None else high}
+    notes = (*loaded.report.notes, "its loss is against the model as it came, quantized; --against names the original") if since else tuple(loaded.report.notes)
+    mean = receipt.kl if since is None else math.inf if kl["mean"] is None else float(kl["mean"])
+    return {"notes": notes, "kl": mean, "kl_low": math.nan if low is None else low, "kl_high": math.nan if high is None else high}
 
 
 def _candidate(name: str, runs: _Runs, fixed: int) -> Candidate:

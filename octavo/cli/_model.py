@@ -89,6 +89,18 @@ def load_model(options: ModelOptions, check: Callable[[], None] = lambda: None) 
                 bar.stop()
 
 
+def loss_line(options: ModelOptions, loaded: "LoadedModel") -> str:
+    """What the precision that was asked for has lost, where an earlier start has measured it; "" where none was asked for. Measures nothing."""
+    if options.quantization is None and options.kv_cache is None:
+        return ""
+    from ..quality.online import Online
+
+    receipt = Online(loaded, options.model, True, None, options.cache_dir, options.allow_pickle).kept()
+    if receipt is not None:
+        return f"quality: {receipt.line}"
+    return "quality: what this precision has lost was not measured; `octavo serve` does it, or `octavo evaluate --against` the original"
+
+
 class _Bar:
     """Bytes of weights that are ready, on the terminal's last line until `stop`."""
 

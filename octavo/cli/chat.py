@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import OctavoError, PromptTooLongError, RequestError, UsageError
 from ._command import Command
-from ._model import ModelOptions, load_model
+from ._model import ModelOptions, load_model, loss_line
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -84,6 +84,8 @@ def run(options: Options) -> int:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (gives input() a line editor and a history)
         print(f"{loaded.name} as {loaded.plan.default}. {HELP}", file=sys.stderr)
+        if quality := loss_line(options, loaded):
+            print(quality, file=sys.stderr)
     conversation = Conversation(options.system)
     with Engine(loaded, EngineOptions(max_batch=1, max_model_len=options.max_model_len)) as engine:
         while True:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import OctavoError, UsageError
 from ._command import Command
-from ._model import ModelName, load_model
+from ._model import ModelName, load_model, loss_line
 from ._policy import PolicyOptions, use_policy
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ def run(options: Options) -> int:
     print(f"{loaded.name} as {loaded.plan.short} in {load_seconds:.2f} s: {'; '.join(map(str, loaded.report.runs))}", file=sys.stderr)
     if loaded.report.cache_choice:
         print(loaded.report.cache_choice, file=sys.stderr)
+    if quality := loss_line(options, loaded):
+        print(quality, file=sys.stderr)
     ids = _tokens(loaded, prompt, options)
     sampling = Sampling(
         temperature=options.temperature, top_p=options.top_p, top_k=options.top_k, min_p=options.min_p, seed=options.seed,

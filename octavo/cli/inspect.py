@@ -81,8 +81,7 @@ def inspect(checkpoint: Checkpoint, schemes: Sequence[str], machine: Machine) ->
 def _receipt(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The receipt that lies beside the checkpoint, and `of_these_files`: whether it is of these files."""
     from ..errors import OctavoError
-    from ..quality.receipt import beside, read_receipt
-    from ..quality.receipt_of import is_of
+    from ..quality.receipt import beside, is_of, read_receipt
 
     places = [beside(checkpoint.path), *(sorted(checkpoint.path.glob("octavo-receipt-*.json")) if checkpoint.path.is_dir() else ())]
     receipt = next((found for place in places if (found := read_receipt(place)) is not None), None)

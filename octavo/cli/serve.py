@@ -92,10 +92,10 @@ class Options(PolicyOptions):
 
     max_kl: float | None = None
     """Refuse to serve a model whose mean KL divergence from its original is above this, in nats per token; measured before the server is ready.
-    With --kv-cache auto it is also the loss allowed to the cache."""
+    With --kv-cache auto the cache gets what the weights leave of it."""
 
     against: str | None = None
-    """The original to measure against, where MODEL came quantized; default: MODEL as it is stored."""
+    """The original to measure against, where MODEL came quantized; default: MODEL as it is stored, plus what its receipt says."""
 
     page: bool = True
     """Show a page at /: live figures, the receipt, a playground."""
@@ -165,8 +165,10 @@ def run(options: Options) -> int:
     tracing = tracing_to(endpoint, server_options.names[0]) if endpoint else None  # before the model loads: a missing package is told at once
 
     def load(check: Callable[[], None]) -> tuple[LoadedModel, Engine]:
-        automatic = (options.kv_cache or "").strip().lower() == "auto"  # else --max-kl is about the whole model, not about its cache
-        loaded = load_model(options if automatic else replace(options, max_kl=None), check)
+        fitted = options.max_kl is not None and (options.kv_cache or "").strip().lower() == "auto"
+        loaded = load_model(replace(options, max_kl=None, kv_cache="bf16" if fitted else options.kv_cache), check)
+        if fitted:  # first of all: a policy is searched for the model that is served
+            quality.fit_cache(lambda: _online(options, loaded), options.quantization is not None, check, options.model)
         free = [name for name in ("max_batch_tokens", "max_batch") if getattr(options, name) is None]
         batch, rows = served_limits(loaded.backend.memory() is not None)
         here = replace(engine_options, max_batch=_given(options.max_batch, batch), max_batch_tokens=_given(options.max_batch_tokens, rows))
@@ -174,7 +176,8 @@ def run(options: Options) -> int:
         policy, told = use_policy(options, loaded, search, free)
         if told:
             log.log(logging.INFO if policy is not None else logging.WARNING, "%s", told)
-        quality.before(lambda: _online(options, loaded), check, options.model)
+        if not fitted:
+            quality.before(lambda: _online(options, loaded), check, options.model)
         chosen = {name: value for name, value in (policy.settings if policy is not None else {}).items() if name in free}
         return loaded, Engine(loaded, replace(here, **chosen))
 
@@ -182,7 +185,7 @@ def run(options: Options) -> int:
         print(greeting(loaded, engine, server_options.names, f"http://{host}:{port}", api_key is not None, time.perf_counter() - began,
                        quality.line), flush=True)
         quality.start(lambda: _online(options, loaded), server.check)
-        quality.watch(lambda: _online(options, loaded).open_original(server.check, threads=1, keep=options.cache), loaded, engine, server.check)
+        quality.watch(lambda: _beside(_online(options, loaded), options.cache, server.check), loaded, engine, server.check)
         if options.compare is not None:
             threading.Thread(target=_compare, args=(options, options.compare, engine, server), name="octavo-compare", daemon=True).start()
         threading.Thread(target=loaded.text.prepare, daemon=True).start()  # many texts will come; the first need not wait for it
@@ -214,8 +217,14 @@ def _compare(options: Options, precision: str, first: Engine, server: Server) ->
 def _online(options: Options, loaded: LoadedModel) -> Online:
     from ..quality.online import Online
 
-    changed = options.quantization is not None or options.kv_cache is not None
+    changed = options.quantization is not None or options.kv_cache is not None or loaded.cache_spec.format != loaded.report.cache_format  # by the policy
     return Online(loaded, options.model, changed, options.against, options.cache_dir, options.allow_pickle)
+
+
+def _beside(online: Online, keep: bool, check: Callable[[], None]) -> LoadedModel:
+    """The original, to check requests against. Raises UsageError where there is none: MODEL came quantized itself."""
+    online.only_original()
+    return online.open_original(check, threads=1, keep=keep)
 
 
 def _shadow(options: Options) -> Shadow | None:
@@ -272,7 +281,7 @@ def greeting(loaded: LoadedModel, engine: Engine, names: tuple[str, ...], url: s
         ("model", f"{', '.join(names)}: {report.model_type}, {origin} in {report.seconds:.1f} s, up to {engine.max_model_len} tokens"),
         ("precision", f"{loaded.plan.short}: {report.reason}"),
         *(("weights", str(one)) for one in report.runs),
-        ("runs", f"{report.backend} kernels, {loaded.cache_spec.format} key-value cache"),
+        ("runs", f"{report.backend} kernels, {loaded.cache_spec.format} key-value cache, {loaded.kv_bytes_per_token} bytes per token"),
         *(("", note) for note in report.notes),
         ("memory", f"{report.measured_peak / 1e6:.0f} MB at most while loading ({report.predicted_peak / 1e6:.0f} MB predicted), of which weights "
                    f"{report.weight_bytes / 1e6:.0f} MB; key-value cache up to {engine.kv_bytes / 1e6:.0f} MB ({engine.kv_pages} pages)"),

@@ -34,10 +34,10 @@ class Evidence:
 
 @dataclass
 class Evaluation:
-    """model, original: name, plan and cache format of each. comparison: None where nothing was compared."""
+    """model, original: name, plan and cache of each. comparison: None where nothing was compared."""
 
-    model: dict[str, str]
-    original: dict[str, str] | None
+    model: dict[str, Any]
+    original: dict[str, Any] | None
     text: dict[str, Any]
     perplexity: Perplexity | None = None
     comparison: Comparison | None = None

@@ -13,9 +13,10 @@ from ._model import LoadedModel
 from ._origin import open_model
 from ._policy import Choosable, apply_kernels, apply_policy, choosable, fingerprint, linear_facts, native_of
 from ._report import LoadReport, Progress, Runs
+from ._sensitivity import CacheChoice, CacheSearch
 from ._stream import make_vector, read_rows
 
 __all__ = [
-    "Choosable", "Foreseen", "LoadReport", "LoadedModel", "Progress", "Runs", "apply_kernels", "apply_policy", "choosable", "fingerprint", "foresee",
-    "linear_facts", "load", "make_vector", "native_of", "open_model", "plan_as_stored", "read_rows", "resident", "ways",
+    "CacheChoice", "CacheSearch", "Choosable", "Foreseen", "LoadReport", "LoadedModel", "Progress", "Runs", "apply_kernels", "apply_policy", "choosable",
+    "fingerprint", "foresee", "linear_facts", "load", "make_vector", "native_of", "open_model", "plan_as_stored", "read_rows", "resident", "ways",
 ]

@@ -27,7 +27,7 @@ from ._memory import check_fits, peak, predict
 from ._model import Bound, LoadedModel
 from ._origin import Origin, Search
 from ._report import LoadReport, OnProgress, Progress
-from ._sensitivity import choose
+from ._sensitivity import CacheSearch
 from ._stream import make_packed, make_tensor, make_vector, on_device, piece, staged_bytes
 
 if TYPE_CHECKING:
@@ -92,10 +92,7 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
     pages.result()
     loaded = LoadedModel(_name(str(source)), model, bound, ops, plans.text, origin.config, plan, plans.cache_spec, report, origin.statics)
     if automatic:
-        report.cache_choice = choose(loaded, USUAL_KL if max_kl is None else max_kl)
-        report.notes.append(report.cache_choice)
-        report.cache_format = loaded.cache_spec.format
-        report.kv_bytes_per_token = KVPool.bytes_per_page(model.kv_heads, model.head_dims, loaded.cache_spec) // PAGE
+        CacheSearch(loaded).choose(USUAL_KL if max_kl is None else max_kl)
     if gpu is not None and (most := gpu.peak()) is not None:
         held = sum(weight.nbytes for weight in bound.weights.values())
         report.notes.append(f"on the GPU: {most / 1e6:.0f} MB at most while loading, of which weights {held / 1e6:.0f}")

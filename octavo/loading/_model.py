@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cache import KVPool, Step, Tuning
+from ..cache import PAGE, KVPool, Step, Tuning
 from ..errors import CapacityError
 from ..kernels.op import Backend, Draws, Ops, Value, Weight
 from ..layers import Table
@@ -60,6 +60,11 @@ class LoadedModel:
         self.program = backend.capture(lambda ops: model.describe(bound))
         self.statics = statics
         self._balances: list[np.ndarray] | None = None
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """What a token of context takes in the key-value cache, all layers together."""
+        return KVPool.bytes_per_page(self.kv_heads, self.head_dims, self.cache_spec) // PAGE
 
     def describe_on(self, ops: Any) -> Value:
         """The forward, on ops that wrap those of the backend."""

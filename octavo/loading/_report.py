@@ -40,6 +40,7 @@ class LoadReport:
     copy         folder of the copy in the cache, "" where there is none
     policy       the measured policy that it runs by, in words; "": the defaults
     cache_choice what `--kv-cache auto` chose and why, which is also a note; "": it was not asked
+    cache_search the same in numbers (see CacheChoice); {}: it was not asked
     """
 
     source: str
@@ -61,6 +62,7 @@ class LoadReport:
     copy: str = ""
     policy: str = ""
     cache_choice: str = ""
+    cache_search: dict[str, Any] = field(default_factory=dict)
 
     @property
     def predicted_peak(self) -> int:

@@ -3,19 +3,25 @@
 For each layer and each candidate the loss is measured with that layer's cache alone in that precision: KL divergence from the model with a
 bfloat16 cache, mean over the tokens of a short text. Losses of layers nearly add up, so the assignment is a knapsack with one item a layer, solved
 exactly. What it promises is then measured as a whole; where it is worse than asked, the budget shrinks and it is solved again.
+
+FP8 with dynamic scales is no candidate: it takes INT8's bytes and, with three bits of mantissa against seven, never lost less of a layer. With the
+checkpoint's own scales (`Cfp8ts`) it takes fewer, and is one.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..cache import PAGE, KVPool, Step
 from ..errors import UsageError
+from ..kernels.op import Problem
 from ..schemes import CacheSpec, TensorSpec, cache_of, parse
 from ..schemes._cache import Pair
 from ._tuning import TEXT
@@ -23,51 +29,104 @@ from ._tuning import TEXT
 if TYPE_CHECKING:
     from ._model import LoadedModel
 
-NAMES = ("C16", "C8", "K8V4", "C4")
+NAMES = ("C16", "C8", "K8V4", "K4V8", "C4")
+STATIC = ("Cfp8ts",)              # where the checkpoint has scales
 FILE = "octavo-cache-loss.json"  # beside the copy of the model
 RECIPE = 2                       # raised when a format stores other numbers than before: then losses are measured again
 TOKENS, SKIPPED = 224, 16        # of the text; first tokens that are not counted
 TRIES = 6
 
 
-def pairs() -> list[Pair]:
+def pairs(names: Sequence[str]) -> list[Pair]:
     """(keys, values) of each candidate."""
-    schemes = [parse(name) for name in NAMES]
+    schemes = [parse(name) for name in names]
     return [(scheme.cache, scheme.cache_values) for scheme in schemes]
 
 
-def choose(loaded: LoadedModel, max_kl: float) -> str:
-    """Set `loaded.cache_spec`; returns what was chosen and why, in a sentence. Raises UsageError for a limit that is none."""
-    if not 0 < max_kl < math.inf:
-        raise UsageError(f"must be more than 0, not {max_kl}", where="--max-kl", remedy="such as 0.005 nats per token")
-    candidates, layers = pairs(), len(loaded.kv_heads)
-    step = _step(loaded)
-    truth = _log_softmax(_logits(loaded, step, candidates[0][0]))
-    losses = _kept(loaded.report.copy, layers)
-    if losses is None:
-        losses = np.zeros((layers, len(NAMES)))
-        for layer in range(layers):
-            for index in range(1, len(NAMES)):
-                alone = [candidates[index if i == layer else 0] for i in range(layers)]
-                losses[layer, index] = _loss(truth, _logits(loaded, step, cache_of(alone)))
-        _keep(loaded.report.copy, losses)
-    sizes = np.array([[KVPool.bytes_per_page([heads], [dim], cache_of([pair])) // PAGE for pair in candidates]
-                      for heads, dim in zip(loaded.kv_heads, loaded.head_dims, strict=True)])
-    budget = max_kl
-    for _ in range(TRIES):
-        chosen = solve(losses, sizes, budget)
-        spec = cache_of([candidates[index] for index in chosen])
-        measured = _loss(truth, _logits(loaded, step, spec))
-        if measured <= max_kl:
-            break
-        budget *= min(0.7, 0.9 * max_kl / measured)
-    else:
-        chosen, spec, measured = [0] * layers, candidates[0][0], 0.0
-    loaded.cache_spec = spec
-    each = ", ".join(f"{name} in {chosen.count(index)}" for index, name in enumerate(NAMES) if index in chosen)
-    size, plain = sum(sizes[layer, index] for layer, index in enumerate(chosen)), int(sizes[:, 0].sum())
-    return (f"key-value cache by sensitivity: {each} of {layers} layers, {size} bytes per token instead of {plain}; KL {measured:.2g} of {max_kl:g} allowed, "
-            f"measured on {len(truth)} tokens")
+def candidates_for(loaded: LoadedModel) -> tuple[str, ...]:
+    """The names of what a layer's cache may be: what the backend stores, the first of them bfloat16."""
+    names = (*NAMES, *(STATIC if loaded.statics is not None else ()))
+    return tuple(name for name, pair in zip(names, pairs(names), strict=True)
+                 if all(loaded.backend.supports(Problem("attention", head_dim=dim, cache=half)) is None for dim in set(loaded.head_dims) for half in pair))
+
+
+@dataclass(frozen=True)
+class CacheChoice:
+    """layers     name of a precision -> the layers that have it
+    bytes_per_token, bytes_with_bf16   of context, of all layers
+    kl, allowed   mean KL divergence from the same model with a bfloat16 cache, nats per token, measured with all layers so; and the limit
+    tokens        that it was measured on
+    """
+
+    layers: dict[str, list[int]]
+    bytes_per_token: int
+    bytes_with_bf16: int
+    kl: float
+    allowed: float
+    tokens: int
+
+    def __str__(self) -> str:
+        each = ", ".join(f"{name} in layers {_ranges(layers)}" if len(self.layers) > 1 else f"{name} in all layers" for name, layers in self.layers.items())
+        return (f"key-value cache by sensitivity: {each}; {self.bytes_per_token} bytes per token instead of {self.bytes_with_bf16}; KL {self.kl:.2g} of "
+                f"{self.allowed:.3g} allowed, measured on {self.tokens} tokens")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class CacheSearch:
+    """What each layer loses in each candidate, measured once; then `choose` may be asked with several limits."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded, self.names = loaded, candidates_for(loaded)
+        self._pairs, layers = pairs(self.names), len(loaded.kv_heads)
+        self._step = _step(loaded)
+        self._truth = _log_softmax(self._logits(self._pairs[0][0]))
+        losses = _kept(loaded.report.copy, layers, self.names)
+        if losses is None:
+            losses = np.zeros((layers, len(self.names)))
+            for layer in range(layers):
+                for index in range(1, len(self.names)):
+                    alone = [self._pairs[index if i == layer else 0] for i in range(layers)]
+                    losses[layer, index] = _loss(self._truth, self._logits(cache_of(alone)))
+            _keep(loaded.report.copy, self.names, losses)
+        self._losses = losses
+        self._sizes = np.array([[KVPool.bytes_per_page([heads], [dim], cache_of([pair])) // PAGE for pair in self._pairs]
+                                for heads, dim in zip(loaded.kv_heads, loaded.head_dims, strict=True)])
+
+    def choose(self, max_kl: float) -> CacheChoice:
+        """Set `loaded.cache_spec`, and say in its report what was chosen. Raises UsageError for a limit that is none."""
+        if not 0 < max_kl < math.inf:
+            raise UsageError(f"must be more than 0, not {max_kl}", where="--max-kl", remedy="such as 0.005 nats per token")
+        budget = max_kl
+        for _ in range(TRIES):
+            chosen = solve(self._losses, self._sizes, budget)
+            spec = cache_of([self._pairs[index] for index in chosen])
+            measured = _loss(self._truth, self._logits(spec))
+            if measured <= max_kl:
+                return self._take(chosen, measured, max_kl)
+            budget *= min(0.7, 0.9 * max_kl / measured)
+        return self.give_up(max_kl)
+
+    def give_up(self, max_kl: float) -> CacheChoice:
+        """bfloat16 in all layers, which loses nothing."""
+        return self._take([0] * len(self._sizes), 0.0, max_kl)
+
+    def _take(self, chosen: list[int], measured: float, max_kl: float) -> CacheChoice:
+        layers = {name: [layer for layer, index in enumerate(chosen) if index == place] for place, name in enumerate(self.names) if place in chosen}
+        size = int(sum(self._sizes[layer, index] for layer, index in enumerate(chosen)))
+        choice = CacheChoice(layers, size, int(self._sizes[:, 0].sum()), max(measured, 0.0), max_kl, len(self._truth))
+        report = self.loaded.report
+        if report.cache_choice in report.notes:
+            report.notes.remove(report.cache_choice)
+        self.loaded.cache_spec = cache_of([self._pairs[index] for index in chosen])
+        report.cache_choice, report.cache_search, report.cache_format = str(choice), choice.to_json(), self.loaded.cache_spec.format
+        report.kv_bytes_per_token = size
+        report.notes.append(report.cache_choice)
+        return choice
+
+    def _logits(self, spec: TensorSpec | CacheSpec) -> np.ndarray:
+        return np.asarray(self.loaded.forward(self._step, self.loaded.new_pool(self._step.tables.shape[1], spec)))
 
 
 def solve(losses: np.ndarray, sizes: np.ndarray, budget: float) -> list[int]:
@@ -108,10 +167,6 @@ def _step(loaded: LoadedModel) -> Step:
                 np.arange(pages, dtype=np.int32)[None, :], rows[min(SKIPPED, count // 2) :].copy())
 
 
-def _logits(loaded: LoadedModel, step: Step, spec: TensorSpec | CacheSpec) -> np.ndarray:
-    return np.asarray(loaded.forward(step, loaded.new_pool(step.tables.shape[1], spec)))
-
-
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
@@ -123,20 +178,31 @@ def _loss(truth: np.ndarray, logits: np.ndarray) -> float:
     return sum(float((np.exp(p) * (p - _log_softmax(row[None])[0])).sum()) for p, row in zip(truth, logits, strict=True)) / len(truth)
 
 
-def _kept(folder: str, layers: int) -> np.ndarray | None:
+def _ranges(layers: Sequence[int]) -> str:
+    """[0, 2, 3, 4] -> 0, 2-4."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _kept(folder: str, layers: int, names: Sequence[str]) -> np.ndarray | None:
     try:
         found = json.loads((Path(folder) / FILE).read_text()) if folder else {}
         losses = np.array(found["losses"], np.float64)
-        known = found["recipe"] == RECIPE and found["candidates"] == list(NAMES) and losses.shape == (layers, len(NAMES))
+        known = found["recipe"] == RECIPE and found["candidates"] == list(names) and losses.shape == (layers, len(names))
         return losses if known and np.isfinite(losses).all() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _keep(folder: str, losses: np.ndarray) -> None:
+def _keep(folder: str, names: Sequence[str], losses: np.ndarray) -> None:
     path = Path(folder) / FILE
     try:
         if folder:
-            path.write_text(json.dumps({"recipe": RECIPE, "candidates": list(NAMES), "losses": losses.tolist()}))
+            path.write_text(json.dumps({"recipe": RECIPE, "candidates": list(names), "losses": losses.tolist()}))
     except OSError:
         return  # measured again at the next start

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..checkpoints import open_checkpoint
-from ..errors import CapacityError, CheckpointError, OctavoError
+from ..errors import CapacityError, OctavoError, UsageError
 from ..loading import LoadedModel, Progress, load
 from ..machine import detect
+from ..schemes import cache_name
+from .earlier import conclude, earlier_loss
+from .intervals import finite
 from .own_text import OWN_TEXT
-from .receipt import Receipt, beside, not_measured, read_receipt
-from .receipt_of import Check, digests, is_of, measure
+from .receipt import Receipt, digests, is_of, not_measured, read_receipt
+from .receipt_of import Check, measure
+from .weights import loaded_errors
 
 SHARE = 0.5  # of the free memory that the original may take for a while
 
@@ -23,7 +29,7 @@ SHARE = 0.5  # of the free memory that the original may take for a while
 @dataclass(frozen=True)
 class Online:
     """loaded     the model that is served; its engine may be running
-    source, against   names of what it was loaded from, and of its original (None: the source as stored)
+    source, against   names of what it was loaded from, and of its original (None: the source as stored, if that is one; see earlier.py)
     changed       whether a precision was asked for, of weights or cache; else the model is served as it is stored
     """
 
@@ -35,34 +41,32 @@ class Online:
     allow_pickle: bool = False
 
     def kept(self, *, sure: bool = False) -> Receipt | None:
-        """What is known without measuring, or None. `sure` reads the files to see that they are the ones that the receipt is of."""
+        """What is known without measuring, or None. `sure` reads the files to see that they are the ones that the receipt is of, and takes nothing for
+        known that leaves out what was lost before."""
         if not self.changed and self.against is None:
-            return self._as_stored()
-        if self._file is None or (receipt := read_receipt(self._file)) is None:
-            return None
-        same = (receipt.status == "measured" and receipt.text.get("sha256") == OWN_TEXT.sha256 and receipt.versions.get("octavo") == __version__
-                and receipt.original.get("name") == self._original and receipt.result.get("plan") == str(self.loaded.plan))
-        try:
-            return receipt if same and (not sure or is_of(receipt, open_checkpoint(self._file.parent), self.cache_dir)) else None
-        except OctavoError:
-            return None
+            return self.before
+        receipt = self._remembered(sure)
+        if receipt is None and sure and self.before.status == "not measured":
+            receipt = self._blank()
+            receipt.reason = self.before.reason
+        return receipt
 
-    def measure(self, check: Check = lambda: None, *, threads: int | None = None) -> Receipt:
-        """Load the original, compare, keep the receipt. Never fails: what went wrong is its reason. `check` may raise to end it."""
-        receipt = Receipt("not measured", original={"name": self._original}, settings={"plan": self.loaded.plan.to_json()},
-                          result={"name": self.loaded.name, "plan": str(self.loaded.plan), "cache": self.loaded.cache_spec.format})
+    def measure(self, check: Check = lambda: None, *, threads: int | None = None, original: LoadedModel | None = None) -> Receipt:
+        """Compare with the original (None: load it), keep the receipt. Never fails: what went wrong is its reason. `check` may raise to end it."""
+        receipt = self._blank()
         try:
-            original = self.open_original(check, threads=threads)
+            before = self.before
+            original = original or self.open_original(check, threads=threads)
             receipt.original["plan"] = str(original.plan)
-            receipt.took(measure(original, self.loaded.twin(threads), check=check, threads=threads), OWN_TEXT)
+            receipt.weights = {name: {"weight": finite(error)} for name, error in loaded_errors(original, self.loaded, check).items()}
+            conclude(receipt, before, measure(original, self.loaded.twin(threads), check=check, threads=threads), OWN_TEXT)
+            receipt.original["sha256"] = digests(self._open(self._original), self.cache_dir)
             if self._file is not None:
                 receipt.result["sha256"] = digests(open_checkpoint(self._file.parent), self.cache_dir)
                 receipt.write(self._file)
-        except CheckpointError as error:
-            if receipt.status != "measured":  # a receipt that cannot be kept is one all the same
-                receipt.reason = not_measured(error)
         except OctavoError as error:
-            receipt.reason = not_measured(error)
+            if not receipt.text:  # one that cannot be kept is a receipt all the same
+                receipt.reason = not_measured(error)
         return receipt
 
     def open_original(self, check: Check = lambda: None, *, threads: int | None = None, keep: bool = False) -> LoadedModel:
@@ -75,21 +79,52 @@ class Online:
         original = once()
         return once() if original.report.copy and not original.report.cache_hit else original
 
-    def _as_stored(self) -> Receipt:
-        path = Path(self.source).expanduser()
-        receipt = read_receipt(beside(path)) if path.exists() else None
-        if receipt is not None:
-            try:
-                if is_of(receipt, open_checkpoint(path, allow_pickle=self.allow_pickle), self.cache_dir):
-                    return receipt
-            except OctavoError as error:
-                return Receipt("not measured", not_measured(error))
-            return Receipt("not measured", "the receipt beside the files is of other files: they were changed since it was written")
-        plan = self.loaded.plan
-        if any(scheme is not None and (scheme.weight.quantized or scheme.activation.quantized) for scheme in
-               (plan.default, *(scheme for _, scheme in plan.overrides))):
-            return Receipt("not measured", "it came quantized and without a receipt; name its original with --against")
-        return Receipt("exact", "served as it is stored")
+    def only_original(self) -> None:
+        """Raises UsageError where what there is to compare with has itself lost something: it is no original."""
+        if self.before.status != "exact":
+            raise UsageError(f"{self.source} is no original to compare with: it came quantized", where="--against", remedy="name the model that it was made of")
+
+    @cached_property
+    def before(self) -> Receipt:
+        """What the model that is compared with had lost before (see earlier.py); of an original that was named: nothing."""
+        if self.against is not None:
+            return Receipt("exact")
+        try:
+            return earlier_loss(self._open(self.source), self.cache_dir)
+        except OctavoError as error:
+            return Receipt("not measured", not_measured(error))
+
+    def _blank(self) -> Receipt:
+        report = self.loaded.report
+        settings = {"plan": self.loaded.plan.to_json(), **({"kv_cache": report.cache_search} if report.cache_search else {})}
+        return Receipt("not measured", original={"name": self._original}, settings=settings, result=self._which)
+
+    @property
+    def _which(self) -> dict[str, Any]:
+        """What tells two models of one source apart. The balance of a quantized cache is measured for the context (see loading/_tuning.py)."""
+        return {"name": self.loaded.name, "plan": str(self.loaded.plan), "cache": cache_name(self.loaded.cache_spec), "context": self.loaded.max_model_len}
+
+    def _remembered(self, sure: bool) -> Receipt | None:
+        if self._file is None or (receipt := read_receipt(self._file)) is None:
+            return None
+        same = (receipt.text.get("sha256") == OWN_TEXT.sha256 and receipt.versions.get("octavo") == __version__
+                and receipt.original.get("name") == self._original and {name: receipt.result.get(name) for name in self._which} == self._which)
+        try:
+            return receipt if same and (not sure or self._holds(receipt)) else None
+        except OctavoError:
+            return None
+
+    def _holds(self, receipt: Receipt) -> bool:
+        """Whether all of it is still so: the copy, the original, and what that had lost before."""
+        assert self._file is not None
+        known = receipt.loss.get("steps", {}).get("earlier") if receipt.status == "measured" else None
+        if receipt.status != "measured" or known != (self.before.loss["kl"]["mean"] if self.before.status == "measured" else None):
+            return False
+        return (self.before.status != "not measured" and receipt.original.get("sha256") == digests(self._open(self._original), self.cache_dir)
+                and is_of(receipt, open_checkpoint(self._file.parent), self.cache_dir))
+
+    def _open(self, name: str) -> Any:
+        return open_checkpoint(name, allow_pickle=self.allow_pickle)
 
     @property
     def _original(self) -> str:
@@ -97,9 +132,10 @@ class Online:
 
     @property
     def _file(self) -> Path | None:
-        """Beside the copy; a model with another cache format lies in the same place."""
-        copy = self.loaded.report.copy
-        return Path(copy) / f"octavo-receipt-{self.loaded.cache_spec.format}.json" if copy else None
+        """Beside the copy, where a model with another cache lies too."""
+        copy, spec = self.loaded.report.copy, self.loaded.cache_spec
+        key = hashlib.sha256(f"{cache_name(spec)} {self.loaded.max_model_len}".encode()).hexdigest()[:8]
+        return Path(copy) / f"octavo-receipt-{spec.format}-{key}.json" if copy else None
 
 
 def _modest(check: Check) -> Callable[[Progress], None]:

@@ -6,11 +6,12 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import CapacityError, UsageError
+from ..schemes import cache_name
 from .comparison import Comparison, compare
 from .perplexity import Windows, windows_of
 from .recording import record
@@ -28,13 +29,13 @@ CONTEXT = 1024  # tokens of a window, where nobody says otherwise
 class Pair:
     """model      still loaded
     original   still loaded where both fit into memory; else None
-    who, original_who   name, plan and cache format of each
+    who, original_who   name, plan and cache of each
     """
 
     model: LoadedModel
     original: LoadedModel | None
-    who: dict[str, str]
-    original_who: dict[str, str]
+    who: dict[str, Any]
+    original_who: dict[str, Any]
     comparison: Comparison
     context: int
     notes: list[str] = field(default_factory=list)
@@ -70,8 +71,10 @@ def compare_pair(load_model: Loader, load_original: Loader, text: EvaluationText
     return Pair(model, None, who(model), before, comparison, context, notes)
 
 
-def who(model: LoadedModel) -> dict[str, str]:
-    return {"model": model.name, "plan": str(model.plan), "cache": model.cache_spec.format}
+def who(model: LoadedModel) -> dict[str, Any]:
+    """Name, plan and cache. kv_cache: all of its precisions, its bytes per token, and of one that was chosen by sensitivity what it lost and might have."""
+    return {"model": model.name, "plan": str(model.plan), "cache": model.cache_spec.format,
+            "kv_cache": {"precision": cache_name(model.cache_spec), "bytes_per_token": model.kv_bytes_per_token, **model.report.cache_search}}
 
 
 def _beside(load_model: Loader, notes: list[str]) -> LoadedModel | None:

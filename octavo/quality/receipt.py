@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import __version__
+from ..checkpoints import Checkpoint
 from ..errors import CheckpointError, OctavoError, QualityError
 from .comparison import Comparison
 from .texts import EvaluationText
@@ -31,7 +32,8 @@ class Receipt:
     weights        name -> {"weight": norm of the error over norm of the weight, "output": the same of the outputs, squared, where inputs were known}
     calibration    name, sha256, sequences and tokens of the calibration text, coverage of experts; None where there was none
     settings       of the quantization
-    original, result   name, plan, format, sha256 of the files of each
+    original, result   name, plan, format, sha256 of the files of each. original["earlier"]: what that had lost itself, which is part of `loss`;
+                   result["since"]: what this step alone lost, where what came before is not known
     """
 
     status: Status
@@ -78,7 +80,10 @@ class Receipt:
         if self.status != "measured":
             return f"{self.status}: {self.reason}" if self.reason else self.status
         kl, agree, ratio = self.loss["kl"], self.loss["top1_agreement"], self.loss["perplexity_ratio"]
-        return (f"KL {_with_interval(kl['mean'], kl)} nats per token, same first choice at {_with_interval(agree['value'], agree, 100, '%')}, "
+        steps = self.loss.get("steps")
+        parts = "" if steps is None else f" ({_number(steps['earlier'])} by the receipt of what it was made from, {_number(steps['here'])} since)"
+        return (f"KL {'about ' if steps else ''}{_with_interval(kl['mean'], kl)} nats per token{parts}, same first choice at "
+                f"{'no less than ' if steps else ''}{_with_interval(agree['value'], agree, 100, '%')}, "
                 f"perplexity x {_with_interval(ratio['value'], ratio)}; {self.loss['tokens']} tokens of {self.text['name']}")
 
     def to_json(self) -> dict[str, Any]:
@@ -112,9 +117,24 @@ def beside(checkpoint: Path) -> Path:
     return checkpoint / NAME if checkpoint.is_dir() else checkpoint.with_name(f"{checkpoint.name}.{NAME}")
 
 
+def is_of(receipt: Receipt, checkpoint: Checkpoint, cache_dir: Path | None = None) -> bool:
+    """Whether these are the files that the receipt was written for: nothing has changed in them since."""
+    return bool(receipt.result.get("sha256")) and receipt.result["sha256"] == digests(checkpoint, cache_dir)
+
+
+def digests(checkpoint: Checkpoint, cache_dir: Path | None = None) -> dict[str, str]:
+    """File name -> sha256."""
+    found: dict[str, str] = getattr(checkpoint, "digests")(cache_dir)  # noqa: B009  # every mapped checkpoint has it
+    return found
+
+
 def not_measured(error: OctavoError) -> str:
     """The reason in a receipt for what kept it from being measured."""
     return f"{error.where}: {error.what}" if error.where else error.what
+
+
+def _number(value: float | None) -> str:
+    return "(no number)" if value is None else f"{value:.4g}"
 
 
 def _with_interval(value: float | None, interval: Mapping[str, float | None], factor: float = 1, unit: str = "") -> str:

@@ -9,11 +9,13 @@ from typing import Any
 from ..checkpoints import Checkpoint, open_checkpoint
 from ..errors import OctavoError
 from ..loading import LoadedModel, load
+from ..schemes import cache_name
 from .comparison import Comparison, compare
+from .earlier import conclude, earlier_loss
 from .intervals import finite
 from .own_text import OWN_TEXT
 from .perplexity import windows_of
-from .receipt import Receipt, beside, not_measured, read_receipt
+from .receipt import Receipt, beside, digests, not_measured
 from .texts import EvaluationText
 from .weights import weight_errors
 
@@ -30,14 +32,16 @@ def receipt_of(source: str | Path, out: str | Path, *, exact: bool = False, sett
     calibration    {"name", "sha256", "sequences", "tokens", "experts"}, of what there was
     output_errors  weight -> squared error of its outputs as a part of their square, where inputs were known
 
-    What keeps it from being measured (no memory, an architecture that is not served) goes into the receipt as the reason.
+    What the source had lost before is part of it (see earlier.py). What keeps it from being measured (no memory, an architecture that is not served) goes
+    into the receipt as the reason.
     Raises CheckpointError where the receipt cannot be written.
     """
     original, result = open_checkpoint(source, revision=revision, allow_pickle=allow_pickle), open_checkpoint(out)
     receipt = Receipt("exact" if exact else "not measured", settings=dict(settings or {}), calibration=None if calibration is None else dict(calibration),
                       original=_facts(original, cache_dir), result=_facts(result, cache_dir))
+    before = earlier_loss(original, cache_dir)
     if exact:
-        _take_over(receipt, original, cache_dir)
+        _take_over(receipt, before)
     else:
         try:
             receipt.weights = {name: {"weight": finite(error)} for name, error in weight_errors(original, result).items()}
@@ -45,21 +49,24 @@ def receipt_of(source: str | Path, out: str | Path, *, exact: bool = False, sett
                 receipt.weights.setdefault(name, {})["output"] = finite(error)
             ours = load(source, use_cache=False, threads=threads, revision=revision, allow_pickle=allow_pickle, cache_dir=cache_dir)
             theirs = load(out, use_cache=False, threads=threads, cache_dir=cache_dir)
-            receipt.took(measure(ours, theirs, text), text)
-            receipt.original["plan"], receipt.result["plan"], receipt.result["cache"] = str(ours.plan), str(theirs.plan), theirs.cache_spec.format
+            conclude(receipt, before, measure(ours, theirs, text), text)
+            receipt.original["plan"], receipt.result["plan"], receipt.result["cache"] = str(ours.plan), str(theirs.plan), cache_name(theirs.cache_spec)
         except OctavoError as error:
             receipt.reason = not_measured(error)
     receipt.write(beside(Path(out).expanduser()))
     return receipt
 
 
-def _take_over(receipt: Receipt, source: Checkpoint, cache_dir: Path | None) -> None:
+def _take_over(receipt: Receipt, before: Receipt) -> None:
     """The same numbers in another format have lost what they had lost before, if that is known."""
-    known = read_receipt(beside(source.path))
-    if known is not None and is_of(known, source, cache_dir):
-        receipt.status, receipt.reason, receipt.loss, receipt.text = known.status, known.reason, known.loss, known.text
-        receipt.weights, receipt.calibration, receipt.original = known.weights, known.calibration, known.original
-        receipt.settings = {**known.settings, "converted": receipt.settings}
+    receipt.status, receipt.reason = before.status, before.reason
+    if before.status == "exact":
+        receipt.reason = ""
+    elif before.status == "not measured":
+        receipt.reason = f"the numbers are the source's, and what that had lost is not known: {before.reason}"
+    if before.result:  # its own receipt, not what is known without one
+        receipt.loss, receipt.text, receipt.weights, receipt.calibration = before.loss, before.text, before.weights, before.calibration
+        receipt.original, receipt.settings = before.original, {**before.settings, "converted": receipt.settings}
 
 
 def measure(original: LoadedModel, model: LoadedModel, text: EvaluationText = OWN_TEXT, check: Check = lambda: None, *,
@@ -67,17 +74,6 @@ def measure(original: LoadedModel, model: LoadedModel, text: EvaluationText = OW
     """At most CONTEXT x WINDOWS tokens; `check` is called now and then and may raise to end it."""
     context = min(CONTEXT, original.max_model_len, model.max_model_len)
     return compare(original, model, windows_of(original, text.documents, context=context, windows=WINDOWS), threads=threads, on_rows=lambda *_: check())
-
-
-def is_of(receipt: Receipt, checkpoint: Checkpoint, cache_dir: Path | None = None) -> bool:
-    """Whether these are the files that the receipt was written for: nothing has changed in them since."""
-    return bool(receipt.result.get("sha256")) and receipt.result["sha256"] == digests(checkpoint, cache_dir)
-
-
-def digests(checkpoint: Checkpoint, cache_dir: Path | None = None) -> dict[str, str]:
-    """File name -> sha256."""
-    found: dict[str, str] = getattr(checkpoint, "digests")(cache_dir)  # noqa: B009  # every mapped checkpoint has it
-    return found
 
 
 def _facts(checkpoint: Checkpoint, cache_dir: Path | None) -> dict[str, Any]:

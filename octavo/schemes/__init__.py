@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from ._cache import CacheSpec, cache_of, cache_pairs, parse_cache
+from ._cache import CacheSpec, cache_name, cache_of, cache_pairs, parse_cache
 from ._choose import Choice, choose
 from ._describe import describe
 from ._grammar import parse, parse_tensor, write_tensor
@@ -15,6 +15,5 @@ from ._names import NAMES, PRESETS, known_names, normalize
 from ._plan import Plan
 from ._types import Granularity, Scheme, TensorSpec
 
-__all__ = ["NAMES", "PRESETS", "CacheSpec", "Choice", "Granularity", "Plan", "Scheme", "TensorSpec", "cache_of", "cache_pairs", "choose", "describe",
-           "known_names", "normalize", "parse",
-           "parse_cache", "parse_tensor", "write_tensor"]
+__all__ = ["NAMES", "PRESETS", "CacheSpec", "Choice", "Granularity", "Plan", "Scheme", "TensorSpec", "cache_name", "cache_of", "cache_pairs", "choose",
+           "describe", "known_names", "normalize", "parse", "parse_cache", "parse_tensor", "write_tensor"]

@@ -54,6 +54,11 @@ def cache_of(pairs: Sequence[Pair]) -> TensorSpec | CacheSpec:
     return keys if keys == values else CacheSpec(((keys, values),))
 
 
+def cache_name(spec: TensorSpec | CacheSpec) -> str:
+    """All of it in the grammar: C16, C8ts, K8V4, `C8 in layers 0,2, C4 in layers 1`. Two caches that store other numbers have other names."""
+    return str(spec) if isinstance(spec, CacheSpec) else _name((spec, spec))
+
+
 def parse_cache(name: str) -> TensorSpec | CacheSpec:
     """`int8`, `8`, `C8`, `fp8`, `Cfp8ts`, `C4`, or keys and values apart: `K8V4`. Raises SchemeError."""
     from ._grammar import parse, parse_tensor

@@ -46,6 +46,17 @@ class Quality:
         if self.max_kl is not None:
             self.receipt.refuse_above(self.max_kl, where)
 
+    def fit_cache(self, online: Callable[[], Online], quantized: bool, check: Callable[[], None], where: str) -> None:
+        """Before the server is ready, with `--kv-cache auto` and a limit: choose the cache so that the whole model keeps it. Raises QualityError where it
+        cannot: the weights alone have lost more, or what they have lost is not known."""
+        from ..quality.fit import fit_cache
+
+        assert self.max_kl is not None
+        self.state = "measuring"
+        self._know(fit_cache(online(), self.max_kl, quantized, check))
+        assert self.receipt is not None
+        self.receipt.refuse_above(self.max_kl, f"{where}, weights alone" if self.receipt.status == "measured" else where)
+
     def start(self, online: Callable[[], Online], check: Callable[[], None]) -> None:
         """Once the server is ready: find out in a thread that gets out of the way of requests."""
         if self.mode == "background" and self.receipt is None:

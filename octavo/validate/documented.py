@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import Checkpoint, open_checkpoint
 from ..errors import OctavoError
-from ..quality.receipt import Receipt, beside, read_receipt
-from ..quality.receipt_of import digests, is_of
+from ..quality.receipt import Receipt, beside, digests, is_of, read_receipt
 from .lines import Line
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from octavo.checkpoints import open_checkpoint
@@ -23,7 +22,7 @@ from octavo.quality.own_text import OWN_TEXT
 from octavo.quality.receipt import NAME, Receipt, beside, read_receipt
 from octavo.quality.receipt_of import CONTEXT, WINDOWS, receipt_of
 
-LIMIT = 0.5
+from .planting import LIMIT, PLANTED, plant
 
 
 @pytest.fixture
@@ -129,9 +128,6 @@ def test_files_that_are_no_receipts(tmp_path: Path) -> None:
     assert read_receipt(tmp_path / "missing") is None
 
 
-PLANTED = {"a bad scale": "scales", "a swapped zero point": "qzeros", "not a number": "scales"}
-
-
 @pytest.mark.parametrize("kind", PLANTED)
 @pytest.mark.parametrize("when", ["before the receipt", "after the receipt"])
 def test_what_was_planted_is_refused(original: Path, quantized: Path, kind: str, when: str, cache_dir: Path) -> None:
@@ -152,26 +148,6 @@ def test_what_was_planted_is_refused(original: Path, quantized: Path, kind: str,
 def test_the_sound_one_is_not_refused(original: Path, quantized: Path, cache_dir: Path) -> None:
     receipt_of(original, quantized)
     Online(load(quantized), str(quantized), False).kept(sure=True).refuse_above(LIMIT, "m")  # type: ignore[union-attr]
-
-
-def plant(folder: Path, kind: str) -> None:
-    """Damage one layer's weights the way a faulty quantizer would."""
-    import safetensors.numpy
-
-    path = next(folder.glob("*.safetensors"))
-    tensors = safetensors.numpy.load_file(path)
-    names = [name for name in tensors if name.endswith(PLANTED[kind]) and (".down_proj." in name or ".v_proj." in name)]
-    assert names
-    for name in names:
-        values = tensors[name].copy()
-        if kind == "a bad scale":
-            values[:, ::3] *= np.float16(40)
-        elif kind == "not a number":
-            values[0, 0] = np.nan
-        else:
-            values = (values.view(np.uint32) ^ np.uint32(0xFFFFFFFF)).view(tensors[name].dtype)  # z -> 15 - z in every nibble
-        tensors[name] = values
-    safetensors.numpy.save_file(tensors, path, {"format": "pt"})
 
 
 def test_online_is_measured_once(tiny_model: Path, tmp_path: Path) -> None:
