@@ -82,7 +82,7 @@ class Receipt:
         kl, agree, ratio = self.loss["kl"], self.loss["top1_agreement"], self.loss["perplexity_ratio"]
         steps = self.loss.get("steps")
         parts = "" if steps is None else f" ({_number(steps['earlier'])} by the receipt of what it was made from, {_number(steps['here'])} since)"
-        return (f"KL {'about ' if steps else ''}{_with_interval(kl['mean'], kl)} nats per token{parts}, same first choice at "
+        return (f"KL {'at most about ' if steps else ''}{_with_interval(kl['mean'], kl)} nats per token{parts}, same first choice at "
                 f"{'no less than ' if steps else ''}{_with_interval(agree['value'], agree, 100, '%')}, "
                 f"perplexity x {_with_interval(ratio['value'], ratio)}; {self.loss['tokens']} tokens of {self.text['name']}")
 

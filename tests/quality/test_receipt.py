@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from planting import LIMIT, PLANTED, plant
 
 from octavo.checkpoints import open_checkpoint
 from octavo.cli import main
@@ -21,8 +22,6 @@ from octavo.quality.online import Online
 from octavo.quality.own_text import OWN_TEXT
 from octavo.quality.receipt import NAME, Receipt, beside, read_receipt
 from octavo.quality.receipt_of import CONTEXT, WINDOWS, receipt_of
-
-from .planting import LIMIT, PLANTED, plant
 
 
 @pytest.fixture
