@@ -10,8 +10,8 @@ import pytest
 
 from octavo.cache import PAGE, KVPool
 from octavo.errors import KernelError, SchemeError, UsageError
-from octavo.loading import load
-from octavo.loading._sensitivity import solve
+from octavo.loading import CacheChoice, CacheSearch, load
+from octavo.loading._sensitivity import candidates_for, solve
 from octavo.loading._tuning import static_scales
 from octavo.schemes import CacheSpec, Plan, cache_pairs, parse, parse_cache
 
@@ -63,6 +63,17 @@ def test_every_format_loads_and_answers(tiny_model: Path, cache_dir: Path) -> No
         assert mine.balance is not None and kept.balance is not None and np.array_equal(mine.balance, kept.balance)
     with pytest.raises(KernelError):
         load(tiny_model, kv_cache="nf4", cache_dir=cache_dir)
+
+
+def test_candidates_are_what_the_checkpoint_and_the_backend_have(tiny_model: Path, cache_dir: Path) -> None:
+    loaded = load(tiny_model, cache_dir=cache_dir)
+    assert candidates_for(loaded) == ("C16", "C8", "K8V4", "K4V8", "C4")
+    loaded.statics = [(0.05, 0.02)] * len(loaded.kv_heads)
+    assert candidates_for(loaded) == ("C16", "C8", "K8V4", "K4V8", "C4", "Cfp8ts"), "the checkpoint brings scales"
+    choice = CacheSearch(loaded).choose(1e-9)
+    assert choice.layers == {"C16": list(range(len(loaded.kv_heads)))} and choice.kl == 0.0 and "C16 in all layers" in str(choice)
+    wide = CacheChoice({"C8": [0, 2, 3, 4], "K4V8": [1]}, 10, 20, 0.001, 0.002, 208)
+    assert "C8 in layers 0, 2-4, K4V8 in layer 1; 10 bytes per token instead of 20" in str(wide)
 
 
 def test_auto_keeps_what_it_promises(tiny_model: Path, cache_dir: Path) -> None:

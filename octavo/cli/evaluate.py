@@ -129,7 +129,7 @@ def _show(done: Evaluation) -> None:
     against = f" against {found['original']['model']} as {found['original']['plan']}" if "original" in found else ""
     console.print(f"{found['model']} as {found['plan']}, {found['cache']} cache{against}", markup=False, highlight=False)
     if "layers" in (cache := found["kv_cache"]):
-        each = "; ".join(f"{name} in layers {', '.join(map(str, layers))}" for name, layers in cache["layers"].items())
+        each = "; ".join(f"{name} in layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}" for name, layers in cache["layers"].items())
         console.print(f"key-value cache by sensitivity: {each}; {cache['bytes_per_token']} bytes per token instead of {cache['bytes_with_bf16']}; "
                       f"KL {_number(cache['kl'])} of {cache['allowed']:g} allowed, measured on {cache['tokens']} tokens", markup=False, highlight=False)
     if "perplexity" in found:

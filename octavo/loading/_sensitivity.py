@@ -66,7 +66,8 @@ class CacheChoice:
     tokens: int
 
     def __str__(self) -> str:
-        each = ", ".join(f"{name} in layers {_ranges(layers)}" if len(self.layers) > 1 else f"{name} in all layers" for name, layers in self.layers.items())
+        each = ", ".join(f"{name} in {'all layers' if len(self.layers) == 1 else f'layers {_ranges(layers)}' if len(layers) > 1 else f'layer {layers[0]}'}"
+                         for name, layers in self.layers.items())
         return (f"key-value cache by sensitivity: {each}; {self.bytes_per_token} bytes per token instead of {self.bytes_with_bf16}; KL {self.kl:.2g} of "
                 f"{self.allowed:.3g} allowed, measured on {self.tokens} tokens")
 

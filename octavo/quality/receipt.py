@@ -71,8 +71,11 @@ class Receipt:
             raise QualityError(f"what it has lost was not measured: {self.reason}", where=where, remedy="leave --max-kl out to serve it all the same")
         if not self.kl <= max_kl:
             lost = f"a KL of {self.kl:.4g} nats per token" if math.isfinite(self.kl) else f"everything at {self.loss['broken_tokens']} tokens: no numbers"
-            raise QualityError(f"lost {lost} against its original, more than the {max_kl:.4g} of --max-kl", where=where,
-                               remedy="use more bits, another method, or check the files")
+            steps = self.loss.get("steps")
+            parts = "" if steps is None else (f" (at most: {_number(steps['earlier'])} by the receipt of what it was made from and "
+                                              f"{_number(steps['here'])} since, put together from above)")
+            raise QualityError(f"lost {lost} against its original{parts}, more than the {max_kl:.4g} of --max-kl", where=where,
+                               remedy=f"use more bits, another method, {'' if steps is None else '--against the original to measure it, '}or check the files")
 
     @property
     def line(self) -> str:

@@ -14,7 +14,7 @@ from planting import LIMIT, plant
 from octavo.cli import main
 from octavo.cli.serve import Options, run
 from octavo.conversion import convert
-from octavo.errors import OctavoError, UsageError
+from octavo.errors import OctavoError, QualityError, UsageError
 from octavo.loading import load
 from octavo.quality.earlier import joined, room_for
 from octavo.quality.fit import fit_cache
@@ -79,6 +79,8 @@ def test_a_cache_adds_to_what_the_receipt_says(original: Path, sound: Path, tmp_
         assert receipt.status == "measured" and steps["earlier"] == before and receipt.kl >= before + steps["here"]
         assert "at most about" in receipt.line and receipt.original["earlier"]["original"]["name"] == "babyllama105-hf"
         assert online.kept(sure=True) == receipt, "known the next time"
+        with pytest.raises(QualityError, match=r"at most: 0\.\d+ by the receipt of what it was made from.*--against the original"):
+            receipt.refuse_above(before, "m")
         direct = replace(online, against=str(original)).measure()
         assert "steps" not in direct.loss and direct.kl < receipt.kl * 1.5 and receipt.kl < 2 * direct.kl + 0.01
         with pytest.raises(UsageError, match="no original to compare with"):
@@ -111,7 +113,7 @@ def test_another_format_does_not_forget(sound: Path, model: Path, tmp_path: Path
 
 
 def test_caches_that_differ_have_receipts_of_their_own(original: Path, tmp_path: Path) -> None:
-    found = {}
+    found: dict[float, Receipt] = {}
     for limit in (10.0, 3e-3, 3e-4, 1e-5):
         loaded = load(original, quantization="8bit", kv_cache="auto", max_kl=limit, cache_dir=tmp_path)
         online = Online(loaded, str(original), True, cache_dir=tmp_path)
@@ -163,6 +165,15 @@ def test_online_receipts_say_what_each_weight_lost(original: Path, sound: Path, 
     assert online._file is not None
     receipt.write(online._file)
     assert Online(loaded, str(tmp_path / "original"), True, cache_dir=tmp_path).kept(sure=True) is None, "the original's files are others now"
+
+
+def test_the_doctor_believes_no_receipt_of_other_files(sound: Path, model: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "accuracy", str(sound)]) in (0, 1)
+    assert "by its receipt: KL 0.0" in capsys.readouterr().out
+    plant(model, "a bad scale")
+    assert main(["doctor", "accuracy", str(model)]) in (0, 1)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "by its receipt" not in told and "they were changed since" in told
 
 
 def test_sums() -> None:

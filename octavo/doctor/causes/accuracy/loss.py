@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
-from ....quality.receipt import beside, read_receipt
+from ....checkpoints import open_checkpoint
+from ....quality.earlier import earlier_loss
 from ...case import LARGE_LOSS, SMALL_LOSS, Case
 from ...findings import Disorder
 from ...tree import Answer, Cause, NotAskedError
@@ -19,9 +19,9 @@ LARGE = Disorder("loss_is_large", "error", "the model gives other answers than i
 
 def look(case: Case) -> Answer:
     if case.complaint.against is None:
-        receipt = read_receipt(beside(Path(case.model).expanduser()))
-        if receipt is None or receipt.status != "measured":
-            raise NotAskedError("there is no receipt of what was lost: name the original with --against")
+        receipt = earlier_loss(open_checkpoint(case.model), case.complaint.cache_dir)
+        if receipt.status != "measured":
+            raise NotAskedError("there is no receipt of what was lost: name the original with --against" if receipt.status == "exact" else receipt.reason)
         case.facts["kl"], kl, line, broken = receipt.kl, receipt.kl, f"by its receipt: {receipt.line}", int(receipt.loss.get("broken_tokens") or 0)
     else:
         found = case.comparison
