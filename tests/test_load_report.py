@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from octavo.loading import Runs, load
@@ -30,3 +31,13 @@ def test_long_plans_are_counted() -> None:
     many = Plan(default, (*((f"layers.{i}.weight", other) for i in range(31)), *((f"x.{i}", None) for i in range(2))))
     assert many.short == "W4g32zA16C16; 31 tensors W8g32A16C16; 2 tensors kept as they are"
     assert Plan(default, tuple((f"x.{i}", None) for i in range(9))).short.endswith("; 9 tensors kept as they are")
+
+
+def test_a_plan_in_a_file_is_a_precision(tiny_model: Path, tmp_path: Path) -> None:
+    """FastDeploy's MixQuant, or a search's plan; what stands in the file counts, not its name."""
+    file = tmp_path / "mix.json"
+    for weights, cache in (("wint8", "int8"), ("wint4", "float8_e4m3fn")):
+        file.write_text(json.dumps({"dense_quant_type": weights, "moe_quant_type": "wint4", "kv_cache_quant_type": cache}), encoding="utf-8")
+        loaded = load(tiny_model, quantization=str(file), cache_dir=tmp_path, threads=1)
+        assert loaded.plan.default == Plan.from_json(json.loads(file.read_text())).default and loaded.cache_spec == loaded.plan.default.cache
+        assert loaded.plan.scheme_for("lm_head.weight") is None

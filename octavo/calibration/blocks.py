@@ -15,7 +15,7 @@ from ..layers.tensors import Use
 from ..models import Decoder
 from .extra import one_blas_thread
 from .group import Group
-from .rows import Call, Matrix, Node, RowsOps, Vector, Visitor
+from .rows import Call, Matrix, Node, RowsOps, Vector, Visitor, Watcher
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -143,9 +143,9 @@ class Block:
             ops.calls = None
         ops.compute(self.target)
 
-    def run(self, visit: Visitor | None = None) -> Node:
-        """One forward of the layer; `visit` sees every group of linears in the order of computation (see RowsOps). Nothing is computed beyond what
-        the visitor asks for."""
+    def run(self, visit: Visitor | None = None, watch: Watcher | None = None) -> Node:
+        """One forward of the layer; `visit` sees every group of linears in the order of computation, `watch` keys and values (see RowsOps). Nothing is
+        computed beyond what they ask for."""
         def changed(group: Group) -> Sequence[np.ndarray] | None:
             assert visit is not None
             for change in self.changes:
@@ -154,10 +154,11 @@ class Block:
 
         ops = self.blocks.ops
         ops.visit, ops.references = changed if visit is not None and self.changes else visit, iter(self._calls)
+        ops.watch = watch
         try:
             self.output = self.blocks.model.layer(self.blocks.bound(self.tensors), self.inputs, self.layer)
         finally:
-            ops.visit = None
+            ops.visit = ops.watch = None
         return self.output
 
     @property

@@ -71,7 +71,7 @@ class Group:
 
     def observed(self, method: str) -> Observer:
         """An observer of that method (observers.METHODS) that has counted all inputs."""
-        return self._ops.observed(self.x, method)
+        return self._ops.observed(self.x, method)[0]
 
     def inputs(self, most: int) -> np.ndarray:
         """float32 [at most `most`, k]: rows spread evenly over all, the same ones every time."""

@@ -29,6 +29,7 @@ TILE = 128             # query rows of attention at a time
 KEPT_BYTES = 1 << 29   # inputs of a linear that are wider than this in all are computed again rather than kept
 
 Visitor = Callable[[Group], Sequence[np.ndarray] | None]
+Watcher = Callable[["RowsOps", "Node", "Node", int, int], None]  # of keys and values of a layer, see RowsOps
 
 
 @dataclass
@@ -114,6 +115,7 @@ class RowsOps:
     visit   called at every linear, see the module; None: nobody looks
     calls   where calls of `linear` are put down, or None
     references   the same calls in the unrounded model, which groups then know (see Group.missed); the visitor sees one after another
+    watch   called at every attention with (these ops, keys and values as a cache would get them, layer, key-value heads); None: nobody looks
     """
 
     name = "rows"
@@ -123,6 +125,7 @@ class RowsOps:
         self.visit: Visitor | None = None
         self.calls: list[Call] | None = None
         self.references: Iterator[Call] = iter(())
+        self.watch: Watcher | None = None
         sequences, self.length = tokens.shape
         step = max(1, CHUNK // self.length)
         self.parts = [slice(a, min(a + step, sequences)) for a in range(0, sequences, step)]
@@ -172,14 +175,15 @@ class RowsOps:
             total += part
         return total / self.rows
 
-    def observed(self, x: Node, method: str) -> Observer:
-        """See Group.observed."""
+    def observed(self, x: Node, method: str, heads: int = 1) -> list[Observer]:
+        """For each of `heads` equal parts of the columns an observer of that method that has counted all of it."""
         if self.rows * x.width * 4 <= KEPT_BYTES:
             x.keep(len(self.parts))
-        observer = Observer(method)
+        observers = [Observer(method) for _ in range(heads)]
         for chunk in self.each(x, lambda chunk: chunk):
-            observer.update(chunk)
-        return observer
+            for observer, part in zip(observers, np.split(chunk, heads, axis=1), strict=True):
+                observer.update(part)
+        return observers
 
     def missed(self, x: Node, weights: Sequence[np.ndarray], bias: np.ndarray | None, residual: Node | None, reference: Call) -> list[np.ndarray]:
         """See Group.missed."""
@@ -278,6 +282,8 @@ class RowsOps:
     def attention(self, q: Node, k: Node, v: Node, layer: int, *, heads: int, kv_heads: int, head_dim: int, scale: float, window: int = 0,
                   softcap: float = 0.0) -> Node:
         window = window if window < self.length else 0
+        if self.watch is not None:
+            self.watch(self, k, v, layer, kv_heads)
 
         def compute(c: int) -> np.ndarray:
             shape = (-1, self.length, kv_heads, heads // kv_heads, head_dim)

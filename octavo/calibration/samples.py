@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +32,9 @@ class Samples:
 
 
 def read_samples(source: str | Path, tokenizer: Callable[[], Tokenizer], vocabulary: int, *, sequences: int = SEQUENCES, tokens: int = TOKENS,
-                 seed: int = 0) -> Samples:
-    """Sequences of `tokens` tokens out of a file: .txt (one text), .jsonl (a text, or a chat, a line), .npy (token ids [sequences, tokens] as they are).
+                 seed: int = 0, texts: Sequence[str] | None = None) -> Samples:
+    """Sequences of `tokens` tokens out of a file: .txt (one text), .jsonl (a text, or a chat, a line), .npy (token ids [sequences, tokens] as they are);
+    or out of `texts`, and then `source` is what they are called.
 
     Texts are put in an order drawn from `seed`, tokenized, joined and cut, without overlap, until there are enough; each
     sequence begins with what the tokenizer puts before a text (a BOS token, or nothing). Raises UsageError when there is too little text, or the file is
@@ -42,12 +43,12 @@ def read_samples(source: str | Path, tokenizer: Callable[[], Tokenizer], vocabul
     path = Path(source).expanduser()
     if sequences < 1 or tokens < 2:
         raise UsageError(f"{sequences} sequences of {tokens} tokens", where="--sequences, --tokens", remedy="at least 1 of at least 2")
-    if path.suffix == ".npy":
+    if texts is None and path.suffix == ".npy":
         return Samples(_ids(path, vocabulary, sequences), path.name)
     encoder = tokenizer()
     begin = beginning(encoder)
     width = tokens - len(begin)
-    texts = _texts(path)
+    texts = _texts(path) if texts is None else texts
     found: list[list[int]] = []
     rest: list[int] = []
     for index in np.random.default_rng(seed).permutation(len(texts)):

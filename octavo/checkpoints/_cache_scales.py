@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..schemes import TensorSpec
+from ..schemes import TensorSpec, write_tensor
 from ._quantized import QuantizedCheckpoint
 
 # At the attention (AutoFP8, compressed-tensors) or at the projections (ModelOpt); one for both (kv_scale) in older files.
@@ -21,6 +21,6 @@ def with_cache(checkpoint: QuantizedCheckpoint, cache: TensorSpec | None) -> Qua
     names = [name for name in checkpoint.stored_names() if is_cache_scale(name)]
     checkpoint.cache = cache
     if names:
-        checkpoint.notes = [*checkpoint.notes, f"{len(names)} stored scales of the key-value cache ({names[0]}, ...) are kept when converting; "
-                                               "caches here compute their scales as they are filled"]
+        checkpoint.notes = [*checkpoint.notes, f"{len(names)} stored scales of the key-value cache ({names[0]}, ...) belong to a cache of "
+                                               f"{write_tensor(cache, 'cache') if cache is not None else 'no stated precision'}"]
     return checkpoint

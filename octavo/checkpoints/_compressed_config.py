@@ -8,11 +8,12 @@ Source: compressed_tensors.quantization (QuantizationConfig, QuantizationArgs) a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import CheckpointError, SchemeError
 from ..schemes import TensorSpec
+from ..schemes._types import default_spec
 from ._json import shown
 from ._patterns import Pattern, PatternError, compiled
 
@@ -220,9 +221,11 @@ def _inputs(arguments: Mapping[str, Any], where: str, cache: bool = False) -> Te
         symmetric = arguments.get("symmetric", True) is not False
         if strategy in ("group", "tensor_group"):
             return TensorSpec(token, "group", size(arguments, where), symmetric=symmetric, dynamic=dynamic)
+        if cache and (strategy == "token" or (strategy == "attn_head" and not dynamic)):  # of the cache: per token and head, or one stored for each head
+            return replace(default_spec(token, "cache"), symmetric=symmetric, dynamic=strategy == "token")
         if strategy == "token":
             return TensorSpec(token, "token", symmetric=symmetric, dynamic=True)
-        if strategy in ("tensor", "attn_head") or (strategy == "channel" and cache):  # finer scales of the cache are told by `notes`
+        if strategy in ("tensor", "attn_head") or (strategy == "channel" and cache):  # scales of channels are told by `notes`
             return TensorSpec(token, "tensor", symmetric=symmetric, dynamic=dynamic)
     except SchemeError as error:
         raise CheckpointError(error.what, where=where) from None

@@ -156,10 +156,27 @@ class CompressedTensorsWriter(Writer):
         return {"quantization_config": {
             "quant_method": METHOD, "format": forms.pop() if len(forms) == 1 else "mixed-precision" if forms else "dense", "quantization_status": "compressed",
             "config_groups": groups, "ignore": list(dict.fromkeys(ignored)), "global_compression_ratio": None,
-            "kv_cache_scheme": _arguments(cache) if cache is not None and cache.quantized and self.options.cache_scales else None}}
+            "kv_cache_scheme": _arguments(cache, cache=True) if cache is not None and self._told() else None}}
 
     def extras(self, weights: Mapping[str, TensorSpec], kept: Sequence[str]) -> dict[str, tuple[Part, np.ndarray]]:
-        return {f"{place}_scale": (Part("F32", (scale.size,)), scale.astype(np.float32).reshape(-1)) for place, scale in self.options.cache_scales.items()}
+        cache, found = self.options.cache, {}
+        for place, scale in self.options.cache_scales.items() if self._told() else ():
+            # Those of heads lie in the shape in which they meet [heads, tokens, dim].
+            shape = (scale.size, 1, 1) if cache is not None and cache.granularity == "token" else (scale.size,)
+            found[f"{place}_scale"] = Part("F32", shape), scale.astype(np.float32).reshape(shape)
+        return found
+
+    def cache_why_not(self, cache: TensorSpec, scales: bool) -> str | None:
+        if cache.format != "fp8e4m3" and formats.get(cache.format).kind != "int":
+            return f"compressed-tensors has caches in integers and FP8 (E4M3), not {cache.format}"
+        if (cache.granularity, cache.dynamic) not in (("token", True), ("token", False), ("tensor", False)):
+            return f"compressed-tensors has caches with computed scales per token, or stored ones per layer or head, not per {cache.granularity}"
+        return None if cache.dynamic or scales else "the scales of its key-value cache are not stored"
+
+    def _told(self) -> bool:
+        """Whether the config says how the cache is quantized."""
+        cache = self.options.cache
+        return cache is not None and cache.quantized and self.cache_why_not(cache, bool(self.options.cache_scales)) is None
 
     def _format(self, name: str, spec: TensorSpec) -> str:
         if spec.format in MICRO:
@@ -193,11 +210,12 @@ def _fill_zeros(stem: str, tensor: QTensor, first: int, out: Mapping[str, np.nda
         target[first : first + len(signed)] = signed.reshape(-1, *target.shape[1:]) if spec.granularity != "tensor" else signed.reshape(1)
 
 
-def _arguments(spec: TensorSpec) -> dict[str, Any]:
-    """QuantizationArgs of a spec."""
+def _arguments(spec: TensorSpec, cache: bool = False) -> dict[str, Any]:
+    """QuantizationArgs of a spec, of weights and inputs or of the `cache`."""
     number = formats.get(spec.format)
     micro = spec.format in MICRO
-    strategy = "tensor_group" if spec.format == "nvfp4" else spec.granularity
+    heads = cache and spec.granularity == "token" and not spec.dynamic
+    strategy = "tensor_group" if spec.format == "nvfp4" else "attn_head" if heads else spec.granularity
     return {"num_bits": number.bits, "type": "int" if number.kind == "int" else "float", "symmetric": spec.symmetric, "strategy": strategy,
             "group_size": spec.size if spec.granularity == "group" else None,
             "block_structure": [spec.size, spec.columns] if spec.granularity == "block" else None,

@@ -21,6 +21,7 @@ PRODUCER = {"name": "octavo"}
 # What numbers are rounded to, by the variant; the algorithm follows from the precision and from how inputs are quantized.
 VARIANTS = {"nvfp4": NVFP4, "fp8": TensorSpec("fp8e4m3", "channel"), "mxfp8": MXFP8, "w8a16": TensorSpec("int8", "channel"),
             "w4a16_awq": TensorSpec("int4", "group", 128)}
+CACHES = {"fp8e4m3": "FP8", "int8": "INT8", "nvfp4": "NVFP4"}
 FALLBACK = TensorSpec("fp8e4m3", "channel")  # for widths that do not divide into groups
 
 
@@ -131,12 +132,17 @@ class ModeloptWriter(Writer):
             found[f"{attention}.{letter}_proj.{letter}_scale"] = (Part("F32", ()), np.asarray(scale, np.float32).reshape(()))
         return found
 
+    def cache_why_not(self, cache: TensorSpec, scales: bool) -> str | None:
+        if cache.format not in CACHES or (cache.format != "nvfp4" and (cache.dynamic or cache.granularity != "tensor")):
+            return "ModelOpt's caches have one stored scale a layer, in FP8 or INT8 (Cfp8ts, C8ts)"
+        return None if scales else "the scales of its key-value cache are not stored"
+
     def _cache(self) -> str | None:
         """The cache's algorithm; None too where its scales are not one per layer."""
         cache, scales = self.options.cache, self.options.cache_scales
         if cache is None or not scales or any(np.asarray(scale).size != 1 for scale in scales.values()):
             return None
-        return {"fp8e4m3": "FP8", "int8": "INT8", "nvfp4": "NVFP4"}.get(cache.format)
+        return CACHES.get(cache.format)
 
     def _said(self, weights: Mapping[str, TensorSpec], kept: Sequence[str]) -> dict[str, Any]:
         """hf_quant_config.json's "quantization"."""

@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -28,6 +29,7 @@ from ._synced import sync_folder, write_synced
 
 METHOD, VERSION = "octavo", 1
 INPUT_SCALE = "input_scale"  # among what is said of a weight's columns
+CACHE_SCALES = "cache_scales"
 MANIFEST = "manifest.json"
 MARK = ".octavo-tmp-"
 HEADER = 1 << 18        # bytes kept free for a file's header, its length included; a multiple of 64
@@ -42,11 +44,14 @@ class OctavoWriter:
     config    the Hugging Face config of the source; gets a `quantization_config`
     plan      Plan.to_json()
     manifest  what the copy was made of: hash of the source, scheme, versions. Equal manifests mean equal contents.
+    cache_scales   of static formats of the key-value cache: "model.layers.0.self_attn.k" (and ".v") -> one, or one for each head
 
     Raises CheckpointError where the disk refuses (full, read-only).
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], plan: dict[str, Any], manifest: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], plan: dict[str, Any], manifest: dict[str, Any],
+                 cache_scales: Mapping[str, np.ndarray] | None = None) -> None:
+        self._cache_scales = {name: np.asarray(scale, np.float32).reshape(-1).tolist() for name, scale in (cache_scales or {}).items()}
         self.folder = Path(folder).absolute()
         self.config, self.plan, self.manifest = config, plan, manifest
         self._metas: dict[str, Any] = {}
@@ -124,7 +129,8 @@ class OctavoWriter:
         if count > 1:
             total = sum(shard.end for shard in self._shards)
             self._write("model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
-        quantization = {"quant_method": METHOD, "version": VERSION, "plan": self.plan, "tensors": self._metas, "columns": self._columns}
+        quantization = {"quant_method": METHOD, "version": VERSION, "plan": self.plan, "tensors": self._metas, "columns": self._columns,
+                        **({CACHE_SCALES: self._cache_scales} if self._cache_scales else {})}
         self._write("config.json", {**self.config, "quantization_config": quantization})
         self._write_tokenizer(tokenizer_files)
         self._write(MANIFEST, self.manifest)

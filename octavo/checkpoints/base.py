@@ -135,6 +135,10 @@ class Writer(Protocol):
     def config(self, weights: Mapping[str, TensorSpec], kept: Sequence[str]) -> dict[str, Any]:
         """What goes into config.json, by key (`quantization_config` and the like): `weights` are quantized, `kept` (2-D, named "....weight") are not."""
 
+    def cache_why_not(self, cache: TensorSpec, scales: bool) -> str | None:
+        """None when the format says that the key-value cache has this precision; else the reason why not. scales: it has stored ones."""
+        return "it has no place for the precision of a key-value cache"
+
     def files(self, weights: Mapping[str, TensorSpec], kept: Sequence[str]) -> dict[str, Any]:
         """Further JSON files beside config.json, by name (ModelOpt's hf_quant_config.json)."""
         return {}

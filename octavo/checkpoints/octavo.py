@@ -21,10 +21,11 @@ from .. import layouts
 from ..errors import CheckpointError, OctavoError
 from ..layouts import Packed, PackedMeta
 from ..qtensor import QTensor
+from ..schemes import CacheSpec, Plan, TensorSpec
 from ._folder import load_tokenizer, quant_method, read_tokenizer_settings
 from ._json import read_object, shown
 from ._mapped import MappedFile, row_range
-from ._octavo_writer import INPUT_SCALE, MANIFEST, METHOD, VERSION, OctavoWriter
+from ._octavo_writer import CACHE_SCALES, INPUT_SCALE, MANIFEST, METHOD, VERSION, OctavoWriter
 from ._safetensors_header import Entry
 from .base import TensorInfo
 from .safetensors import SPECS, SafetensorsCheckpoint, map_tensors
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 COLUMNS = {"order": "I32", "factors": "F32"}  # of a weight's inputs: the arrays there may be, and their types
 LARGEST_INPUT_SCALE = float(np.finfo(np.float32).max)
+MOST_LAYERS = 10_000
 AGAIN = "remove the folder; it will be made again from the source"
 
 __all__ = ["CODEC", "OctavoCheckpoint", "OctavoWriter"]
@@ -50,6 +52,9 @@ class OctavoCheckpoint(SafetensorsCheckpoint):
         self._metas, self._columns = metas, columns
         self.plan: dict[str, Any] = config["quantization_config"].get("plan") or {}
         self.manifest = read_object(path / MANIFEST, required=False)
+        self.cache_plan = _cache_of(self.plan, config)
+        self.cache = self.cache_plan if isinstance(self.cache_plan, TensorSpec) else None
+        self._cache_scales = _read_cache_scales(config["quantization_config"].get(CACHE_SCALES), path)
 
     @property
     def source_config(self) -> dict[str, Any]:
@@ -75,6 +80,10 @@ class OctavoCheckpoint(SafetensorsCheckpoint):
     def input_scales(self) -> dict[str, np.ndarray]:
         """Weight -> the stored scale of its inputs, float32 [], of those that have static ones."""
         return {name: np.array(parts[INPUT_SCALE], np.float32) for name, parts in self._columns.items() if INPUT_SCALE in parts}
+
+    def cache_scales(self) -> dict[str, np.ndarray]:
+        """"model.layers.0.self_attn.k" (and ".v") -> the stored scale of the key-value cache, or one for each head, float32."""
+        return self._cache_scales
 
     def read(self, name: str, rows: slice | None = None) -> QTensor:
         """See Checkpoint.read. Packed weights are unpacked."""
@@ -143,6 +152,28 @@ def _read_columns(claims: Any, metas: dict[str, PackedMeta], entries: Mapping[st
             found.setdefault(name, {})[part] = array
             used.add(tensor)
     return found, used
+
+
+def _cache_of(plan: dict[str, Any], config: Mapping[str, Any]) -> TensorSpec | CacheSpec | None:
+    """What the plan says of the key-value cache; None: 16 bits, or a plan that cannot be read, which loading will say."""
+    layers = config.get("num_hidden_layers")
+    try:
+        spec = Plan.from_json(plan).cache(layers if type(layers) is int and 0 < layers < MOST_LAYERS else 1)
+    except OctavoError:
+        return None
+    return spec if isinstance(spec, CacheSpec) or spec.quantized else None
+
+
+def _read_cache_scales(claims: Any, path: Path) -> dict[str, np.ndarray]:
+    """Static scales of the key-value cache, checked: finite and above 0."""
+    found = {}
+    for name, values in (claims if isinstance(claims, dict) else {}).items():
+        good = isinstance(values, list) and values and all(isinstance(value, (int, float)) and 0 < value <= LARGEST_INPUT_SCALE for value in values)
+        if not good:
+            raise CheckpointError(f"the scales of the cache {shown(name)} are {shown(values)}, not numbers above 0", where=str(path / "config.json"),
+                                  remedy="quantize the model again")
+        found[name] = np.array(values, np.float32)
+    return found
 
 
 class OctavoCodec:

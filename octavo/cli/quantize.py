@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..quantize import Report
 
 
+SCHEME = "W4g128A16"
+LOG_SECONDS = 20.0  # between two lines of progress in a log
 UNROUNDED = 16  # bits of inputs
 CANDIDATES = "W2g64,W3g64,W3g32,W4g64,W4g32,W5g64,W6g64,W8g64"
 
@@ -31,8 +33,9 @@ class Options:
 
     _: KW_ONLY
 
-    scheme: str = "W4g128A16"
-    """The precision, as `octavo explain` reads it; `NAME; PATTERN=NAME` for more than one; or a plan, a .json file that a search has written."""
+    scheme: str | None = None
+    """The precision, as `octavo explain` reads it (default W4g128A16); `NAME; PATTERN=NAME` for more than one; or a plan: mixquant, or a .json file (a
+    search's, or FastDeploy's MixQuant). Its C part, such as C8 or Cfp8ts, goes into the checkpoint. Beside a search: the cache alone (C8)."""
 
     target_bits: float | None = None
     """Search a precision for each weight, so that they have this many bits on average, scales counted."""
@@ -62,7 +65,7 @@ class Options:
     """An option of a method, such as gptq.damping=0.02 (may be repeated)."""
 
     data: Path | None = None
-    """Calibration text: .txt, .jsonl, or .npy token ids. Never the text that quality is measured on."""
+    """Calibration text: .txt, .jsonl, .npy token ids, or wikitext2 (its training part, from the hub). Never the text that quality is measured on."""
 
     sequences: int = 128
     """Sequences of calibration text."""
@@ -74,7 +77,7 @@ class Options:
     """Of the choice of texts."""
 
     observer: str = ""
-    """What finds the range of static inputs (schemes such as W8A8ts): min-max, percentile, mse or entropy; default mse, for FP8 min-max."""
+    """What finds the range of static inputs (W8A8ts) and caches (Cfp8ts): min-max, percentile, mse or entropy; default mse, for FP8 and caches min-max."""
 
     to: str = "compressed-tensors"
     """The format that is written; see `octavo convert --help`. octavo: Octavo's own, the only one for --method trellis."""
@@ -119,20 +122,23 @@ def run(options: Options) -> None:
             raise UsageError(f"cannot read {text!r}", where="--set", remedy="write METHOD.OPTION=VALUE")
         settings[key.strip()] = value.strip()
 
-    from ..quantize import Wish, plan_text, quantize
+    if options.receipt and options.data is not None and options.receipt_text is not None and _same(options.data, options.receipt_text):
+        raise UsageError("is the calibration text: what is lost would look too small", where="--receipt-text", remedy="name another text, or leave it out")
+    from ..quantize import Wish, cache_beside_search, plan_text, quantize
 
-    wish = Wish(plan_text(options.scheme), options.method, tuple(options.transform), settings, options.data, options.sequences, options.tokens, options.seed,
-                tuple(options.keep), tuple(options.include), options.observer)
+    searching = any(goal is not None for goal in (options.target_bits, options.target_size, options.max_kl))
+    cache = cache_beside_search(options.scheme) if searching and options.scheme is not None else ""
+    scheme = SCHEME if searching or options.scheme is None else options.scheme
+    wish = Wish(plan_text(scheme), options.method, tuple(options.transform), settings, options.data, options.sequences, options.tokens, options.seed,
+                tuple(options.keep), tuple(options.include), options.observer, cache)
     rest: dict[str, Any] = {"to": options.to, "threads": options.threads, "overwrite": options.overwrite, "revision": options.revision,
                             "allow_pickle": options.allow_pickle, "on_progress": _progress("layer")}
     found: dict[str, Any] = {}
-    if any(goal is not None for goal in (options.target_bits, options.target_size, options.max_kl)):
+    if searching:
         from ..quality.texts import read_text
         from ..quantize.mixed import quantize_mixed
         from ..quantize.search import Goal, parse_size
 
-        if options.scheme != Options.scheme:
-            raise UsageError("is what a search decides", where=f"--scheme {options.scheme}", remedy="name --candidates, or leave the target out")
         size = None if options.target_size is None else parse_size(options.target_size)
         goal = Goal(options.target_bits, size, options.max_kl, options.minimize)
         names = [name.strip() for name in options.candidates.split(",") if name.strip()]
@@ -159,6 +165,12 @@ def run(options: Options) -> None:
             print(f"receipt: {receipt.line}")
 
 
+def _same(data: Path, text: str) -> bool:
+    """Whether both names stand for one file."""
+    one, other = data.expanduser(), Path(text).expanduser()
+    return one.exists() and other.exists() and one.samefile(other)
+
+
 def _receipt(options: Options, report: Report) -> Receipt:
     from ..quality.receipt_of import receipt_of
     from ..quality.texts import read_text
@@ -171,11 +183,17 @@ def _receipt(options: Options, report: Report) -> Receipt:
 
 
 def _progress(what: str) -> Callable[[int, int, float], None]:
-    """Shows how far it is and how long it will take, where somebody looks."""
+    """Shows how far it is and how long it will take: on a terminal in one line that changes, elsewhere (a log) in a line now and then."""
+    told = 0.0
+
     def show(done: int, total: int, seconds: float) -> None:
+        nonlocal told
+        text = f"{what} {done} of {total}, {seconds / done * (total - done):.0f} s left"
         if sys.stderr.isatty():
-            left = seconds / done * (total - done)
-            print(f"\r{what} {done} of {total}, {left:.0f} s left ", end="\n" if done == total else "", file=sys.stderr, flush=True)
+            print(f"\r{text} ", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        elif seconds - told >= LOG_SECONDS:
+            told = seconds
+            print(text, file=sys.stderr, flush=True)
 
     return show
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..checkpoints import Checkpoint, FileWriter, InexactError, Part, TensorInfo
 from ..checkpoints.writing import PlainWriter, held
 from ..errors import CheckpointError, UsageError
 from ..registry import lookup
-from ..schemes import Plan, TensorSpec
+from ..schemes import Plan, TensorSpec, plan_text, write_tensor
 from ._pieces import first_piece
 
 # What every format's convention leaves in 16 bits: the table of words, the output layer, routers (a few rows that decide everything), towers of other
@@ -90,10 +90,17 @@ def make_plan(checkpoint: Checkpoint, wish: Wish, inexact: Mapping[str, str], *,
     variant = wish.to.partition(":")[2]
     if wish.target == "safetensors":  # nothing but unquantized numbers
         variant = variant or wish.dtype
-    options = WriterOptions(variant, config, specs, activations, _input_scales(checkpoint, wish), checkpoint.cache,
-                            getattr(checkpoint, "cache_scales", dict)(), getattr(checkpoint, "fresh", False))
+    cache, named = _cache(checkpoint, wish)
+    scales: dict[str, np.ndarray] = {} if named else getattr(checkpoint, "cache_scales", dict)()
+    options = WriterOptions(variant, config, specs, activations, _input_scales(checkpoint, wish), cache, scales, getattr(checkpoint, "fresh", False))
     kind = lookup("target", wish.target.replace("-", "_"), writers())
     writer: Writer = kind(options)
+    if cache is not None and cache.quantized and (reason := writer.cache_why_not(cache, bool(scales))) is not None:
+        written, computed = (f"C{write_tensor(one, 'cache')}" for one in (cache, replace(cache, granularity="token", size=0, dynamic=True)))
+        if named or options.fresh:
+            raise UsageError(f"{wish.target} cannot say that the key-value cache is {written}: {reason}", where=f"--to {wish.to}",
+                             remedy=f"leave {written} out and give `octavo serve` --kv-cache {computed}, or write --to compressed-tensors or octavo")
+        notes.append(f"the precision of the key-value cache ({written}) is not carried along: {reason}")
     usual = DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), "bf16")
     plain = PlainWriter(WriterOptions(wish.dtype, config), usual if wish.requantize else "fp32")
     if isinstance(writer, FileWriter) != out_is_file:
@@ -172,10 +179,7 @@ def _wanted(checkpoint: Checkpoint, infos: Sequence[TensorInfo], chosen: set[str
                 {info.name: info.activation for info in weights if info.activation is not None})
     if any(info.spec is not None and info.spec.quantized for info in weights) and not wish.requantize:
         raise UsageError("the weights are quantized already", where="--quantization", remedy="leave it out to convert them exactly, or add --requantize")
-    plan = Plan.parse(wish.quantization)
-    if plan.default.cache.quantized:
-        raise UsageError("how the cache is quantized needs scales, which come from calibration", where="--quantization",
-                         remedy="name weights and activations only, such as W4A16")
+    plan = Plan.parse(plan_text(wish.quantization))
     specs, activations = {}, {}
     for info in weights:
         scheme = plan.scheme_for(info.name)
@@ -187,6 +191,20 @@ def _wanted(checkpoint: Checkpoint, infos: Sequence[TensorInfo], chosen: set[str
                 raise UsageError("static scales of activations come from calibration", where="--quantization", remedy="name a scheme with dynamic ones")
             activations[info.name] = scheme.activation
     return specs, activations
+
+
+def _cache(checkpoint: Checkpoint, wish: Wish) -> tuple[TensorSpec | None, bool]:
+    """(the precision of the key-value cache, whether --quantization names it); else it is what the source says. Raises UsageError."""
+    scheme = Plan.parse(plan_text(wish.quantization)).default if wish.quantization is not None else None
+    if scheme is None or not (scheme.cache.quantized or scheme.cache_values.quantized):
+        return checkpoint.cache, False
+    if scheme.values is not None:
+        raise UsageError("keys and values of different precision are said by Octavo's own format alone", where="--quantization",
+                         remedy="`octavo quantize --to octavo` writes it; or name one for both, such as C8")
+    if not scheme.cache.dynamic:
+        raise UsageError("static scales of the key-value cache come from calibration", where="--quantization",
+                         remedy="`octavo quantize --scheme ... --data FILE` measures them; or name computed ones, such as C8")
+    return scheme.cache, True
 
 
 def _input_scales(checkpoint: Checkpoint, wish: Wish) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints import Checkpoint, TensorInfo
+from ..checkpoints.octavo import OctavoCheckpoint
 from ..errors import OctavoError
 from ..schemes import Scheme, TensorSpec, write_tensor
 
@@ -68,7 +69,7 @@ def facts_of(checkpoint: Checkpoint) -> Facts:
         part.get("quantization_config"), dict)), {})
     parameters = sum(one.parameters for one in classes)
     return Facts(checkpoint.codec, str(config.get("model_type")), _producer(checkpoint, said), main.scheme if main else "",
-                 8 * sum(one.bytes for one in classes) / max(1, parameters), classes, write_tensor(checkpoint.cache, "cache") if checkpoint.cache else "",
+                 8 * sum(one.bytes for one in classes) / max(1, parameters), classes, _cache(checkpoint),
                  _cache_scales(checkpoint), [*checkpoint.notes, *_own_code(config)], said)
 
 
@@ -99,6 +100,14 @@ def _producer(checkpoint: Checkpoint, said: Mapping[str, Any]) -> str:
             return f"{name} {said[key]}"
     metadata = getattr(getattr(checkpoint, "_source", None), "metadata", {})
     return str(metadata.get("general.quantized_by") or metadata.get("general.author") or "")
+
+
+def _cache(checkpoint: Checkpoint) -> str:
+    """As grammar; of Octavo's own checkpoints, which tell keys, values and layers apart, in words where it must be."""
+    if checkpoint.cache is not None:
+        return write_tensor(checkpoint.cache, "cache")
+    spec = checkpoint.cache_plan if isinstance(checkpoint, OctavoCheckpoint) else None
+    return str(spec) if spec is not None else ""
 
 
 def _cache_scales(checkpoint: Checkpoint) -> dict[str, Any] | None:

@@ -85,11 +85,17 @@ def choose_plan(quantization: str | None, checkpoint: Checkpoint, machine: Machi
         if len(info.shape) == 2 and info.spec is not None:
             sizes[info.stored, info.spec] += info.nbytes
     if not sizes:
-        return Choice(Plan.parse("W16A16C16"), "as stored (nothing)")
+        return Choice(_plain("W16A16C16", checkpoint), "as stored (nothing)")
     name, spec = sizes.most_common(1)[0][0]
     if spec.format == "fp32":
-        return Choice(Plan.parse("W32A32C32"), "as stored (float32)")
-    return Choice(Plan.parse("W16A16C16"), f"as stored ({name})")
+        return Choice(_plain("W32A32C32", checkpoint), "as stored (float32)")
+    return Choice(_plain("W16A16C16", checkpoint), f"as stored ({name})")
+
+
+def _plain(name: str, checkpoint: Checkpoint) -> Plan:
+    """Unquantized weights, with the cache that the files speak of."""
+    plan = Plan.parse(name)
+    return plan if checkpoint.cache is None else plan.with_cache(checkpoint.cache)
 
 
 def plan_as_stored(checkpoint: Checkpoint, found: Mapping[str, str], weights: Iterable[str]) -> Plan | None:
@@ -119,9 +125,11 @@ def choose_cache(kv_cache: str | None, plan: Plan, head_dims: list[int], dispatc
     for width, pair in zip(head_dims, cache_pairs(spec, len(head_dims)), strict=True):
         halves = []
         for half in pair:
-            if half.quantized and not half.dynamic and not static:
+            if half.quantized and not half.dynamic and (not static or half.granularity == "token"):
+                heads = half.granularity == "token"
                 half = default_spec(half.format, "cache")
-                notes.append("the checkpoint has no scales of the key-value cache: they are computed as it is filled")
+                notes.append("static scales per head of the key-value cache are not used here: each token has one, computed as it is filled, which loses less"
+                             if heads else "the checkpoint has no scales of the key-value cache: they are computed as it is filled")
             try:
                 dispatch.choose(Problem("attention", head_dim=width, cache=half))
             except KernelError:

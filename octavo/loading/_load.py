@@ -16,7 +16,7 @@ from ..errors import UsageError
 from ..kernels.op import Backend
 from ..machine import Machine, detect
 from ..policy import Dispatch
-from ..schemes import CacheSpec, TensorSpec
+from ..schemes import CacheSpec, TensorSpec, plan_text
 from ..settings import read_settings
 from ..text import Text
 from ._ahead import Ahead, read_all
@@ -42,7 +42,7 @@ def load(source: str | Path, *, quantization: str | None = None, kv_cache: str |
          max_model_len: int | None = None, revision: str | None = None, allow_pickle: bool = False, on_progress: OnProgress | None = None) -> LoadedModel:
     """A model folder, a .gguf file or a hub id, quantized as it loads.
 
-    quantization   a preset (32bit 16bit 8bit 4bit) or any name that `octavo explain` reads; None: as stored, or 16 bits
+    quantization   a preset (32bit 16bit 8bit 4bit), any name that `octavo explain` reads, or a plan in a .json file; None: as stored, or 16 bits
     kv_cache       bf16, int8, fp32 or a name of the grammar (C8, Cfp8, C4, K8V4); auto: by each layer's measured sensitivity; None: what the precision says
     max_kl         with auto: the loss allowed, as the mean KL divergence in nats per token from a bfloat16 cache
     backend        native, reference (NumPy: slow, any format), or triton (a GPU)
@@ -122,6 +122,7 @@ def foresee(source: str | Path, *, quantization: str | None = None, kv_cache: st
             threads: int | None = None, isa: str | None = None, cache_dir: str | Path | None = None, use_cache: bool = True,
             max_model_len: int | None = None, revision: str | None = None, allow_pickle: bool = False) -> Foreseen:
     """What `load` with the same arguments is going to do; reads no weights and does not ask whether they fit. Raises as `load` does."""
+    quantization = None if quantization is None else plan_text(quantization)
     settings = read_settings()
     folder = Path(cache_dir).expanduser() if cache_dir is not None else settings.cache_dir
     isa = isa or settings.isa

@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..text.documents import documents
 
 HEADING = re.compile(r"(?m)^(?= = [^=\n]+ = *$)")  # of a WikiText article; sections have more equals signs
-WIKITEXT = ("ggml-org/ci", "wikitext-2-raw-v1.zip", "wikitext-2-raw/wiki.test.raw")
+WIKITEXT = ("ggml-org/ci", "wikitext-2-raw-v1.zip", "wikitext-2-raw/wiki.{}.raw")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def read_text(source: str | Path) -> EvaluationText:
 
         return OWN_TEXT
     if str(source) == "wikitext2" and not path.exists():
-        return EvaluationText("wikitext2", _articles(_wikitext()))
+        return EvaluationText("wikitext2", _articles(_wikitext("test")))
     lines = path.suffix == ".jsonl"
     try:
         found = [f"{document}\n\n" for document in documents(path)] if lines else _articles(path.read_text(encoding="utf-8"))
@@ -50,12 +50,22 @@ def read_text(source: str | Path) -> EvaluationText:
     return EvaluationText(path.name, found)
 
 
+def calibration_text(source: str | Path) -> EvaluationText | None:
+    """The text to calibrate on that this name stands for: `wikitext2` is the training part of WikiText-2, of which no evaluation takes anything. None for the
+    name of a file. Raises UsageError, also for names that `read_text` alone knows, since what quality is measured on must not be calibrated on."""
+    if Path(source).expanduser().exists():
+        return None
+    if str(source) == "receipt":
+        raise UsageError("quality is measured on this text", where=str(source), remedy="calibrate on another: a .txt or .jsonl file, or wikitext2")
+    return EvaluationText("wikitext2 (training part)", _articles(_wikitext("train"))) if str(source) == "wikitext2" else None
+
+
 def _articles(content: str) -> list[str]:
     return [part for part in HEADING.split(content) if part] or [content]
 
 
-def _wikitext() -> str:
-    """The test part, out of the archive that llama.cpp's scripts take, too; downloaded once into the hub's cache."""
+def _wikitext(part: str) -> str:
+    """The part `test` or `train`, out of the archive that llama.cpp's scripts take, too; downloaded once into the hub's cache."""
     import zipfile
 
     from huggingface_hub import errors, hf_hub_download
@@ -63,7 +73,7 @@ def _wikitext() -> str:
     repository, archive, member = WIKITEXT
     try:
         with zipfile.ZipFile(hf_hub_download(repository, archive, repo_type="dataset")) as files:
-            return files.read(member).decode("utf-8")
+            return files.read(member.format(part)).decode("utf-8")
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError, ValueError, KeyError,
             zipfile.BadZipFile) as error:
         raise UsageError(f"WikiText-2 is not in the hub's cache and cannot be downloaded ({type(error).__name__})", where="wikitext2",

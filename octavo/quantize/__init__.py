@@ -9,10 +9,12 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from ..schemes import plan_text
+from .kv_cache import cache_beside_search
 from .method import Rounder, Transform, rounder, transform
-from .run import Report, Wish, plan_text, quantize
+from .run import Report, Wish, quantize
 
-__all__ = ["Report", "Rounder", "Transform", "Wish", "plan_text", "quantize", "rounder", "transform"]
+__all__ = ["Report", "Rounder", "Transform", "Wish", "cache_beside_search", "plan_text", "quantize", "rounder", "transform"]
 
 
 class _Verb(ModuleType):

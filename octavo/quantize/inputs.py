@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import formats
 from ..calibration import Group
-from ..calibration.observers import METHODS
+from ..calibration.observers import METHODS, Observer
 from ..errors import SchemeError, UsageError
 from ..registry import lookup
 from ..schemes import Scheme, TensorSpec
@@ -49,7 +49,11 @@ def check_observer(name: str, specs: list[TensorSpec]) -> str:
 
 def scale_of(group: Group, spec: TensorSpec, observer: str) -> np.float32:
     """The scale of the inputs of `group`, above 0."""
-    seen = group.observed(observer)
+    return scale_from(group.observed(observer), spec)
+
+
+def scale_from(seen: Observer, spec: TensorSpec) -> np.float32:
+    """The scale with which codes of `spec` span the range that the observer chose, above 0: as llm-compressor and vLLM have it, range / largest code."""
     if spec.format == "int8":
         return np.float32(seen.fixed().scale)
     return np.float32(seen.range()[1] / formats.get(spec.format).high) or np.float32(1)

@@ -31,7 +31,9 @@ from ..quality import Windows, compare
 from ..quality.receipt import Receipt, beside, read_receipt
 from ..quality.receipt_of import receipt_of
 from ..quality.texts import EvaluationText
+from ..schemes import CacheSpec, Plan, TensorSpec
 from . import own
+from .kv_cache import cache_of_plan
 from .method import options_of
 from .run import RECIPE, OnProgress, Report, Wish, check_target, methods_of, quantize, samples_of, target_of
 from .search import OUTER, Candidates, Goal, Kept, Search, Solution, candidates, measure, units
@@ -122,13 +124,14 @@ def quantize_mixed(source: str | Path, out: str | Path, wish: Wish, goal: Goal, 
     possible.check(goal)
     _check_method(possible, wish.method.lower())
     to = rest.get("to", "compressed-tensors")
-    _check_format(checkpoint, found, possible, target, to, wish, together)
+    cache = cache_of_plan(Plan.parse(wish.cache), model.layers, f"--scheme {wish.cache}") if wish.cache else None
+    _check_format(checkpoint, found, possible, target, to, wish, together, cache)
     samples = samples_of(checkpoint, model, wish, HELD)
     if len(samples.ids) < wish.sequences + HELD:
         raise UsageError(f"holds {len(samples.ids)} sequences", where=str(wish.data),
                          remedy=f"{HELD} more than --sequences are needed, to measure the result on")
     kept = Kept(target, {"octavo": __version__, "recipe": RECIPE, "source": checkpoint.content_key(rest.get("cache_dir")), "samples": samples.digest,
-                         "sequences": wish.sequences, "seed": wish.seed, "keep": list(wish.keep), "observer": wish.observer, "to": to,
+                         "sequences": wish.sequences, "seed": wish.seed, "keep": list(wish.keep), "observer": wish.observer, "cache": wish.cache, "to": to,
                          "method": options_of(method), "transforms": [options_of(one) for one in transforms], "candidates": list(names),
                          "together": together, "receipt": receipt_text and receipt_text.sha256, "shard_size": rest.get("shard_size")})
     sensitivities = kept.sensitivities(possible.wanted)
@@ -265,7 +268,8 @@ def _timed(on_measured: OnProgress | None) -> Callable[[int, int], None] | None:
     return None if on_measured is None else lambda done, of: on_measured(done, of, time.perf_counter() - began)
 
 
-def _check_format(checkpoint: Checkpoint, found: Mapping[str, str], possible: Candidates, target: Path, to: str, wish: Wish, together: bool) -> None:
+def _check_format(checkpoint: Checkpoint, found: Mapping[str, str], possible: Candidates, target: Path, to: str, wish: Wish, together: bool,
+                  cache: TensorSpec | CacheSpec | None) -> None:
     """Raises UsageError where the format `to` cannot hold the candidates beside each other: before anything is measured."""
     if to == own.TARGET:
         return
@@ -273,7 +277,7 @@ def _check_format(checkpoint: Checkpoint, found: Mapping[str, str], possible: Ca
         turns = [(name, place + shift) for place, unit in enumerate(units(possible.wanted, together)) for name in unit]
         chosen = {name: possible.wanted[name][turn % len(possible.wanted[name])] for name, turn in turns}
         try:
-            check_target(checkpoint, found, {name: scheme for name, scheme in chosen.items() if scheme.weight.quantized}, target, to, wish, True)
+            check_target(checkpoint, found, {name: scheme for name, scheme in chosen.items() if scheme.weight.quantized}, target, to, wish, True, cache)
         except UsageError as error:
             first = error.what.partition("; ")[0]  # of several reasons
             raise UsageError(first + ")" * (first.count("(") - first.count(")")), where=f"--to {to}",

@@ -18,15 +18,16 @@ SOME = 32  # rows
 
 
 class Nearest:
-    """`source` with the tensors that `specs` names (as the files do) in these precisions; `activations`: what their inputs are quantized to. Of the rows that
-    are read a few stand for all, and scales that rows share are those of the rows that are read: enough to learn whether a format holds them, not to be
-    written."""
+    """`source` with the tensors that `specs` names (as the files do) in these precisions; `activations`: what their inputs are quantized to, `cache`: what
+    the key-value cache is. Of the rows that are read a few stand for all, and scales that rows share are those of the rows that are read: enough to learn
+    whether a format holds them, not to be written."""
 
     fresh = True  # see WriterOptions
 
-    def __init__(self, source: Checkpoint, specs: Mapping[str, TensorSpec], activations: Mapping[str, TensorSpec]) -> None:
+    def __init__(self, source: Checkpoint, specs: Mapping[str, TensorSpec], activations: Mapping[str, TensorSpec],
+                 cache: TensorSpec | None = None) -> None:
         self._source, self._specs = source, specs
-        self.path, self.codec, self.config, self.cache = source.path, source.codec, source.config, source.cache
+        self.path, self.codec, self.config, self.cache = source.path, source.codec, source.config, cache
         self.notes: Sequence[str] = source.notes
         changed = {name: replace(source.tensors[name], spec=spec, activation=activations.get(name)) for name, spec in specs.items()}
         self.tensors: Mapping[str, TensorInfo] = {**source.tensors, **changed}
@@ -45,6 +46,10 @@ class Nearest:
     def input_scales(self) -> dict[str, np.ndarray]:
         """1 for the inputs of each weight that will have a static scale."""
         return {name: np.ones((), np.float32) for name in self._specs if (spec := self.tensors[name].activation) is not None and not spec.dynamic}
+
+    def cache_scales(self) -> dict[str, np.ndarray]:
+        """1 for keys and values, where they will have static scales."""
+        return {} if self.cache is None or self.cache.dynamic else {f"model.layers.0.self_attn.{place}": np.ones(1, np.float32) for place in "kv"}
 
     def tokenizer_files(self) -> dict[str, Any]:
         return self._source.tokenizer_files()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -30,10 +31,12 @@ from ..machine import detect
 from ..models import Decoder
 from ..qtensor import NonFiniteError, QTensor
 from ..qtensor import quantize as nearest
-from ..schemes import Plan, Scheme, TensorSpec
+from ..quality.texts import calibration_text
+from ..schemes import CacheSpec, Plan, Scheme, TensorSpec, write_tensor
 from ..text import Text
 from . import own
 from .inputs import check_observer, is_static, scale_of, with_static_inputs
+from .kv_cache import CacheScales, cache_of_plan, is_measured
 from .method import BlockRounder, Correction, Needs, RemarkingRounder, Retargeting, Rounder, Transform, needs_of, options_of, round_group, rounder, transform
 from .nearest import Nearest
 from .store import QuantizedCheckpoint, Store
@@ -55,7 +58,8 @@ class Wish:
     data        calibration text, see read_samples; None for methods that need none
     keep        globs on names: weights to leave unquantized
     include     globs on names: embedding and output layer, which otherwise stay as they are; they are always rounded to nearest
-    observer    what finds the range of static inputs (calibration.observers); "" is the usual one
+    observer    what finds the range of static inputs and caches (calibration.observers); "" is the usual one
+    cache       the key-value cache, as a plan that says nothing else ("C8"), where `scheme` leaves it open (a search); "" is what `scheme` says
     """
 
     scheme: str
@@ -69,6 +73,7 @@ class Wish:
     keep: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     observer: str = ""
+    cache: str = ""
 
 
 @dataclass
@@ -91,16 +96,6 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
 
-def plan_text(scheme: str) -> str:
-    """A scheme as it is; of a .json file, the plan that it holds (a search's, or FastDeploy's MixQuant). Raises UsageError, SchemeError."""
-    if not scheme.endswith(".json"):
-        return scheme
-    try:
-        return str(Plan.from_json(json.loads(Path(scheme).expanduser().read_text(encoding="utf-8"))))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise UsageError(f"cannot be read: {error}", where=scheme, remedy="name a plan in JSON, or a precision such as W4g64") from None
-
-
 def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "compressed-tensors", threads: int | None = None, overwrite: bool = False,
              shard_size: int = 5_000_000_000, revision: str | None = None, allow_pickle: bool = False, cache_dir: Path | None = None,
              on_progress: OnProgress | None = None) -> Report:
@@ -119,27 +114,30 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
     for one in transforms:
         opened = one.opened(opened) if isinstance(one, Correction) else opened
     checkpoint, model, found = open_model(opened, wish.tokens)
-    schemes = _schemes(checkpoint, found, plan, wish)
-    if to != own.TARGET:
-        check_target(checkpoint, found, schemes, target, to, wish, overwrite)
+    plan = plan.with_cache(Plan.parse(wish.cache).cache(model.layers)) if wish.cache else plan
+    cache = cache_of_plan(plan, model.layers, f"--scheme {wish.cache or wish.scheme}")
+    schemes = _schemes(checkpoint, found, plan, wish, cache)
+    check_target(checkpoint, found, schemes, target, to, wish, overwrite, cache)
     static = [scheme.activation for scheme in schemes.values() if is_static(scheme.activation)]
     observer = check_observer(wish.observer, static)
-    looks = bool(transforms or static) or isinstance(method, BlockRounder) or needs_of(method) != "nothing"
+    measured = CacheScales(cache, model.layers, wish.observer) if cache is not None and is_measured(cache) else None
+    looks = bool(transforms or static or measured) or isinstance(method, BlockRounder) or needs_of(method) != "nothing"
     samples = samples_of(checkpoint, model, wish) if looks else None
     settings = {"octavo": __version__, "recipe": RECIPE, "plan": plan.to_json(), "keep": list(wish.keep), "include": list(wish.include),
                 "method": options_of(method), "transforms": [options_of(one) for one in transforms], "samples": samples.digest if samples else "",
-                "source": checkpoint.content_key(cache_dir), **({"observer": observer} if static else {})}
+                "source": checkpoint.content_key(cache_dir), **({"observer": observer} if static else {}),
+                **({"cache_observer": measured.observer} if measured else {})}
     signature = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     store = Store(target, settings)
     weights = Weights(checkpoint, found)
-    work = _Work(model, weights, method, transforms, schemes, store, threads or detect(None).cores, on_progress, observer, samples is not None)
+    work = _Work(model, weights, method, transforms, schemes, store, threads or detect(None).cores, on_progress, observer, samples is not None, measured)
     resumed = sum(store.has(layer) for layer in range(model.layers))
     errors = work.run(samples)
     outer = work.run_outer()
     result = QuantizedCheckpoint(checkpoint, store, weights, {name: s.activation for name, s in schemes.items() if s.activation.quantized},
-                                 model.layers + outer, signature)
+                                 model.layers + outer, signature, None if isinstance(cache, CacheSpec) else cache)
     if to == own.TARGET:
-        written = own.write_own(result, {name: name for name in weights.edits} | found, target)
+        written = own.write_own(result, {name: name for name in weights.edits} | found, target, cache)
     else:
         try:
             written = convert(result, target, to=to, include=included(found, schemes), keep=kept(checkpoint, found, schemes), shard_size=shard_size,
@@ -147,8 +145,9 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
         except RefusedError as error:  # what an option of the method brings (fractions as zero points, an order of inputs)
             raise UsageError(error.what, where=f"--to {to}", remedy="run again with another --to, such as octavo: the layers are kept") from None
     store.remove()
+    notes = [*work.notes, *_unread(wish, plan, samples is not None)]
     return Report(plan.short, wish.method, samples.name if samples else "", errors, written, time.perf_counter() - began, resumed, settings,
-                  needs_of(method) == "gram" or isinstance(method, BlockRounder), work.notes)
+                  needs_of(method) == "gram" or isinstance(method, BlockRounder), notes)
 
 
 def target_of(out: str | Path, overwrite: bool) -> Path:
@@ -170,8 +169,15 @@ def methods_of(wish: Wish) -> tuple[Rounder, list[Transform]]:
     return rounder(wish.method, options.get(wish.method)), [transform(name, options.get(name)) for name in wish.transforms]
 
 
-def _schemes(checkpoint: Checkpoint, found: Mapping[str, str], plan: Plan, wish: Wish) -> dict[str, Scheme]:
-    """The weights to be rounded: those of the layers' linears that the plan quantizes."""
+def _unread(wish: Wish, plan: Plan, read: bool) -> list[str]:
+    """A sentence where calibration text was given and nothing looks at it."""
+    if wish.data is None or read:
+        return []
+    return [f"the text of --data was not read: {wish.method} for {plan.default} looks at no inputs"]
+
+
+def _schemes(checkpoint: Checkpoint, found: Mapping[str, str], plan: Plan, wish: Wish, cache: TensorSpec | CacheSpec | None) -> dict[str, Scheme]:
+    """The weights to be rounded: those of the layers' linears that the plan quantizes. None at all where only the cache is quantized."""
     chosen = {}
     for name, stored in found.items():
         info = checkpoint.tensors[stored]
@@ -187,7 +193,7 @@ def _schemes(checkpoint: Checkpoint, found: Mapping[str, str], plan: Plan, wish:
         scheme = with_static_inputs(scheme, f"--scheme {wish.scheme}")
         outside = not name.startswith("model.layers.") and is_static(scheme.activation)  # their inputs are not looked at
         chosen[name] = replace(scheme, activation=BF16) if outside else scheme
-    if not chosen:
+    if not chosen and cache is None:
         raise UsageError("nothing would be quantized", where=f"--scheme {wish.scheme}", remedy="name a precision of weights below 16 bits")
     return chosen
 
@@ -202,32 +208,47 @@ def kept(checkpoint: Checkpoint, found: Mapping[str, str], schemes: Mapping[str,
     return [escape(stored) for name, stored in found.items() if name not in schemes and len(checkpoint.tensors[stored].shape) == 2]
 
 
-def check_target(checkpoint: Checkpoint, found: Mapping[str, str], schemes: Mapping[str, Scheme], target: Path, to: str, wish: Wish, overwrite: bool) -> None:
+def check_target(checkpoint: Checkpoint, found: Mapping[str, str], schemes: Mapping[str, Scheme], target: Path, to: str, wish: Wish, overwrite: bool,
+                 cache: TensorSpec | CacheSpec | None = None) -> None:
     """Asks the target, before hours of work, whether it could hold the result."""
+    if to == own.TARGET:
+        return
+    if isinstance(cache, CacheSpec):
+        raise UsageError(f"{to} has one key-value cache for keys, values and all layers, not {cache}", where=f"--scheme {wish.cache or wish.scheme}",
+                         remedy="write --to octavo; or name one for all, such as C8")
     specs = {found[name]: scheme.weight for name, scheme in schemes.items()}
     activations = {found[name]: scheme.activation for name, scheme in schemes.items() if scheme.activation.quantized}
     try:
-        convert(Nearest(checkpoint, specs, activations), target, to=to, include=included(found, schemes), keep=kept(checkpoint, found, schemes),
+        convert(Nearest(checkpoint, specs, activations, cache), target, to=to, include=included(found, schemes), keep=kept(checkpoint, found, schemes),
                 overwrite=overwrite, dry_run=True)
     except RefusedError as error:
         widths = [checkpoint.tensors[name].shape[1] for name, spec in specs.items() if spec.granularity == "group"]
         fitting = math.gcd(*widths) & -math.gcd(*widths) if widths else 0  # the largest power of two that divides them all
-        groups = f"groups of {min(fitting, 128)} fit all of them (such as W4g{min(fitting, 128)}A16); or " if fitting >= LEAST_GROUP else ""
+        groups = f"groups of {min(fitting, 128)} fit all of them (such as {_narrower(specs, min(fitting, 128))}A16); or " if fitting >= LEAST_GROUP else ""
         raise UsageError(error.what, where=f"--scheme {wish.scheme} --to {to}",
                          remedy=f"{groups}give these weights a precision of their own ('{wish.scheme}; *down_proj*=W8A16'), leave them as they are with "
                                 "--keep, or choose another format with --to") from None
+
+
+def _narrower(specs: Mapping[str, TensorSpec], size: int) -> str:
+    """The precision that most of these weights were wished in, with groups of this size."""
+    grouped = Counter(spec for spec in specs.values() if spec.granularity == "group").most_common(1)[0][0]
+    return f"W{write_tensor(replace(grouped, size=size), 'weight')}"
 
 
 def samples_of(checkpoint: Checkpoint, model: Decoder, wish: Wish, more: int = 0) -> Samples:
     """The calibration text, in `more` sequences than are wished for. Raises UsageError."""
     if wish.data is None:
         raise UsageError(f"{wish.scheme} by {' after '.join((wish.method, *wish.transforms[::-1]))} needs calibration text", where="--data",
-                         remedy="name a .txt or .jsonl file of text like what the model will meet, or choose --method rtn and dynamic scales, which need none")
+                         remedy="name a .txt or .jsonl file of text like what the model will meet, or wikitext2; --method rtn with dynamic scales needs none")
+
     def text() -> Text:
         files = checkpoint.tokenizer_files()
         return Text(files["tokenizer"], files["config"], files["generation"])
 
-    samples = read_samples(wish.data, text, model.vocab_size, sequences=wish.sequences + more, tokens=wish.tokens, seed=wish.seed)
+    known = calibration_text(wish.data)
+    samples = read_samples(wish.data if known is None else known.name, text, model.vocab_size, sequences=wish.sequences + more, tokens=wish.tokens,
+                           seed=wish.seed, texts=None if known is None else known.documents)
     if samples.ids.shape[1] > model.max_model_len:
         raise UsageError(f"sequences of {samples.ids.shape[1]} tokens are too long", where=str(wish.data),
                          remedy=f"--tokens bounds them; this model takes {model.natural_len}")
@@ -238,12 +259,12 @@ class _Work:
     """Layer after layer: transform, round, keep."""
 
     def __init__(self, model: Decoder, weights: Weights, method: Rounder, transforms: Sequence[Transform], schemes: Mapping[str, Scheme], store: Store,
-                 threads: int, on_progress: OnProgress | None, observer: str, text: bool) -> None:
+                 threads: int, on_progress: OnProgress | None, observer: str, text: bool, cache: CacheScales | None = None) -> None:
         self.model, self.weights, self.method, self.transforms, self.store, self.threads = model, weights, method, transforms, store, threads
         self.schemes, self.needs = schemes, needs_of(method, text)
         self.notes: list[str] = []
         self.specs = {name: scheme.weight for name, scheme in schemes.items()}
-        self.on_progress, self.observer = on_progress, observer
+        self.on_progress, self.observer, self.cache = on_progress, observer, cache
         self.compares = isinstance(method, BlockRounder) or any(isinstance(one, Retargeting) for one in transforms)
         self.errors: dict[str, float] = {}
 
@@ -311,10 +332,10 @@ class _Work:
                     one.correct(block, group, values, integers)
             return [values.get(matrix.name, matrix.values) for matrix in group.weights]
 
-        block.run(visit)
+        block.run(visit, None if self.cache is None else self.cache.watch)
         block.finish()
         changed = {name: values for name, values in block.tensors.items() if name not in specs and not np.array_equal(values, self.weights.stored(name))}
-        self.store.put(block.layer, results, changed, inputs)
+        self.store.put(block.layer, results, changed, inputs, None if self.cache is None else self.cache.taken())
 
     def _transform(self, block: Block, specs: Mapping[str, TensorSpec]) -> None:
         for one in self.transforms:

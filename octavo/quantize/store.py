@@ -22,7 +22,7 @@ from ..schemes import TensorSpec
 
 SUFFIX = ".octavo-quantizing"
 ARRAYS = ("codes", "scales", "zeros", "offsets", "outer", "order", "factors")
-INPUTS = "|input"
+INPUTS, CACHE = "|input", "|cache"
 FP32, BF16 = TensorSpec("fp32"), TensorSpec("bf16")
 
 
@@ -49,8 +49,9 @@ class Store:
     def has(self, layer: int) -> bool:
         return self._path(layer).is_file()
 
-    def put(self, layer: int, tensors: Mapping[str, QTensor], vectors: Mapping[str, np.ndarray], inputs: Mapping[str, np.float32] | None = None) -> None:
-        """A finished layer: its weights, what else of it changed, and the static scales of its weights' inputs."""
+    def put(self, layer: int, tensors: Mapping[str, QTensor], vectors: Mapping[str, np.ndarray], inputs: Mapping[str, np.float32] | None = None,
+            cache: Mapping[str, np.ndarray] | None = None) -> None:
+        """A finished layer: its weights, what else of it changed, and the static scales of its weights' inputs and of its keys and values."""
         arrays: dict[str, np.ndarray] = {}
         specs: dict[str, Any] = {}
         for name, tensor in tensors.items():
@@ -60,6 +61,7 @@ class Store:
                     arrays[f"{name}|{part}"] = np.asarray(array)
         arrays |= {f"{name}|": values for name, values in vectors.items()}
         arrays |= {f"{name}{INPUTS}": np.asarray(scale, np.float32) for name, scale in (inputs or {}).items()}
+        arrays |= {f"{name}{CACHE}": scales for name, scales in (cache or {}).items()}
         arrays["specs"] = np.frombuffer(json.dumps(specs).encode(), np.uint8)
         try:
             self._write(self._path(layer), lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
@@ -74,8 +76,15 @@ class Store:
 
     def inputs(self, layer: int) -> dict[str, np.ndarray]:
         """Weight -> the static scale of its inputs, float32 []."""
+        return self._ending(layer, INPUTS)
+
+    def cache(self, layer: int) -> dict[str, np.ndarray]:
+        """"model.layers.0.self_attn.k" (and ".v") -> its static scales, float32 [1] or [heads]."""
+        return self._ending(layer, CACHE)
+
+    def _ending(self, layer: int, mark: str) -> dict[str, np.ndarray]:
         with np.load(self._path(layer), allow_pickle=False) as held:
-            return {name.removesuffix(INPUTS): held[name] for name in held.files if name.endswith(INPUTS)}
+            return {name.removesuffix(mark): held[name] for name in held.files if name.endswith(mark)}
 
     def one(self, layer: int, name: str) -> QTensor:
         """One of its tensors alone; vectors in float32."""
@@ -117,22 +126,26 @@ class QuantizedCheckpoint:
     activations  name here -> what its inputs are quantized to
     layers       how many files the store has
     signature    names everything that decided about the result
+    cache        what the key-value cache is quantized to
     """
 
     fresh = True  # see WriterOptions
 
-    def __init__(self, source: Checkpoint, store: Store, weights: Weights, activations: Mapping[str, TensorSpec], layers: int, signature: str) -> None:
+    def __init__(self, source: Checkpoint, store: Store, weights: Weights, activations: Mapping[str, TensorSpec], layers: int, signature: str,
+                 cache: TensorSpec | None = None) -> None:
         self._source, self._store, self._signature = source, store, signature
         found = weights.found
         self.path, self.codec, self.config = source.path, source.codec, {**source.config, **weights.config}
         self.notes: Sequence[str] = list(source.notes)
-        self.cache: TensorSpec | None = None
+        self.cache = cache
+        self._cache_scales: dict[str, np.ndarray] = {}
         self._where: dict[str, tuple[str, int]] = {}
         self._held: tuple[str, QTensor] | None = None
         self._inputs: dict[str, np.ndarray] = {}
         tensors = dict(source.tensors)
         for layer in range(layers):
             quantized, vectors = store.get(layer)
+            self._cache_scales |= store.cache(layer)
             self._inputs |= {found[name]: scale for name, scale in store.inputs(layer).items()}
             for name, tensor in quantized.items():
                 info = tensors[found[name]]
@@ -181,6 +194,10 @@ class QuantizedCheckpoint:
     def input_scales(self) -> dict[str, np.ndarray]:
         """Weight, by its name in the source -> the static scale of its inputs, float32 []."""
         return self._inputs
+
+    def cache_scales(self) -> dict[str, np.ndarray]:
+        """"model.layers.0.self_attn.k" (and ".v") -> the static scales of the key-value cache, float32 [1] or [heads]."""
+        return self._cache_scales
 
     def digests(self, cache_dir: Path | None = None) -> dict[str, str]:
         """Of the source's files; and of everything that decided about the result, so that an interrupted writing goes on only with the same."""

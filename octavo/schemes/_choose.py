@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 from ..errors import SchemeError
 from ._names import PRESETS, normalize
-from ._plan import Plan
+from ._plan import PLANS, Plan, plan_text
 
 if TYPE_CHECKING:
     from ..machine import Machine
+
+
+MOST_SHOWN = 120  # characters of a name, in a reason
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,13 @@ def choose(quantization: str, machine: Machine, capability: tuple[int, int] | No
     """
     preset = normalize(quantization)
     if preset not in PRESETS:
-        plan = Plan.parse(quantization)
+        plan = Plan.parse(plan_text(quantization))
         if capability is not None and (refusal := refuse(plan, capability)) is not None:
             raise refusal
-        return Choice(plan, f"asked for by name: {quantization}", quantization)
+        if preset in PLANS:
+            return Choice(plan, PLANS[preset][1], quantization)
+        named = quantization if len(quantization) <= MOST_SHOWN else f"{quantization[:MOST_SHOWN]} ..."  # a whole plan is no name
+        return Choice(plan, f"asked for by name: {named}", quantization)
     for rule in RULES:
         if rule.preset == preset and (rule.since is None if capability is None else rule.since is not None and rule.since <= capability):
             isa = getattr(machine, "isa", "")

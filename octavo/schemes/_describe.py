@@ -13,8 +13,9 @@ def describe(spec: TensorSpec, role: Role = "weight") -> str:
     name = _PROPER.get(spec.format, spec.format.upper())
     if not spec.quantized:
         return f"{name}, not quantized"
+    token = "one {} per token" if role != "cache" else "one {} per token and head" if spec.dynamic else "one {} per head"
     over = {
-        "tensor": "one {} for the tensor", "channel": "one {} per output row", "token": "one {} per token" + (" and head" if role == "cache" else ""),
+        "tensor": "one {} for the tensor", "channel": "one {} per output row", "token": token,
         "group": f"groups of {spec.size} along the input" if role == "weight" else f"groups of {spec.size}",
         "block": f"blocks of {spec.size} x {spec.columns}",
     }[spec.granularity].format(f"{spec.scale_format} scale")

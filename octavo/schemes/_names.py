@@ -35,6 +35,7 @@ _ALL = (
     Name("weight-only int8", "W8A16", _PLAIN), Name("weight-only int4", "W4A16", _PLAIN), Name("weight-only int2", "W2g64A16", _PLAIN),
     Name("weight-only nf4", "WNF4A16", _PLAIN), Name("int8", "W8A8", _COMPRESSED), Name("int4", "W4A16", _PLAIN),
     Name("wint8", "W8A16", _FASTDEPLOY), Name("wint4", "W4A16", _FASTDEPLOY), Name("wint2", "W2g64A16", _FASTDEPLOY),
+    Name("w4w2", "W2g64A16", _FASTDEPLOY, "its moe_quant_type for wint2"),
     Name("block_wise_fp8", "Wfp8b128x128Afp8g128", _FASTDEPLOY), Name("tensor_wise_fp8", "Wfp8tAfp8ts", _FASTDEPLOY, _CALIBRATED),
     Name("FP8", "Wfp8tAfp8ts", _COMPRESSED, _CALIBRATED + "; FP8_DYNAMIC needs none"), Name("FP8_DYNAMIC", "Wfp8Afp8", _COMPRESSED),
     Name("FP8_BLOCK", "Wfp8b128x128Afp8g128", _COMPRESSED), Name("W4A16_ASYM", "W4zA16", _COMPRESSED),

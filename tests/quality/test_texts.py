@@ -12,6 +12,7 @@ import pytest
 
 from octavo.errors import UsageError
 from octavo.quality import read_text
+from octavo.quality.texts import calibration_text
 
 WIKI = " = One = \n \n Text .\n = = Part = = \n More .\n = Two = \n \n Text .\n"
 
@@ -46,8 +47,14 @@ def test_wikitext2_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.Monkey
     archive = tmp_path / "archive.zip"
     with zipfile.ZipFile(archive, "w") as files:
         files.writestr("wikitext-2-raw/wiki.test.raw", WIKI)
+        files.writestr("wikitext-2-raw/wiki.train.raw", "other words")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(archive))
     assert len(read_text("wikitext2").documents) == 2
+    found = calibration_text("wikitext2")  # the training part: nothing of what is evaluated
+    assert found is not None and "".join(found.documents) == "other words" and "training" in found.name
+    assert calibration_text(str(archive)) is None
+    with pytest.raises(UsageError, match="quality is measured on this text"):
+        calibration_text("receipt")
 
     def offline(*_: object, **__: object) -> str:
         raise huggingface_hub.errors.LocalEntryNotFoundError("no")

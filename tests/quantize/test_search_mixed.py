@@ -11,7 +11,7 @@ from octavo.errors import UsageError
 from octavo.quantize import Wish, plan_text, quantize
 from octavo.quantize.mixed import quantize_mixed
 from octavo.quantize.search import Goal
-from octavo.schemes import Plan
+from octavo.schemes import Plan, parse
 
 NAMES = ("W3g16", "W4g16", "W4g32", "W6g32", "W8g32")
 
@@ -72,6 +72,12 @@ def test_fastdeploys_mixquant_is_a_plan(tmp_path: Path) -> None:
     file = tmp_path / "mix.json"
     file.write_text('{"dense_quant_type": "wint8", "moe_quant_type": "wint4"}', encoding="utf-8")
     assert plan_text(str(file)).startswith("W8A16C16; *.experts.*=W4A16C16")
+    for name in ("mixquant", "mix_quant"):  # what FastDeploy makes of wint4 for mixtures
+        assert Plan.parse(name) == Plan.from_json({"dense_quant_type": "wint8", "moe_quant_type": "wint4"}) == Plan.parse(plan_text(str(file)))
+    assert str(Plan.parse("mixquant; *v_proj*=W16").scheme_for("model.layers.0.self_attn.v_proj.weight")) == "W16A16C16"
+    caches = {"int8": "C8", "float8_e4m3fn": "Cfp8", "int4_zp": "C4", "int8_zp": "C8"}
+    for kind, name in caches.items():
+        assert Plan.from_json({"dense_quant_type": "w4w2", "kv_cache_quant_type": kind}).default == parse(f"W2g64{name}")
     file.write_text("[]", encoding="utf-8")
     with pytest.raises(Exception, match="plan"):
         plan_text(str(file))
