@@ -114,7 +114,7 @@ def test_refused_before_anything_is_measured(tiny_model: Path, wish: Wish, tmp_p
 
 
 def test_the_command_refuses_what_a_search_does_not_take(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for options, said in ((["--target-bits", "4.5", "--scheme", "W4g32C8"], "--scheme W4g32C8: is what a search decides"),
+    for options, said in ((["--target-bits", "4.5", "--scheme", "W4g32C8"], "W4g32C8 does so, too. beside --target-bits"),
                           (["--candidates", "W4,W8"], "give a goal"), (["--target-bits", "4", "--minimize", "work"], "give --max-kl")):
         assert main(["quantize", str(tiny_model), str(tmp_path / "out"), "--data", "none.txt", *options]) == 2
         assert said in capsys.readouterr().err
