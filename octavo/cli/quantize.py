@@ -50,7 +50,10 @@ class Options:
     """What --max-kl makes small: size, or work: bits of weights times bits of inputs, so that A8 counts half of A16 (with --candidates that have both)."""
 
     candidates: str = CANDIDATES
-    """The precisions that a search may give, such as W4g64,W8A8; embedding and output layer take those of 4 bits and more."""
+    """The precisions that a search may give, such as W4g64,W8A8; embedding and output layer take those of 4 bits and more. C8, K8V4, C4: of the cache."""
+
+    context: int | None = None
+    """In a search with candidates of the key-value cache: tokens whose cache counts as size (default 4096, or what the model takes)."""
 
     together: bool = False
     """In a search: one precision for q, k and v, and for gate and up, which some engines fuse."""
@@ -141,13 +144,14 @@ def run(options: Options) -> None:
 
         size = None if options.target_size is None else parse_size(options.target_size)
         goal = Goal(options.target_bits, size, options.max_kl, options.minimize)
+        receipt_text = read_text(options.receipt_text or "receipt") if options.receipt else None
         names = [name.strip() for name in options.candidates.split(",") if name.strip()]
-        outcome = quantize_mixed(options.model, options.out, wish, goal, names, together=options.together, on_measured=_progress("sensitivities: step"),
-                                 receipt_text=read_text(options.receipt_text or "receipt") if options.receipt else None, **rest)
+        outcome = quantize_mixed(options.model, options.out, wish, goal, names, together=options.together, context=options.context,
+                                 on_measured=_progress("sensitivities: step"), receipt_text=receipt_text, **rest)
         report, found, receipt = outcome.report, outcome.to_json(), outcome.receipt
     else:
-        if (options.candidates, options.together, options.minimize) != (CANDIDATES, False, "size"):
-            raise UsageError("these are for a search", where="--candidates, --together, --minimize",
+        if (options.candidates, options.together, options.minimize, options.context) != (CANDIDATES, False, "size", None):
+            raise UsageError("these are for a search", where="--candidates, --together, --minimize, --context",
                              remedy="give a goal: --target-bits, --target-size or --max-kl; or name one precision with --scheme")
         report = quantize(options.model, options.out, wish, **rest)
         receipt = _receipt(options, report) if options.receipt else None
@@ -159,7 +163,9 @@ def run(options: Options) -> None:
         _show(options, report)
         if found:
             inputs = f", inputs of {found['input_bits']:.1f}" if found["input_bits"] < UNROUNDED else ""
-            print(f"{found['bits']:.3f} bits per weight{inputs}, {found['bytes'] / 1e6:.2f} MB, KL {found['measured_kl']:.4g} nats per token on held-out text "
+            cache = f" (cache {found['cache']['precision']}, {found['cache']['context']} tokens of it counted)" if "cache" in found else ""
+            print(f"{found['bits']:.3f} bits per weight{inputs}, {found['bytes'] / 1e6:.2f} MB{cache}, "
+                  f"KL {found['measured_kl']:.4g} nats per token on held-out text "
                   f"({found['predicted_kl']:.4g} were predicted); plan: {found['plan_file']}, front: {found['front_file']}")
         if receipt is not None:
             print(f"receipt: {receipt.line}")

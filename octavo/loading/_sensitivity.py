@@ -76,7 +76,12 @@ class CacheChoice:
 
 
 class CacheSearch:
-    """What each layer loses in each candidate, measured once; then `choose` may be asked with several limits."""
+    """What each layer loses in each candidate, measured once; then `choose` may be asked with several limits.
+
+    names    of the candidates, bfloat16 first
+    losses   nats per token, float64 [layers, names]: of each layer's cache alone
+    sizes    bytes per token of context, [layers, names]
+    """
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded, self.names = loaded, candidates_for(loaded)
@@ -91,9 +96,9 @@ class CacheSearch:
                     alone = [self._pairs[index if i == layer else 0] for i in range(layers)]
                     losses[layer, index] = _loss(self._truth, self._logits(cache_of(alone)))
             _keep(loaded.report.copy, self.names, losses)
-        self._losses = losses
-        self._sizes = np.array([[KVPool.bytes_per_page([heads], [dim], cache_of([pair])) // PAGE for pair in self._pairs]
-                                for heads, dim in zip(loaded.kv_heads, loaded.head_dims, strict=True)])
+        self.losses = losses
+        self.sizes = np.array([[KVPool.bytes_per_page([heads], [dim], cache_of([pair])) // PAGE for pair in self._pairs]
+                               for heads, dim in zip(loaded.kv_heads, loaded.head_dims, strict=True)])
 
     def choose(self, max_kl: float) -> CacheChoice:
         """Set `loaded.cache_spec`, and say in its report what was chosen. Raises UsageError for a limit that is none."""
@@ -101,7 +106,7 @@ class CacheSearch:
             raise UsageError(f"must be more than 0, not {max_kl}", where="--max-kl", remedy="such as 0.005 nats per token")
         budget = max_kl
         for _ in range(TRIES):
-            chosen = solve(self._losses, self._sizes, budget)
+            chosen = solve(self.losses, self.sizes, budget)
             spec = cache_of([self._pairs[index] for index in chosen])
             measured = _loss(self._truth, self._logits(spec))
             if measured <= max_kl:
@@ -111,12 +116,12 @@ class CacheSearch:
 
     def give_up(self, max_kl: float) -> CacheChoice:
         """bfloat16 in all layers, which loses nothing."""
-        return self._take([0] * len(self._sizes), 0.0, max_kl)
+        return self._take([0] * len(self.sizes), 0.0, max_kl)
 
     def _take(self, chosen: list[int], measured: float, max_kl: float) -> CacheChoice:
         layers = {name: [layer for layer, index in enumerate(chosen) if index == place] for place, name in enumerate(self.names) if place in chosen}
-        size = int(sum(self._sizes[layer, index] for layer, index in enumerate(chosen)))
-        choice = CacheChoice(layers, size, int(self._sizes[:, 0].sum()), max(measured, 0.0), max_kl, len(self._truth))
+        size = int(sum(self.sizes[layer, index] for layer, index in enumerate(chosen)))
+        choice = CacheChoice(layers, size, int(self.sizes[:, 0].sum()), max(measured, 0.0), max_kl, len(self._truth))
         report = self.loaded.report
         if report.cache_choice in report.notes:
             report.notes.remove(report.cache_choice)

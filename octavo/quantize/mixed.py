@@ -36,8 +36,7 @@ from . import own
 from .kv_cache import cache_of_plan
 from .method import options_of
 from .run import RECIPE, OnProgress, Report, Wish, check_target, methods_of, quantize, samples_of, target_of
-from .search import OUTER, Candidates, Goal, Kept, Search, Solution, candidates, measure, units
-from .search.goal import WORK
+from .search import CONTEXT, OUTER, Candidates, Goal, Kept, Search, Solution, candidates, measure, measure_caches, split, units
 
 HELD = 4         # sequences after those of calibration, on which the result's KL is measured
 ROUNDS = 4       # plans that are tried for --max-kl
@@ -96,18 +95,23 @@ class Outcome:
         return self.trial.measured
 
     def to_json(self) -> dict[str, Any]:
-        return {"goal": self.goal.to_json(), "bits": self.search.bits(self.solution), "bytes": self.search.size(self.solution),
-                "input_bits": self.search.work(self.solution), "gap": self.solution.gap, "predicted_kl": self.predicted, "measured_kl": self.measured,
+        search, caches = self.search, self.search.caches
+        of_cache = {} if caches is None else {"cache": {"precision": search.cache_name(self.solution), "context": caches.context,
+                                                        "bytes_per_token": search.cache_bytes(self.solution)}}
+        return {"goal": self.goal.to_json(), "bits": search.bits(self.solution), "bytes": search.size(self.solution), **of_cache,
+                "input_bits": search.work(self.solution), "gap": self.solution.gap, "predicted_kl": self.predicted, "measured_kl": self.measured,
                 "receipt_kl": self.trial.receipt, "tried": [trial.to_json() for trial in self.tried], "plan_file": str(self.plan_file),
                 "front_file": str(self.front_file)}
 
 
 def quantize_mixed(source: str | Path, out: str | Path, wish: Wish, goal: Goal, names: Sequence[str], *, together: bool = False,
                    overwrite: bool = False, threads: int | None = None, revision: str | None = None, allow_pickle: bool = False,
-                   receipt_text: EvaluationText | None = None, on_measured: OnProgress | None = None, on_progress: OnProgress | None = None,
-                   **rest: Any) -> Outcome:
-    """`names`: the candidates; of `wish`, the scheme is what the search decides. `rest`: as `quantize`.
+                   context: int | None = None, receipt_text: EvaluationText | None = None, on_measured: OnProgress | None = None,
+                   on_progress: OnProgress | None = None, **rest: Any) -> Outcome:
+    """`names`: the candidates, of weights (W4g64, W8A8) and of the key-value cache (C8, K8V4, C4); of `wish`, the scheme is what the search decides.
+    `rest`: as `quantize`.
 
+    context        tokens whose cache counts as size, where caches are among the candidates; None: CONTEXT, or fewer where the model takes fewer
     receipt_text   what the receipt is measured on; None: no receipt is written. A bound on KL holds there and on held-out calibration text.
 
     Writes the plan and the plot of the front into the folder `out` (beside it, where it is a file). Raises what `quantize` does, and UsageError where the
@@ -120,12 +124,19 @@ def quantize_mixed(source: str | Path, out: str | Path, wish: Wish, goal: Goal, 
         raise UsageError("a mixed search needs calibration text", where="--data", remedy="name a .txt or .jsonl file of text like what the model will meet")
     method, transforms = methods_of(wish)
     checkpoint, model, found = open_model(open_checkpoint(source, revision=revision, allow_pickle=allow_pickle), wish.tokens)
-    possible = candidates(checkpoint, model, found, names, keep=wish.keep)
+    for_weights, for_caches = split(names)
+    _check_caches(for_caches, goal, wish)
+    possible = candidates(checkpoint, model, found, for_weights, keep=wish.keep)
     possible.check(goal)
     _check_method(possible, wish.method.lower())
     to = rest.get("to", "compressed-tensors")
-    cache = cache_of_plan(Plan.parse(wish.cache), model.layers, f"--scheme {wish.cache}") if wish.cache else None
-    _check_format(checkpoint, found, possible, target, to, wish, together, cache)
+    caches = [cache_of_plan(Plan.parse(name), model.layers, f"--candidates {name}") for name in for_caches]
+    if not caches:
+        caches = [cache_of_plan(Plan.parse(wish.cache), model.layers, f"--scheme {wish.cache}") if wish.cache else None]
+    for cache in caches:
+        _check_format(checkpoint, found, possible, target, to, wish, together, cache)
+    if context is not None and not 1 <= context <= model.natural_len:
+        raise UsageError(f"{context} tokens", where="--context", remedy=f"this model takes 1 to {model.natural_len}")
     samples = samples_of(checkpoint, model, wish, HELD)
     if len(samples.ids) < wish.sequences + HELD:
         raise UsageError(f"holds {len(samples.ids)} sequences", where=str(wish.data),
@@ -134,6 +145,9 @@ def quantize_mixed(source: str | Path, out: str | Path, wish: Wish, goal: Goal, 
                          "sequences": wish.sequences, "seed": wish.seed, "keep": list(wish.keep), "observer": wish.observer, "cache": wish.cache, "to": to,
                          "method": options_of(method), "transforms": [options_of(one) for one in transforms], "candidates": list(names),
                          "together": together, "receipt": receipt_text and receipt_text.sha256, "shard_size": rest.get("shard_size")})
+    work = _Trials(source, out, kept, wish, samples, receipt_text, threads,
+                   {"threads": threads, "revision": revision, "allow_pickle": allow_pickle, "on_progress": on_progress, **rest},
+                   {"revision": revision, "allow_pickle": allow_pickle})
     sensitivities = kept.sensitivities(possible.wanted)
     if sensitivities is None:
         search = measure(model, Weights(checkpoint, found), samples.ids[: wish.sequences], possible, method, threads=threads or detect(None).cores,
@@ -141,9 +155,13 @@ def quantize_mixed(source: str | Path, out: str | Path, wish: Wish, goal: Goal, 
         kept.keep_sensitivities(search.sensitivities)
     else:
         search = Search(possible, sensitivities, together)
-    work = _Trials(source, out, kept, wish, samples, receipt_text, threads,
-                   {"threads": threads, "revision": revision, "allow_pickle": allow_pickle, "on_progress": on_progress, **rest},
-                   {"revision": revision, "allow_pickle": allow_pickle})
+    if for_caches:
+        tokens, one_for_all = context or min(CONTEXT, model.natural_len), to != own.TARGET
+        measured = kept.caches(for_caches, tokens, one_for_all)
+        if measured is None:
+            measured = measure_caches(work.original, for_caches, tokens, one_for_all)
+            kept.keep_caches(measured)
+        search = replace(search, caches=measured)
     try:
         search, best, tried = _try(search, goal, kept, work)
     except (UsageError, QualityError):
@@ -196,15 +214,10 @@ def _next(search: Search, goal: Goal, tried: Sequence[Trial], best: Trial | None
                 raise
             return None
         if solution.choice not in known:
-            return solution if best is None or _amount(solution, search, goal) < _amount(best.solution, search, goal) else None
+            return solution if best is None or search.amount(solution, goal) < search.amount(best.solution, goal) else None
         if tried[-1].worst <= goal.kl:  # all that is allowed is used, as far as is known
             return None
     return None
-
-
-def _amount(solution: Solution, search: Search, goal: Goal) -> float:
-    """What is to be made small."""
-    return search.work(solution) * solution.bytes if goal.minimize == WORK else solution.bytes
 
 
 @dataclass
@@ -235,7 +248,7 @@ class _Trials:
         report.written.out, report.samples = str(self.out), self.samples.name
         quantized = load(place, use_cache=False, threads=self.threads)
         held = self.samples.ids[self.wish.sequences :]
-        measured = compare(self._original, quantized, Windows(held, np.full(len(held), held.shape[1] - 1)), threads=self.threads).kl.value
+        measured = compare(self.original, quantized, Windows(held, np.full(len(held), held.shape[1] - 1)), threads=self.threads).kl.value
         del quantized
         receipt = None
         if self.text is not None:
@@ -249,7 +262,7 @@ class _Trials:
         return None if self.text is None else read_receipt(beside(self.kept.place(plan)))
 
     @cached_property
-    def _original(self) -> LoadedModel:
+    def original(self) -> LoadedModel:
         return load(self.source, quantization="16bit", use_cache=False, threads=self.threads, **self.reading)
 
     @property
@@ -284,6 +297,15 @@ def _check_format(checkpoint: Checkpoint, found: Mapping[str, str], possible: Ca
                              remedy="a search may write --to compressed-tensors (many integers, FP8) or --to octavo; or name other --candidates") from None
 
 
+def _check_caches(names: Sequence[str], goal: Goal, wish: Wish) -> None:
+    """Raises UsageError where caches cannot take part."""
+    if names and goal.bits is not None:
+        raise UsageError("counts weights, not a key-value cache", where="--target-bits", remedy="give --target-size or --max-kl, or leave the C candidates out")
+    if names and wish.cache:
+        raise UsageError(f"says what the key-value cache is, and --candidates {', '.join(names[1:])} do so, too", where=f"--scheme {wish.cache}",
+                         remedy="leave one of them out")
+
+
 def _check_method(possible: Candidates, method: str) -> None:
     """Raises UsageError where the method does not round to a candidate: before anything is measured."""
     for name, schemes in possible.wanted.items():
@@ -310,7 +332,8 @@ def _write(outcome: Outcome, place: Path, samples: Samples, names: Sequence[str]
     title = f"{outcome.report.method}: size and loss of {len(search.front)} plans"
     front_file.write_text(search.picture(title, outcome.solution, outcome.measured), encoding="utf-8")
     if outcome.receipt is not None:
-        kept = ("goal", "bits", "bytes", "predicted_kl", "measured_kl")
-        outcome.receipt.settings["search"] = {**{name: about[name] for name in kept}, "candidates": list(names), "plans_tried": len(outcome.tried),
+        kept = ("goal", "bits", "bytes", "cache", "predicted_kl", "measured_kl")
+        outcome.receipt.settings["search"] = {**{name: about[name] for name in kept if name in about}, "candidates": list(names),
+                                              "plans_tried": len(outcome.tried),
                                               "measured_on": f"{HELD} sequences of {samples.name} that calibration did not see"}
         outcome.receipt.write(beside(place))

@@ -104,7 +104,6 @@ def test_rounded_inputs_are_chosen_where_work_is_to_be_small(tiny_model: Path, w
     (Goal(bits=2.25), NAMES, "compressed-tensors", r"2\.25 bits per weight.*it takes at least 3\.\d+"),
     (Goal(bits=5), NAMES, "gptq", "gptq cannot hold"),
     (Goal(bits=2.25), ("Wtcq2", "Wtcq3"), "octavo", "rtn does not round to Wtcq2"),
-    (Goal(bits=5), ("W4g16C8", "W8g16"), "compressed-tensors", "key-value cache"),
 ])
 def test_refused_before_anything_is_measured(tiny_model: Path, wish: Wish, tmp_path: Path, goal: Goal, names: tuple[str, ...], to: str, said: str) -> None:
     with pytest.raises(UsageError, match=said) as refused:

@@ -6,6 +6,7 @@ killed search has found.
 
 from __future__ import annotations
 
+from .caches import CONTEXT, measure_caches, split
 from .candidates import DEFAULT, OUTER, Candidates, candidates, units
 from .goal import Goal, parse_size
 from .kept import Kept
@@ -13,5 +14,5 @@ from .program import Item, Solution
 from .search import Search, measure
 from .sensitivity import Sensitivities, Sensitivity
 
-__all__ = ["DEFAULT", "OUTER", "Candidates", "Goal", "Item", "Kept", "Search", "Sensitivities", "Sensitivity", "Solution", "candidates", "measure",
-           "parse_size", "units"]
+__all__ = ["CONTEXT", "DEFAULT", "OUTER", "Candidates", "Goal", "Item", "Kept", "Search", "Sensitivities", "Sensitivity", "Solution", "candidates",
+           "measure", "measure_caches", "parse_size", "split", "units"]

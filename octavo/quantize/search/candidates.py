@@ -75,10 +75,6 @@ def candidates(checkpoint: Checkpoint, model: Decoder, found: Mapping[str, str],
     schemes = _sorted(with_static_inputs(parse(name), f"--candidates {name}") for name in names)
     if not schemes:
         raise UsageError("no candidates", where="--candidates", remedy=f"such as {','.join(DEFAULT)}")
-    for scheme in schemes:
-        if scheme.cache.quantized or scheme.cache_values.quantized:
-            raise UsageError(f"{scheme} names a precision of the key-value cache, which a checkpoint does not decide", where="--candidates",
-                             remedy="leave the C out, and choose the cache where the model is served: octavo serve OUT --kv-cache auto --max-kl ...")
     enough = [s for s in schemes if s.weight.bits >= LEAST_OUTER_BITS and formats.get(s.weight.format).kind != "trellis"]  # they are rounded to nearest
     for_outer = _sorted(replace(s, activation=BF16) if is_static(s.activation) else s for s in enough or map(parse, USUAL_OUTER))
     wanted: dict[str, tuple[Scheme, ...]] = {}

@@ -2,7 +2,7 @@
 or not at all.
 
 `.NAME.octavo-search/` holds `header.json` (what everything in it belongs to; what was there of another search is removed), `sensitivities.json`,
-`trials.json` (a record for each plan that was tried) and, for the plans that may still be wanted, a folder with the checkpoint as it will stand.
+`caches.json`, `trials.json` (a record for each plan that was tried) and, for the plans that may still be wanted, a folder with the checkpoint as it will stand.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from ...checkpoints.writing import write_synced
 from ...errors import CheckpointError
 from ...schemes import Scheme
+from .caches import Caches
 from .sensitivity import Sensitivity
 
 SUFFIX = ".octavo-search"
@@ -53,6 +54,14 @@ class Kept:
     def keep_sensitivities(self, found: Mapping[str, Sensitivity]) -> None:
         self._write("sensitivities.json", {name: {"schemes": [str(scheme) for scheme in one.schemes], "kl": one.kl.tolist(), "inputs": one.inputs.tolist()}
                                            for name, one in found.items()})
+
+    def caches(self, names: Sequence[str], context: int, together: bool) -> Caches | None:
+        """What `keep_caches` was given, or None."""
+        found = self._read("caches.json")
+        return None if found is None or found["names"] != list(names) else Caches.of(found, context, together)
+
+    def keep_caches(self, found: Caches) -> None:
+        self._write("caches.json", found.to_json())
 
     # Trials ----------------------------------------------------------------------------------------------------------------------
 

@@ -12,8 +12,9 @@ import numpy as np
 from ...calibration.blocks import Weights
 from ...errors import UsageError
 from ...models import Decoder
-from ...schemes import Plan, Scheme
+from ...schemes import CacheSpec, Plan, Scheme, TensorSpec, cache_name
 from ..method import DraftingRounder, Rounder
+from .caches import Caches
 from .candidates import Candidates, units
 from .front import Mark, front, plot
 from .goal import WORK, Goal
@@ -27,12 +28,14 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Search:
-    """What was measured. `factor`: measured over predicted KL, of plans that have been tried (1.0: none)."""
+    """What was measured. `factor`: measured over predicted KL, of plans that have been tried (1.0: none). `caches`: where the key-value cache takes part;
+    then a solution's last choices are its layers', and its bytes those of the context, too."""
 
     candidates: Candidates
     sensitivities: Mapping[str, Sensitivity]
     together: bool = False
     factor: float = 1.0
+    caches: Caches | None = None
 
     @cached_property
     def units(self) -> list[tuple[str, ...]]:
@@ -40,7 +43,7 @@ class Search:
 
     @cached_property
     def items(self) -> list[Item]:
-        return [self._item(unit) for unit in self.units]
+        return [*(self._item(unit) for unit in self.units), *(self.caches.items() if self.caches else ())]
 
     def _item(self, unit: tuple[str, ...]) -> Item:
         found, wanted = self.candidates, [self.candidates.wanted[name] for name in unit]
@@ -71,11 +74,24 @@ class Search:
             if wished not in schemes:
                 return None
             choice.append(schemes.index(wished))
-        return total(self.items, choice)
+        return total(self.items, [*choice, *[0] * (len(self.items) - len(choice))])  # with a cache of 16 bits
 
     def schemes(self, solution: Solution) -> dict[str, Scheme]:
         """weight -> its scheme."""
-        return {name: self.candidates.wanted[name][i] for unit, i in zip(self.units, solution.choice, strict=True) for name in unit}
+        return {name: self.candidates.wanted[name][i] for unit, i in zip(self.units, solution.choice, strict=False) for name in unit}
+
+    def cache(self, solution: Solution) -> TensorSpec | CacheSpec | None:
+        """The key-value cache, where it takes part."""
+        return None if self.caches is None else self.caches.spec(solution.choice[len(self.units) :])
+
+    def cache_name(self, solution: Solution) -> str:
+        """Of what `cache` gives; "" where the cache takes no part."""
+        cache = self.cache(solution)
+        return "" if cache is None else cache_name(cache)
+
+    def cache_bytes(self, solution: Solution) -> int:
+        """Of the key-value cache of a token, all layers; 0 where it takes no part."""
+        return 0 if self.caches is None else self.caches.bytes_per_token(solution.choice[len(self.units) :])
 
     def plan(self, solution: Solution) -> Plan:
         """What most weights of the layers get is the default; everything that takes part and differs is an override by its whole name."""
@@ -86,20 +102,30 @@ class Search:
             sizes[scheme] += n * k if name.startswith("model.layers.") else 0
         default = sizes.most_common(1)[0][0]
         inside = {name: scheme for name, scheme in schemes.items() if scheme != default or not name.startswith("model.layers.")}
-        return Plan(default, tuple((name, scheme if scheme.weight.quantized else None) for name, scheme in inside.items()))
+        plan = Plan(default, tuple((name, scheme if scheme.weight.quantized else None) for name, scheme in inside.items()))
+        cache = self.cache(solution)
+        return plan if cache is None else plan.with_cache(cache)
 
     def size(self, solution: Solution) -> int:
-        """Bytes of all tensors of the checkpoint."""
+        """Bytes of all tensors of the checkpoint, and of the context's key-value cache where that takes part."""
         return solution.bytes + self.candidates.fixed
 
     def bits(self, solution: Solution) -> float:
         """Per weight that takes part."""
-        return 8 * solution.bytes / self.candidates.numbers
+        return 8 * self._weights(solution) / self.candidates.numbers
+
+    def _weights(self, solution: Solution) -> int:
+        """Bytes of the weights that take part."""
+        return sum(int(item.bytes[i]) for item, i in zip(self.items[: len(self.units)], solution.choice, strict=False))
+
+    def amount(self, solution: Solution, goal: Goal) -> int:
+        """What a bound on KL makes small: bytes, or bit operations."""
+        return sum(int((item.work if goal.minimize == WORK else item.bytes)[i]) for item, i in zip(self.items, solution.choice, strict=True))
 
     def work(self, solution: Solution) -> float:
         """Bits of inputs, mean over the bits of the weights that they meet: 16 where no input is rounded, 8 where all are."""
-        done = sum(int(item.work[i]) for item, i in zip(self.items, solution.choice, strict=True))
-        return done / (8 * solution.bytes)
+        done = sum(int(item.work[i]) for item, i in zip(self.items[: len(self.units)], solution.choice, strict=False))
+        return done / (8 * self._weights(solution))
 
     def predicted(self, solution: Solution) -> float:
         """nats per token."""
