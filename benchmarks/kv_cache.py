@@ -25,7 +25,7 @@ import numpy as np
 
 from octavo.cache import PAGE, KVPool, Step
 from octavo.loading import LoadedModel, load
-from octavo.quality import block_bootstrap, copy_task, kl_divergence, needle_task, windows_of
+from octavo.quality import copy_task, kl_divergence, mean_interval, needle_task, windows_of
 from octavo.quality.measures import negative_log_likelihood
 from octavo.quality.perplexity import logits_of
 from octavo.schemes import parse_cache
@@ -92,7 +92,7 @@ def quality(options: argparse.Namespace) -> None:
             same.append(kept[place].argmax(axis=1) == logits[::options.every].argmax(axis=1))
         losses[name] = np.concatenate(mine)
         worse = losses[name] - losses[options.formats[0]]
-        low, high = block_bootstrap(worse, 64)
+        low, high = mean_interval(worse, 64)
         line = (f"{name:>6}  perplexity {math.exp(losses[name].mean()):8.4f}, {100 * math.expm1(worse.mean()):+.3f}% ({100 * math.expm1(low):+.3f} to "
                 f"{100 * math.expm1(high):+.3f}); KL {np.concatenate(apart).mean():.5f}; top-1 {np.concatenate(same).mean():.4f}")
         if options.tasks:

@@ -23,7 +23,7 @@ import report
 
 from octavo.layers import declare
 from octavo.loading import LoadedModel, load
-from octavo.quality import Windows, block_bootstrap, kl_divergence, logits_of, negative_log_likelihood, same_top, summarize, windows_of
+from octavo.quality import Windows, kl_divergence, logits_of, mean_interval, negative_log_likelihood, same_top, summarize, windows_of
 
 # (name in the table, quantization, bar for the change of perplexity against the first)
 SCHEMES: tuple[tuple[str, str, float | None], ...] = (
@@ -61,7 +61,7 @@ class Tally:
         losses = np.concatenate(self.losses)
         mine = summarize(losses, windows)
         difference = losses - np.concatenate(reference.losses)
-        low, high = block_bootstrap(difference, int(windows.scored[0]))
+        low, high = mean_interval(difference, int(windows.scored[0]))
         return {"name": self.name, "scheme": str(self.model.plan.default), "bits": bits_per_weight(self.model),
                 "perplexity": mine.value, "low": mine.low, "high": mine.high,
                 "ratio": math.exp(difference.mean()), "ratio_low": math.exp(low), "ratio_high": math.exp(high),

@@ -41,6 +41,9 @@ class Options(ModelOptions):
     long: str | None = None
     """Lengths to check long contexts at, such as 1k,4k,16k: KL there, and whether copies and needles are found."""
 
+    long_windows: int | None = None
+    """Windows of each of these lengths; default: 8, fewer of long ones (32k tokens in all, but 2 at least). Few give wide intervals."""
+
     tasks: str | None = None
     """Tasks for lm-eval (the extra octavo[eval]), separated by commas: those of --task-data, lm-eval's own, or its YAML files."""
 
@@ -67,6 +70,7 @@ def run(options: Options) -> None:
     """Perplexity of a text; with --against also KL divergence, agreement and more, each with a 95% interval."""
     if options.text is None and not options.tasks:
         raise UsageError("no text to predict", where="--text", remedy="name a file, such as WikiText-2's test part, or wikitext2; or give --tasks")
+    _check_needed(options)
     lengths = _lengths(options.long)
 
     from ..evaluate import evaluate, evaluate_tasks
@@ -84,7 +88,7 @@ def run(options: Options) -> None:
         context = RECEIPT_CONTEXT if as_receipts else options.context
         windows = RECEIPT_WINDOWS if as_receipts and options.windows is None else options.windows
         done = evaluate(lambda: load_model(options), original, text, context=context, windows=windows, by_layer=options.by_layer,
-                        lengths=lengths, one_at_a_time=options.one_at_a_time, on_progress=tell)
+                        lengths=lengths, long_windows=options.long_windows, one_at_a_time=options.one_at_a_time, on_progress=tell)
         if options.plots is not None:
             from ..evaluate.plots import write_plots
 
@@ -103,6 +107,18 @@ def run(options: Options) -> None:
         print(json.dumps(done.to_json()))
     else:
         _show(done)
+
+
+def _check_needed(options: Options) -> None:
+    """Raises UsageError for what would be left out for want of another option, before anything is loaded."""
+    for option, given in (("--by-layer", options.by_layer), ("--plots", options.plots is not None)):
+        if given and options.against is None:
+            raise UsageError("shows what was lost against an original", where=option, remedy="name the original with --against")
+    for option, given in (("--by-layer", options.by_layer), ("--plots", options.plots is not None), ("--long", options.long is not None)):
+        if given and options.text is None:
+            raise UsageError("needs a text", where=option, remedy="name it with --text")
+    if options.long_windows is not None and (options.long is None or options.long_windows < 1):
+        raise UsageError("counts the windows of --long, one at least", where="--long-windows", remedy="give --long 1k,4k with it")
 
 
 def _lengths(text: str | None) -> list[int]:
@@ -136,17 +152,15 @@ def _show(done: Evaluation) -> None:
         console.print(f"{found['text']}: {found['tokens']} tokens in {found['windows']} windows of {found['context']}", markup=False, highlight=False)
         table = Table("", "value", "95% interval")
         for label, number in _rows(found):
-            low, high = number.get("low"), number.get("high")
-            table.add_row(label, _number(number["value"]), "" if low is None or high is None else f"{_number(low)} to {_number(high)}")
+            table.add_row(label, _number(number["value"]), _span(number))
         console.print(table)
     if "kl_by_layer" in found:
         layers = Table("only this from the model", "mean KL", "95% interval")
         for part in found["kl_by_layer"]:
-            kl = part["kl"]
-            layers.add_row(part["part"], _number(kl["value"]), "" if kl["low"] is None else f"{_number(kl['low'])} to {_number(kl['high'])}")
+            layers.add_row(part["part"], _number(part["kl"]["value"]), _span(part["kl"]))
         console.print(layers)
     for one in found.get("long", ()):
-        console.print(_long_line(one), markup=False, highlight=False)
+        console.print("\n".join(_long_lines(one)), markup=False, highlight=False)
     if "tasks" in found:
         console.print(_tasks(found["tasks"]))
     for note in found.get("notes", ()):
@@ -168,12 +182,14 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return rows
 
 
-def _long_line(one: dict[str, Any]) -> str:
-    parts = [f"KL {_number(one['kl']['value'])}, at the end {_number(one['kl_at_end']['value'])}"] if "kl" in one else []
-    for who in ("model", "original"):
-        for task in one.get(who, ()):
-            parts.append(f"{task['task']} of the {who} {_number(task['exact']['value'])} exact, {_number(task['tokens']['value'])} of tokens")
-    return f"{one['length']} tokens: " + "; ".join([*parts, *([one["note"]] if "note" in one else [])])
+def _long_lines(one: dict[str, Any]) -> list[str]:
+    """A line for the length, one for each task, one for what was not measured."""
+    kl = f", {one['windows']} windows: KL {_with_span(one['kl'])}, at the end {_with_span(one['kl_at_end'])}" if "kl" in one else ""
+    lines = [f"{one['length']} tokens{kl}"]
+    for place, task in enumerate(one.get("model", ())):
+        sides = [(who, one[key][place]) for who, key in (("", "model"), ("original ", "original"), ("paired difference ", "difference")) if key in one]
+        lines.append(f"  {task['task']}: " + "; ".join(f"{who}{_with_span(it['exact'])} exact, {_with_span(it['tokens'])} of tokens" for who, it in sides))
+    return lines + ([f"  note: {one['note']}"] if "note" in one else [])
 
 
 def _tasks(found: dict[str, Any]) -> Any:
@@ -191,7 +207,15 @@ def _tasks(found: dict[str, Any]) -> Any:
 
 
 def _span(one: dict[str, Any]) -> str:
-    return "" if one["low"] is None else f"{_number(one['low'])} to {_number(one['high'])}"
+    """The interval; one end alone where only that is known."""
+    low, high = one.get("low"), one.get("high")
+    if low is None and high is None:
+        return ""
+    return f"{_number(low)} at least" if high is None else f"{_number(high)} at most" if low is None else f"{_number(low)} to {_number(high)}"
+
+
+def _with_span(one: dict[str, Any]) -> str:
+    return f"{_number(one['value'])} ({_span(one)})" if _span(one) else _number(one["value"])
 
 
 def _number(value: float | None) -> str:

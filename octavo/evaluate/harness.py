@@ -13,6 +13,7 @@ import numpy as np
 from ..engine import Sampling
 from ..errors import MissingExtraError, OctavoError, UsageError
 from ..quality import Estimate, estimate
+from ..quality.shares import share, share_difference
 from .scoring import Scorer
 from .tasks import task_configs
 
@@ -75,7 +76,8 @@ def compare_tasks(model: TaskScores, original: TaskScores | None) -> dict[str, A
             if before is not None:
                 one["original"] = _estimate(metric, before).to_json()  # type: ignore[assignment]
                 if metric != "perplexity":
-                    one["difference"] = estimate(values - before, 1).to_json()  # type: ignore[assignment]
+                    paired = share_difference if _is_share(values) and _is_share(before) else estimate
+                    one["difference"] = paired(values - before, 1).to_json()  # type: ignore[assignment]
                 else:
                     one["ratio"] = estimate(before - values, 1).exp.to_json()  # type: ignore[assignment]
         for metric, value in model.totals.get(task, {}).items():
@@ -86,9 +88,14 @@ def compare_tasks(model: TaskScores, original: TaskScores | None) -> dict[str, A
 
 def _estimate(metric: str, values: np.ndarray) -> Estimate:
     """Means of documents; a perplexity is e to the power of the mean loss, of which the documents hold the negative."""
-    if metric != "perplexity":
-        return estimate(values, 1)
-    return estimate(-values, 1).exp
+    if metric == "perplexity":
+        return estimate(-values, 1, positive=True).exp
+    return share(values, 1) if _is_share(values) else estimate(values, 1)
+
+
+def _is_share(values: np.ndarray) -> bool:
+    """Whether each question counts as right or wrong."""
+    return bool(np.isin(values, (0.0, 1.0)).all())
 
 
 def _scores(found: Mapping[str, Any]) -> TaskScores:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import __version__
+from ..errors import UsageError
 from ..quality import Comparison, EvaluationText, Perplexity, perplexity, summarize, windows_of
 from ..quality.pair import CONTEXT, Loader, OnProgress, compare_pair, who
 from ..quality.parts import PartLoss, kl_by_part
@@ -87,20 +88,24 @@ def evaluate_tasks(load_model: Loader, load_original: Loader | None, tasks: Task
 
 
 def evaluate(load_model: Loader, load_original: Loader | None, text: EvaluationText, *, context: int | None = None, windows: int | None = None,
-             by_layer: bool = False, lengths: Sequence[int] = (), one_at_a_time: bool = False, on_progress: OnProgress | None = None) -> Evaluation:
+             by_layer: bool = False, lengths: Sequence[int] = (), long_windows: int | None = None, one_at_a_time: bool = False,
+             on_progress: OnProgress | None = None) -> Evaluation:
     """Perplexity of a model on a text and, with an original, what it has lost against it.
 
     The models are loaded here, the original first. Where both do not fit, or `one_at_a_time` says so, the original's logits go to a temporary file and
     it is gone before the model comes; KL by layer and the long contexts need both, and a note says that they were left out.
-    context: None takes CONTEXT tokens, or what the models take if that is less. `on_progress(stage, done, total)`.
-    Raises what loading raises, UsageError for a text that is too short, CapacityError.
+    context: None takes CONTEXT tokens, or what the models take if that is less. long_windows: of each of `lengths` (None: see `windows_at`).
+    `on_progress(stage, done, total)`. Raises what loading raises, UsageError for a text that is too short, a context that a model does not take, and
+    `by_layer` without an original, CapacityError.
     """
     tell = on_progress or (lambda stage, done, total: None)
+    if by_layer and load_original is None:
+        raise UsageError("without an original no layer has lost anything", where="by_layer", remedy="give the original, too")
     if load_original is None:
         model = load_model()
         context = context or min(CONTEXT, model.max_model_len)
         one = perplexity(model, text.documents, context=context, windows=windows, on_window=lambda done, total, _: tell("perplexity", done, total))
-        alone = long_context(model, None, text.documents, lengths, on_length=lambda length: tell(f"{length} tokens", 0, 1))
+        alone = long_context(model, None, text.documents, lengths, windows=long_windows, on_length=lambda length: tell(f"{length} tokens", 0, 1))
         return Evaluation(who(model), None, _which(text, context), one, evidence=Evidence(long=alone))
     pair = compare_pair(load_model, load_original, text, context=context, windows=windows, one_at_a_time=one_at_a_time, on_progress=on_progress)
     notes, comparison, original, model = pair.notes, pair.comparison, pair.original, pair.model
@@ -110,7 +115,7 @@ def evaluate(load_model: Loader, load_original: Loader | None, text: EvaluationT
         if by_layer:
             few = windows_of(original, text.documents, context=min(pair.context, PART_CONTEXT), windows=PART_WINDOWS)
             parts = kl_by_part(original, model, few, on_part=lambda done, total: tell("layer by layer", done, total))
-        long = long_context(model, original, text.documents, lengths, on_length=lambda length: tell(f"{length} tokens", 0, 1))
+        long = long_context(model, original, text.documents, lengths, windows=long_windows, on_length=lambda length: tell(f"{length} tokens", 0, 1))
     elif by_layer or lengths:
         notes.append("KL by layer and long contexts need both models in memory: not measured")
     return Evaluation(pair.who, pair.original_who, _which(text, pair.context), summarize(comparison.rows.model, pair.windows), comparison,

@@ -116,7 +116,8 @@ def questions(task: Task, path: Path) -> list[dict[str, Any]]:
             if line.strip():
                 found.append(task.question(json.loads(line)))
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot be read: {error}", where=str(path)) from None
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UsageError(f"cannot be read: {why}", where=str(path)) from None
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UsageError(f"line {number} holds no question of this task ({type(error).__name__}: {error})", where=str(path)) from None
     return found

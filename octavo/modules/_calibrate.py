@@ -13,34 +13,34 @@ from ..calibration.observers import Observer
 from ..calibration.statistics import Statistics, combine, means, of_rows
 from ..errors import UsageError
 from ._find import Found
+from ._kind import Given
 
 ROWS_AT_ONCE = 4096
 
 
-def statistics(module: nn.Module, found: list[Found], data: Iterable[Any], needs: str) -> dict[str, Statistics]:
-    """Of the rows that meet each layer's weight while `data` runs through `module`. needs: "moments" or "gram". An item of `data` is what the module takes:
-    a tensor, a tuple of arguments, or a mapping of them. Raises UsageError for no data."""
-    sums: dict[str, Statistics] = {}
+def statistics(module: nn.Module, found: list[Found], data: Iterable[Any], needs: str) -> dict[str, dict[str, Statistics]]:
+    """{layer: {matrix: of the rows that it meets while `data` runs through `module`}}; nothing of what the data does not reach. needs: "moments" or "gram".
+    An item of `data` is what the module takes: a tensor, a tuple of arguments, or a mapping of them. Raises UsageError for no data."""
+    sums: dict[str, dict[str, Statistics]] = {}
 
-    def add(layer: Found, x: torch.Tensor) -> None:
-        rows = layer.kind.rows(layer.module, x, True)
-        if rows is None:
-            return
-        whole = np.ascontiguousarray(rows.detach().float().numpy())
-        for start in range(0, len(whole), ROWS_AT_ONCE):
-            sums[layer.name] = combine(sums.get(layer.name), of_rows(whole[start : start + ROWS_AT_ONCE], needs == "gram"))
+    def add(layer: Found, given: Given) -> None:
+        for name, rows in layer.kind.met(layer.module, given).items():
+            whole = np.ascontiguousarray(rows.detach().float().numpy())
+            for start in range(0, len(whole), ROWS_AT_ONCE):
+                mine = sums.setdefault(layer.name, {})
+                mine[name] = combine(mine.get(name), of_rows(whole[start : start + ROWS_AT_ONCE], needs == "gram"))
 
     _run(module, found, data, add)
-    return {name: means(total) for name, total in sums.items()}
+    return {layer: {name: means(total) for name, total in mine.items()} for layer, mine in sums.items()}
 
 
 def ranges(module: nn.Module, found: list[Found], data: Iterable[Any], observer: str, factors: Mapping[str, np.ndarray]) -> dict[str, Observer]:
     """What the inputs of the layers with static scales are, multiplied by `factors` [k] where a layer has them."""
     seen = {f.name: Observer(observer) for f in found}
 
-    def add(layer: Found, x: torch.Tensor) -> None:
-        rows = layer.kind.rows(layer.module, x, False)
-        if rows is not None:
+    def add(layer: Found, given: Given) -> None:
+        rows = layer.kind.rows(layer.module, given.real)
+        if rows is not None and len(rows):
             values = rows.detach().float().numpy()
             seen[layer.name].update(values * factors[layer.name] if layer.name in factors else values)
 
@@ -53,7 +53,8 @@ def mean_errors(module: nn.Module, found: list[Found], data: Iterable[Any], made
     float module: rounding of weights and inputs, and clipping. Source: Nagel et al., arXiv:1906.04721, section 4.2 (empirical bias correction)."""
     sums: dict[str, tuple[torch.Tensor, int]] = {}
 
-    def add(layer: Found, x: torch.Tensor) -> None:
+    def add(layer: Found, given: Given) -> None:
+        x = given.real
         difference = (layer.module.forward(x) - made[layer.name](x)).double()
         channel = 1 if layer.kind.name == "convolution" and x.dim() == layer.module.weight.dim() else 0 if layer.kind.name == "convolution" else -1  # type: ignore[union-attr,operator]
         rows = difference.movedim(channel, -1).reshape(-1, difference.shape[channel])
@@ -64,11 +65,12 @@ def mean_errors(module: nn.Module, found: list[Found], data: Iterable[Any], made
     return {name: (total / count).float() for name, (total, count) in sums.items() if count}
 
 
-def _run(module: nn.Module, found: list[Found], data: Iterable[Any], add: Callable[[Found, torch.Tensor], None]) -> None:
-    """`data` through `module`; `add` sees the input of every layer of `found`."""
+def _run(module: nn.Module, found: list[Found], data: Iterable[Any], add: Callable[[Found, Given], None]) -> None:
+    """`data` through `module`; `add` sees what every layer of `found` is given."""
     def hook_of(layer: Found) -> Any:
         def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            add(layer, _real(arguments[0] if arguments else next(iter(named.values())), mask))
+            x, *rest = (*arguments, *named.values())
+            add(layer, Given(x, tuple(rest), mask))
 
         return hook
 
@@ -87,13 +89,6 @@ def _run(module: nn.Module, found: list[Found], data: Iterable[Any], add: Callab
             handle.remove()
     if not batches:
         raise UsageError("the calibration data is empty", where="data", remedy="give an iterable of inputs that the module takes")
-
-
-def _real(x: Any, mask: torch.Tensor | None) -> Any:
-    """The rows of x [batch, length, k] that are no padding, where an attention mask [batch, length] came with the data."""
-    if mask is None or not isinstance(x, torch.Tensor) or x.dim() != 3 or x.shape[:2] != mask.shape or not x.is_floating_point():
-        return x
-    return x[mask.bool()].unsqueeze(0)
 
 
 def _call(module: nn.Module, item: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..schemes import Plan, Scheme, TensorSpec, parse
 from ._calibrate import mean_errors, ranges, statistics
 from ._find import Found, find, open_fast_paths, put
 from ._inputs import Inputs, is_static
-from ._kind import Wanted, vector
+from ._kind import WHOLE, Round, Wanted, vector
 from ._weight import Quantized
 from .from_ids import fuse
 from .layers.linear import linear_values
@@ -44,26 +44,58 @@ class _Nearest:
         return nearest(weight, spec)
 
 
+@dataclass
+class _Rounding:
+    """`rounder` where it knows what it needs, else `without_data`, with a note."""
+
+    rounder: Rounder
+    without_data: Rounder
+    notes: list[str] = field(default_factory=list)
+
+    def of(self, found: Found) -> Round:
+        """How the matrices of this layer are rounded."""
+        def round_matrix(weight: np.ndarray, spec: TensorSpec, known: Statistics | None) -> QTensor:
+            if self.rounder.needs == "nothing" or known is not None:
+                tensor = self.rounder.round(weight, spec, known)
+                self._take_remarks(found.name)
+                return tensor
+            why = "its rows are looked up one by one" if found.kind.name == "embedding" else "the data never reached it"
+            note = f"{found.name or 'the module'} is rounded without calibration: {why}"
+            if note not in self.notes:
+                self.notes.append(note)
+            return self.without_data.round(weight, spec, None)
+
+        return round_matrix
+
+    def _take_remarks(self, name: str) -> None:
+        """What a rounder had to do otherwise than asked."""
+        remarks: list[str] = getattr(self.rounder, "remarks", [])
+        self.notes += [f"{name}: {remark}" for remark in remarks]
+        remarks.clear()
+
+
 @dataclass(frozen=True)
 class Report:
     """layers: {name: scheme} of those that are quantized; kept: {name: why} of layers of a known kind that are not; encoders: how many run as one
-    native program; before, after: bytes of parameters and buffers."""
+    native program; before, after: bytes of parameters and buffers; notes: where it went otherwise than asked."""
 
     layers: dict[str, str]
     kept: dict[str, str]
     encoders: int
     before: int
     after: int
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"{len(self.layers)} layers quantized, {len(self.kept)} kept; {self.before / 1e6:.1f} MB > {self.after / 1e6:.1f} MB"]
         if self.encoders:
             lines.append(f"{self.encoders} encoder{'s' if self.encoders > 1 else ''} as one native program")
-        return "\n".join(lines + [f"  {name} kept: {why}" for name, why in self.kept.items()])
+        return "\n".join(lines + [f"  {name} kept: {why}" for name, why in self.kept.items()] + [f"  note: {note}" for note in self.notes])
 
 
-def quantize(module: nn.Module, scheme: str | Scheme | Plan, data: Iterable[Any] | None = None, rounder: Rounder | None = None, *, observer: str = "mse",
-             smoothing: float = 0.7, bias_correction: bool = False, in_place: bool = False) -> nn.Module:
+def quantize(module: nn.Module, scheme: str | Scheme | Plan, data: Iterable[Any] | None = None, rounder: Rounder | None = None, *,
+             without_data: Rounder | None = None, observer: str = "mse", smoothing: float = 0.7, bias_correction: bool = False,
+             in_place: bool = False) -> nn.Module:
     """A copy of `module` (or itself, in_place) whose linears, convolutions, embeddings and recurrent layers hold few bits and run on the native kernels.
 
     scheme    a name of the grammar, alone or with overrides by layer ("W8A8; *.classifier.weight=keep"), or a Plan. A8: inputs get a scale per row while
@@ -71,6 +103,8 @@ def quantize(module: nn.Module, scheme: str | Scheme | Plan, data: Iterable[Any]
     data      what the module takes, batch by batch: tensors, tuples of arguments or mappings. Needed for static scales, bias correction and
               calibrated methods; it must not be text or pictures the result is judged on
     rounder   how weights are rounded; to nearest by default
+    without_data   the same for matrices of which `rounder` would need to know inputs that are not there (tables, layers that the data does not reach);
+              the report notes them
     observer  of static scales: "mse", "min-max", "percentile" or "entropy" (calibration/observers.py)
     smoothing  with static scales, linears share the spread of their inputs between activations and weights, channel by channel (SmoothQuant's alpha); 0: not
     bias_correction  puts the mean error of the rounding, on `data`, into the biases
@@ -95,13 +129,16 @@ def quantize(module: nn.Module, scheme: str | Scheme | Plan, data: Iterable[Any]
         raise UsageError(f"{what} data to be calibrated on", where="quantize", remedy="give data=..., batches that the module takes")
     batches = list(data) if data is not None and (still or bias_correction or needs != "nothing") else []
     known = statistics(result, found, batches, needs) if needs != "nothing" else {}
-    factors = _factors([f for f in still if f.kind.name == "linear" and f.name in known], known, smoothing) if smoothing else {}
+    linears = {f.name: known[f.name][WHOLE] for f in still if f.kind.name == "linear" and f.name in known}
+    factors = _factors([f for f in still if f.name in linears], linears, smoothing) if smoothing else {}
     seen = ranges(result, still, batches, observer, factors) if still else {}
     made: dict[str, Quantized] = {}
+    rounding = _Rounding(rounder, without_data or _Nearest())
     for f in found:
         try:
-            mine = known.get(f.name) if rounder.needs != "nothing" else None
-            made[f.name] = f.kind.build(f.module, Wanted(f.name, f.scheme, _inputs(f, seen), rounder.round, mine, factors.get(f.name)))
+            mine = known.get(f.name, {}) if rounder.needs != "nothing" else {}
+            wanted = Wanted(f.name, f.scheme, _inputs(f, seen), rounding.of(f), mine, factors.get(f.name), f.kind.name == "linear")
+            made[f.name] = f.kind.build(f.module, wanted)
         except OctavoError as problem:
             problem.args = (f"{f.name}: {problem}",)
             raise
@@ -110,7 +147,7 @@ def quantize(module: nn.Module, scheme: str | Scheme | Plan, data: Iterable[Any]
     for name, layer in made.items():
         result = put(result, name, layer)
     open_fast_paths(result)
-    report = Report({f.name: str(f.scheme) for f in found}, kept, fuse(result), before, nbytes(result))
+    report = Report({f.name: str(f.scheme) for f in found}, kept, fuse(result), before, nbytes(result), rounding.notes)
     result.__dict__[KEPT_AS] = report
     return result
 

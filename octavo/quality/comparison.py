@@ -16,8 +16,9 @@ import numpy as np
 from ..errors import UsageError
 from ..machine import detect
 from .divergence import Divergence, Rows
-from .intervals import Estimate, estimate, finite, quantile_bootstrap
+from .intervals import Estimate, estimate, finite
 from .perplexity import Model, Windows, logits_of
+from .shares import quantile_interval, share
 
 PERCENTILES = (0.1, 1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9)
 OnRows = Callable[[int, int], None]
@@ -39,25 +40,32 @@ class Comparison:
     @property
     def kl(self) -> Estimate:
         """Mean KL(original || model) in nats per token."""
-        return estimate(self.rows.kl, self.windows.blocks)
+        return estimate(self.rows.kl, self.windows.blocks, positive=True)
+
+    def kl_from(self, position: int) -> Estimate:
+        """The same of tokens that have at least so many before them."""
+        late = self.windows.positions >= position
+        return estimate(self.rows.kl[late], self.windows.blocks[late], positive=True)
 
     def kl_quantile(self, quantile: float) -> Estimate:
         """A quantile of the tokens' KL, the maximum (1.0) without an interval."""
-        interval = (math.nan, math.nan) if quantile == 1.0 else quantile_bootstrap(self.rows.kl, self.windows.blocks, quantile)
+        interval = (math.nan, math.nan) if quantile == 1.0 else quantile_interval(self.rows.kl, self.windows.blocks, quantile)
         return Estimate(float(np.quantile(self.rows.kl, quantile, method="higher")), *interval)
 
     @property
     def top1_agreement(self) -> Estimate:
-        """Share of tokens at which both would choose the same, 0 to 1."""
-        return estimate(self.rows.same_top.astype(np.float64), self.windows.blocks)
+        """Share of tokens at which both would choose the same, 0 to 1. Of two that give the same distributions it is 1, no more and no less."""
+        if not self.rows.kl.any():
+            return Estimate(1.0, 1.0, 1.0)
+        return share(self.rows.same_top.astype(np.float64), self.windows.blocks)
 
     @property
     def perplexity(self) -> Estimate:
-        return estimate(self.rows.model, self.windows.blocks).exp
+        return estimate(self.rows.model, self.windows.blocks, positive=True).exp
 
     @property
     def original_perplexity(self) -> Estimate:
-        return estimate(self.rows.original, self.windows.blocks).exp
+        return estimate(self.rows.original, self.windows.blocks, positive=True).exp
 
     @property
     def perplexity_ratio(self) -> Estimate:
@@ -84,7 +92,7 @@ class Comparison:
         for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
             inside = (positions >= start) & (positions < stop)
             if inside.any():
-                found.append((start, stop, estimate(self.rows.kl[inside], self.windows.blocks[inside])))
+                found.append((start, stop, estimate(self.rows.kl[inside], self.windows.blocks[inside], positive=True)))
         return found
 
     @property
@@ -97,7 +105,7 @@ class Comparison:
         """Numbers with their 95% intervals; null where there is none to give."""
         kl, median, p99 = self.kl, self.kl_quantile(0.5), self.kl_quantile(0.99)
         shift, blocks = self.shift, self.windows.blocks
-        square = estimate(shift**2, blocks)
+        square = estimate(shift**2, blocks, positive=True)
         return {
             "perplexity": self.perplexity.to_json(),
             "original_perplexity": self.original_perplexity.to_json(),

@@ -1,16 +1,26 @@
-"""How sure a number from a text is: tokens of one passage are not independent, so whole passages are drawn again (block bootstrap).
+"""How sure a number from a text is: tokens of one passage are not independent, so it is passages that count, and how much they differ.
 
-A passage is a document where the text has enough of them, else a window of the evaluation (see `Windows.blocks`).
+A passage is a document where the text has enough of them, else a window of the evaluation (see `Windows.blocks`). From ENOUGH passages on the interval is
+a studentized block bootstrap (blocks: Kunsch 1989, disjoint as in Carlstein 1986; studentized: Hall 1988): passages are drawn again, and each draw's mean is
+measured in its own standard errors, which corrects for few passages and for skewed ones. Below, draws are too few to say anything beyond their spread, and
+Student's t takes their place. Plain percentiles of the draws, the common way, are far too narrow then (Hesterberg 2015, arXiv:1411.5279): of intervals
+called 95%, half hold the true mean with two blocks, 78% with four, 86% with eight. tests/quality/test_coverage.py counts ours.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-DRAWS = 2000
+from .distributions import student
+
+DRAWS, LEAST_DRAWS = 2000, 400
+DRAWN = 4_000_000  # blocks in all draws: of very many blocks, fewer draws do
 LEVEL = 0.95
+NORMAL = 1.959964  # standard deviations of the normal distribution that hold LEVEL
+ENOUGH = 8  # blocks to draw from
 
 
 @dataclass(frozen=True)
@@ -36,45 +46,63 @@ def finite(number: float) -> float | None:
     return float(number) if np.isfinite(number) else None
 
 
-def block_bootstrap(values: np.ndarray, block: int | np.ndarray, *, level: float = LEVEL, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
+def mean_interval(values: np.ndarray, block: int | np.ndarray, *, positive: bool = False, level: float = LEVEL, draws: int = DRAWS,
+                  seed: int = 0) -> tuple[float, float]:
     """The interval that holds the mean of `values` [n] with probability `level`.
 
     `block` is the number of values in a block (the last may have fewer), or a label for each value [n]: equal labels in a row are one block.
-    Draws as many blocks as there are with replacement, takes the mean of all their values, `draws` times, and returns the percentiles
-    (Kunsch 1989, with disjoint blocks as in Carlstein 1986). To compare two models on one text, pass the differences per token:
-    what is hard about the text cancels out. With fewer than two blocks, or with values that are not finite, nothing can be said: (nan, nan).
+    positive: values are at least 0 (losses, divergences), so the interval is taken of the mean's logarithm, which is less skewed.
+    To compare two models on one text, pass the differences per token: what is hard about the text cancels out. Where all values are equal, so are
+    both ends. With fewer than two blocks, or with values that are not finite, nothing can be said: (nan, nan).
     """
     starts = block_starts(block, len(values))
     if len(starts) < 2 or not np.isfinite(values).all():
         return float("nan"), float("nan")
+    if values.min() == values.max():
+        return float(values[0]), float(values[0])
     sums = np.add.reduceat(values.astype(np.float64), starts)
     counts = np.diff(np.append(starts, len(values))).astype(np.float64)
-    means = np.empty(draws)
-    generator = np.random.default_rng(seed)
-    for part in np.array_split(np.arange(draws), max(1, draws * len(starts) // 4_000_000)):  # 32 MB of indices at a time
-        drawn = generator.integers(0, len(starts), size=(len(part), len(starts)))
-        means[part] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    mean = float(sums.sum() / counts.sum())
+    apart = sums - mean * counts
+    error = float(_error(apart, counts))
+    if error <= abs(mean) * 1e-12:
+        return mean, mean
+    positive = positive and bool((sums > 0).all())
+    least, most = _studentized(apart, counts, mean if positive else None, level, draws, seed)
+    if not positive:
+        return mean - most * error, mean - least * error
+    with np.errstate(over="ignore"):
+        return float(mean * np.exp(-most * error / mean)), float(mean * np.exp(-least * error / mean))
 
 
-def quantile_bootstrap(values: np.ndarray, block: int | np.ndarray, quantile: float, *, level: float = LEVEL, draws: int = 200,
-                       seed: int = 0) -> tuple[float, float]:
-    """The interval of a quantile of `values` [n], from blocks as in `block_bootstrap`. (Of a maximum, drawing again can say nothing.)"""
-    starts = block_starts(block, len(values))
-    if len(starts) < 2 or not np.isfinite(values).all():
-        return float("nan"), float("nan")
-    sizes = np.diff(np.append(starts, len(values)))
-    order = np.argsort(values, kind="stable")
-    owner = np.repeat(np.arange(len(starts)), sizes)[order]
-    generator = np.random.default_rng(seed)
+def _studentized(apart: np.ndarray, counts: np.ndarray, mean: float | None, level: float, draws: int, seed: int) -> tuple[float, float]:
+    """Between which values (mean of a sample - true mean) / its standard error lies with probability `level`; with `mean`, of the logarithms.
+
+    apart   of each block: its sum, less what the mean gives so many values
+    """
+    blocks = len(apart)
+    if blocks < ENOUGH:
+        reach = student((1 + level) / 2, blocks - 1)
+        return -reach, reach
+    draws = min(draws, max(DRAWN // blocks, LEAST_DRAWS))
     found = np.empty(draws)
-    for draw in range(draws):
-        times = np.bincount(generator.integers(0, len(starts), len(starts)), minlength=len(starts))
-        below = np.cumsum(times[owner])  # how many drawn values are at most this one
-        found[draw] = values[order[np.searchsorted(below, quantile * below[-1])]]
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    generator = np.random.default_rng(seed)
+    equal = bool((counts == counts[0]).all())
+    for part in np.array_split(np.arange(draws), max(1, draws * blocks // 65_536)):  # what a core's own cache holds
+        drawn = generator.integers(0, blocks, size=(len(part), blocks), dtype=np.int32)
+        sums, sizes = apart[drawn], counts if equal else counts[drawn]
+        shift = sums.sum(axis=1) / sizes.sum(axis=-1)
+        error = _error(sums - shift[:, None] * sizes, sizes)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found[part] = shift / error if mean is None else np.log1p(shift / mean) * (mean + shift) / error
+    low, high = np.quantile(np.nan_to_num(found), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _error(apart: np.ndarray, counts: np.ndarray) -> Any:
+    """The standard error of a mean from what blocks [..., blocks] are apart from it (of a ratio: Cochran, Sampling Techniques, section 6.4)."""
+    blocks = counts.shape[-1]
+    return np.sqrt(blocks / (blocks - 1) * np.einsum("...b,...b->...", apart, apart)) / counts.sum(axis=-1)
 
 
 def block_starts(block: int | np.ndarray, count: int) -> np.ndarray:
@@ -84,6 +112,6 @@ def block_starts(block: int | np.ndarray, count: int) -> np.ndarray:
     return np.arange(0, count, block)
 
 
-def estimate(values: np.ndarray, block: int | np.ndarray) -> Estimate:
-    """Mean and interval."""
-    return Estimate(float(values.mean()), *block_bootstrap(values, block))
+def estimate(values: np.ndarray, block: int | np.ndarray, *, positive: bool = False) -> Estimate:
+    """Mean and interval; see `mean_interval`."""
+    return Estimate(float(values.mean()), *mean_interval(values, block, positive=positive))

@@ -98,7 +98,7 @@ def windows_of(model: Model, text: str | Sequence[str], *, context: int = 1024, 
     documents = [text] if isinstance(text, str) else list(text)
     stride = context if stride is None else stride
     if not 1 < context <= model.max_model_len:
-        raise UsageError(f"a context of {context} tokens", remedy=f"this model takes 2 to {model.max_model_len}")
+        raise UsageError(f"{context} tokens", where="context", remedy=f"this model takes 2 to {model.max_model_len}")
     if not 0 < stride <= context or (windows is not None and windows < 1):
         raise UsageError(f"a stride of {stride} and {windows} windows", remedy=f"the stride is 1 to {context}, and at least one window is needed")
     ids = np.asarray(model.text.encode("".join(documents), special=False), np.int32)
@@ -167,5 +167,5 @@ def perplexity(model: Model, text: str | Sequence[str], *, context: int = 1024, 
 
 def summarize(losses: np.ndarray, windows: Windows) -> Perplexity:
     """Perplexity from the losses of each scored token [tokens], in the order of the windows."""
-    found = estimate(losses, windows.blocks).exp
+    found = estimate(losses, windows.blocks, positive=True).exp
     return Perplexity(found.value, found.low, found.high, len(losses), len(windows.tokens), losses)

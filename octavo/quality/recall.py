@@ -18,8 +18,9 @@ import numpy as np
 
 from ..errors import UsageError
 from ..text.beginning import beginning
-from .intervals import Estimate, estimate
+from .intervals import Estimate
 from .perplexity import Model, Windows, logits_of
+from .shares import share, share_difference
 
 PLACES = ("Aldmoor", "Brinfell", "Corvath", "Dunmere", "Eskdale", "Farrow", "Glenholt", "Harwick")
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -34,17 +35,37 @@ class Recall:
     right: list[np.ndarray]
 
     @property
+    def answers(self) -> np.ndarray:
+        """1.0 for each answer that is right from beginning to end: [trials]."""
+        return np.array([float(row.all()) for row in self.right])
+
+    @property
+    def trial_of(self) -> np.ndarray:
+        """The trial of each token."""
+        return np.repeat(np.arange(len(self.right)), [len(row) for row in self.right])
+
+    @property
     def exact(self) -> Estimate:
         """Share of answers that are right from beginning to end."""
-        return estimate(np.array([float(row.all()) for row in self.right]), 1)
+        return share(self.answers, 1)
 
     @property
     def tokens(self) -> Estimate:
         """Share of tokens that are right."""
-        return estimate(np.concatenate(self.right), np.repeat(np.arange(len(self.right)), [len(row) for row in self.right]))
+        return share(np.concatenate(self.right), self.trial_of)
 
     def to_json(self) -> dict[str, object]:
         return {"task": self.kind, "length": self.length, "trials": len(self.right), "exact": self.exact.to_json(), "tokens": self.tokens.to_json()}
+
+
+def exact_difference(model: Recall, original: Recall) -> Estimate:
+    """Share of right answers of the model minus the original's, paired: both were asked the same."""
+    return share_difference(model.answers - original.answers, 1)
+
+
+def tokens_difference(model: Recall, original: Recall) -> Estimate:
+    """The same of tokens."""
+    return share_difference(np.concatenate(model.right) - np.concatenate(original.right), model.trial_of)
 
 
 def copy_task(model: Model, text: str, length: int, *, trials: int = 4, words: int = 64, seed: int = 0) -> Recall:

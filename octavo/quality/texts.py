@@ -44,7 +44,8 @@ def read_text(source: str | Path) -> EvaluationText:
     try:
         found = [f"{document}\n\n" for document in documents(path)] if lines else _articles(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the text: {error}", where=str(source), remedy="name a UTF-8 file, or wikitext2") from None
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UsageError(f"cannot read the text: {why}", where=str(source), remedy="name a UTF-8 file, or wikitext2") from None
     if not found:
         raise UsageError("holds no text", where=str(source))
     return EvaluationText(path.name, found)

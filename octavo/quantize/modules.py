@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingExtraError
 from ..schemes import Plan, Scheme
-from .method import rounder
+from .method import BlockRounder, rounder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,4 +26,8 @@ def quantize_module(module: nn.Module, scheme: str | Scheme | Plan, data: Iterab
     except ImportError as problem:
         raise MissingExtraError(f"quantizing torch modules needs torch ({problem.name} is not installed)", where="octavo.quantize",
                                 remedy="pip install 'octavo[torch]'") from None
-    return modules.quantize(module, scheme, data, rounder(method, options), **more)
+    chosen = rounder(method, options)
+    made = modules.quantize(module, scheme, data, chosen, without_data=rounder("rtn"), **more)
+    if isinstance(chosen, BlockRounder):
+        modules.report(made).notes.append(f"{method} learns over whole layers of language models; here each weight is rounded by itself, as it begins")
+    return made

@@ -43,13 +43,13 @@ class Drift:
     @property
     def kl(self) -> tuple[float, float, float] | None:
         """(mean, low, high) in nats per token of the last requests; None while they are too few."""
-        from ..quality.intervals import block_bootstrap
+        from ..quality.intervals import mean_interval
 
         recent = list(self.recent)
         if len(recent) < ENOUGH:
             return None
         values = np.concatenate(recent)
-        low, high = block_bootstrap(values, np.repeat(np.arange(len(recent)), [len(one) for one in recent]), draws=200)
+        low, high = mean_interval(values, np.repeat(np.arange(len(recent)), [len(one) for one in recent]), draws=200, positive=True)
         return float(values.mean()), low, high
 
     def ratio(self, receipt: float | None) -> float | None:

@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..quality.distributions import student, student_below
+
 TRIM = 0.25  # of the values at either end: one measurement in five is disturbed on a busy machine
 LEAST = 5   # pairs below which nothing can be said
 
@@ -52,7 +54,7 @@ def interval(ratios: Sequence[float], level: float = 0.95) -> Interval:
     error = math.sqrt(variance / n) * n / len(kept)
     reach = student(1 - (1 - level) / 2, len(kept) - 1) * error
     freedom = len(kept) - 1
-    below = _below(abs(mean) / error, freedom) if error > 0 else 1.0
+    below = student_below(abs(mean) / error, freedom) if error > 0 else 1.0
     return Interval(mean, mean - reach, mean + reach, n, 1 - below if mean > 0 else below)
 
 
@@ -62,28 +64,3 @@ def discoveries(chances: Sequence[float], false: float = 0.05) -> list[bool]:
     ordered = sorted(chances)
     limit = max((p for rank, p in enumerate(ordered, 1) if p <= false * rank / len(ordered)), default=-1.0)
     return [p <= limit for p in chances]
-
-
-def student(probability: float, freedom: int) -> float:
-    """The value that Student's t of `freedom` degrees stays below with this probability (above 0.5)."""
-    low, high = 0.0, 1.0
-    while _below(high, freedom) < probability:
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _below(middle, freedom) < probability else (low, middle)
-    return (low + high) / 2
-
-
-def _below(t: float, freedom: int) -> float:
-    """P(T <= t), t >= 0, in closed form for whole degrees of freedom (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    cosine, sine = math.cos(angle), math.sin(angle)
-    odd = freedom % 2
-    term = cosine if odd else 1.0
-    total = term if freedom > 1 else 0.0
-    for i in range(2 + odd, freedom - 1, 2):
-        term *= cosine * cosine * (i - 1) / i
-        total += term
-    within = 2 / math.pi * (angle + sine * total) if odd else sine * total
-    return 0.5 + within / 2

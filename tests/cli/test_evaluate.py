@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,9 @@ def test_against_its_original(capsys: pytest.CaptureFixture[str], tiny_model: Pa
     reached, beyond = found["long"]
     assert reached["kl_at_end"]["value"] > 0 and [task["task"] for task in reached["model"]] == ["copy", "needle"] and "original" in reached
     assert beyond["note"] == "the model takes 512 tokens"
+    copy, needle = reached["difference"]
+    assert copy["tokens"]["low"] <= copy["tokens"]["value"] <= copy["tokens"]["high"] and needle["exact"]["low"] < 0 < needle["exact"]["high"]
+    assert reached["windows"] == 8 and "note" not in reached
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {"kl-by-position.png", "kl-of-tokens.png", "kl-by-layer.png"}
     through_a_file = evaluate(capsys, *options, "--one-at-a-time", "--by-layer")
     assert through_a_file["kl"] == kl and "kl_by_layer" not in through_a_file and len(through_a_file["notes"]) == 1
@@ -65,12 +69,48 @@ def test_table(capsys: pytest.CaptureFixture[str], tiny_model: Path, text: Path)
     assert "top-1 agreement" in out and "perplexity ratio" in out and "95% interval" in out
 
 
+def test_a_needle_that_does_not_fit_leaves_the_copies(capsys: pytest.CaptureFixture[str], tiny_model: Path, text: Path) -> None:
+    options = (tiny_model, "--against", tiny_model, "--text", text, "--context", 64, "--windows", 2, "--long", "64", "--long-windows", 2)
+    (one,) = evaluate(capsys, *options)["long"]
+    assert [task["task"] for task in one["model"]] == ["copy"] == [task["task"] for task in one["difference"]]
+    assert one["note"] == "2 windows: wide intervals; no needle task: 64 tokens do not hold the needle and its question, or the text is shorter"
+    assert one["kl"] == {"value": 0.0, "low": 0.0, "high": 0.0} and one["difference"][0]["exact"]["value"] == 0.0
+    assert main(["evaluate", *map(str, options), "--no-cache"]) == 0
+    assert "; paired difference 0 (-0.46197 to 0.46197) exact, 0 (" in capsys.readouterr().out
+
+
+def test_models_of_other_lengths(capsys: pytest.CaptureFixture[str], tiny_model: Path, text: Path, tmp_path: Path) -> None:
+    """The smaller context is taken, whichever of the two has it; one that was asked for and does not fit is refused with its name."""
+    short = tmp_path / "short"
+    shutil.copytree(tiny_model, short)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 96}))
+    for model, original in ((short, tiny_model), (tiny_model, short)):
+        found = evaluate(capsys, model, "--against", original, "--text", text, "--windows", 2, "--long", "128")
+        assert (found["context"], found["kl"]["max"]) == (96, 0.0) and found["long"][0]["note"] == "the model takes 96 tokens"
+    assert evaluate(capsys, short, "--against", tiny_model, "--text", text, "--windows", 2, "--one-at-a-time")["context"] == 96
+    assert main(["evaluate", str(short), "--against", str(tiny_model), "--text", str(text), "--context", "128", "--no-cache"]) == 2
+    assert "--context: short takes 96 tokens, not 128" in capsys.readouterr().err
+
+
+def test_models_of_other_words_are_refused(capsys: pytest.CaptureFixture[str], tiny_model: Path, text: Path, shared_data: Path) -> None:
+    other = shared_data / "models" / "babyllama105-hf"
+    assert main(["evaluate", str(tiny_model), "--against", str(other), "--text", str(text), "--no-cache"]) == 2
+    said = capsys.readouterr().err
+    assert "512 tokens in its vocabulary" in said and "105" in said and "made of" in said
+
+
 @pytest.mark.parametrize(("options", "what"), [
-    ((), "no text to predict"), (("--text", "missing.txt"), "cannot read the text"), (("--text", "x", "--long", "4q"), "cannot read '4q'"),
+    ((), "no text to predict"), (("--text", "missing.txt"), "missing.txt: cannot read the text: No such file or directory."),
+    (("--text", "x", "--long", "4q"), "cannot read '4q'"), (("--text", "x", "--by-layer"), "--by-layer: shows what was lost"),
+    (("--text", "x", "--plots", "x"), "--plots: shows what was lost"), (("--tasks", "piqa", "--long", "1k"), "--long: needs a text"),
+    (("--text", "x", "--long-windows", "3"), "--long-windows: counts"),
 ])
 def test_refusals(capsys: pytest.CaptureFixture[str], tiny_model: Path, options: tuple[str, ...], what: str) -> None:
+    """At once: the text `x` is not even looked for."""
     assert main(["evaluate", str(tiny_model), *options]) == 2
-    assert what in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert what in said and said.count("missing.txt") < 2
 
 
 def test_parts_add_up_to_the_whole(tiny_model: Path, text: Path) -> None:

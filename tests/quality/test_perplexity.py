@@ -91,7 +91,7 @@ def test_beginning_of_text_starts_every_window_and_is_not_scored() -> None:
 def test_refuses_what_cannot_be() -> None:
     with pytest.raises(UsageError, match="fewer than one window"):
         perplexity(Cyclic(), "short", context=100)
-    with pytest.raises(UsageError, match="a context of 5000"):
+    with pytest.raises(UsageError, match="context: 5000 tokens"):
         perplexity(Cyclic(), ALPHABET, context=5000)
     with pytest.raises(UsageError, match="stride"):
         perplexity(Cyclic(), ALPHABET, context=100, stride=0)

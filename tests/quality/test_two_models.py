@@ -22,7 +22,7 @@ from octavo.quality import (
     compare_all,
     kl_divergence,
     negative_log_likelihood,
-    quantile_bootstrap,
+    quantile_interval,
     record,
     windows_of,
 )
@@ -145,5 +145,5 @@ def test_paired_ratio_is_narrower_than_either_perplexity() -> None:
 
 def test_quantiles_cover_the_truth() -> None:
     hits = sum(low <= 1.2816 <= high for low, high in (
-        quantile_bootstrap(np.random.default_rng(seed).standard_normal(600), 5, 0.9, draws=100) for seed in range(60)))
+        quantile_interval(np.random.default_rng(seed).standard_normal(600), 5, 0.9) for seed in range(60)))
     assert hits >= 50

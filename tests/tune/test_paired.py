@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from octavo.tune.paired import discoveries, interval, student
+from octavo.quality.distributions import student
+from octavo.tune.paired import discoveries, interval
 
 
 @pytest.mark.parametrize("probability,freedom,value", [

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from ...schemes import Scheme
-from .._kind import Wanted, vector, why_not_weight
+from .._kind import WHOLE, Given, Wanted, vector, why_not_weight
 from .._weight import Quantized, Weight, immediate
 
 FEWEST_INPUTS = 16
@@ -96,6 +96,11 @@ def _matrix(module: Any) -> torch.Tensor:
     return values.permute(0, 2, 3, 1).reshape(len(values), -1)
 
 
+def _matrices(conv: Any) -> list[str]:
+    """A name for the matrix of each group."""
+    return [WHOLE] if conv.groups == 1 else [f"{WHOLE}.{g}" for g in range(conv.groups)]
+
+
 class ConvolutionKind:
     name = "convolution"
 
@@ -107,11 +112,12 @@ class ConvolutionKind:
             return f"{_matrix(module).shape[1]} inputs for each output are too few to gain anything"
         return why_not_weight(scheme.weight)
 
-    def rows(self, module: nn.Module, x: torch.Tensor, patches: bool) -> torch.Tensor | None:
+    def rows(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
+        return x.reshape(-1, 1)
+
+    def met(self, module: nn.Module, given: Given) -> dict[str, torch.Tensor]:
         conv: Any = module
-        x = x.unsqueeze(0) if x.dim() == conv.weight.dim() - 1 else x
-        if not patches or conv.groups > 1:  # a range needs the numbers, whatever their order; groups see different rows, so they go without statistics
-            return None if patches else x.reshape(-1, 1)
+        x = given.x.unsqueeze(0) if given.x.dim() == conv.weight.dim() - 1 else given.x
         (up, down), (left, right) = _sides(conv)
         flat = x.dim() == 3
         mode = {} if conv.padding_mode == "zeros" else {"mode": conv.padding_mode}
@@ -119,13 +125,15 @@ class ConvolutionKind:
         kernel, step, gap = (tuple(_pair(size, 1)) for size in (conv.kernel_size, conv.stride, conv.dilation))
         seen = functional.unfold((x.unsqueeze(2) if flat else x).float(), kernel, dilation=gap, stride=step)  # [batch, channels * cells, places]
         batch, _, places = seen.shape
-        return seen.reshape(batch, -1, kernel[0] * kernel[1], places).permute(0, 3, 2, 1).reshape(batch * places, -1)
+        rows = seen.reshape(batch, -1, kernel[0] * kernel[1], places).permute(0, 3, 2, 1).reshape(batch * places, kernel[0] * kernel[1], -1)
+        each = conv.in_channels // conv.groups
+        return {name: rows[:, :, g * each : (g + 1) * each].reshape(len(rows), -1) for g, name in enumerate(_matrices(conv))}
 
     def build(self, module: nn.Module, wanted: Wanted) -> Quantized:
         conv: Any = module
         values = _matrix(conv)
         made = conv.out_channels // conv.groups
-        weights = [wanted.weight(values[g * made : (g + 1) * made], statistics=wanted.statistics) for g in range(conv.groups)]
+        weights = [wanted.weight(values[g * made : (g + 1) * made], name) for g, name in enumerate(_matrices(conv))]
         return QuantizedConvolution(conv, weights, conv.bias, str(wanted.scheme))
 
     def blank(self, module: nn.Module, scheme: Scheme, weights: dict[str, Weight], held: frozenset[str]) -> Quantized:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from ...schemes import Scheme
 from ...schemes import parse as parse_scheme
 from .._inputs import Inputs
-from .._kind import Wanted, why_not_weight
+from .._kind import Given, Wanted, why_not_weight
 from .._weight import Quantized, Weight, immediate
 
 FEWEST_BITS = parse_scheme("W8A16")
@@ -70,13 +70,16 @@ class EmbeddingKind:
             return "rows with a max_norm change while they are looked up"
         return why_not_weight(scheme.weight)
 
-    def rows(self, module: nn.Module, x: torch.Tensor, patches: bool) -> torch.Tensor | None:
+    def rows(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
         return None
+
+    def met(self, module: nn.Module, given: Given) -> dict[str, torch.Tensor]:
+        return {}  # a row is looked up by itself: nothing it is multiplied with could make good what another one lost
 
     def build(self, module: nn.Module, wanted: Wanted) -> Quantized:
         scheme = replace(wanted.scheme, activation=FEWEST_BITS.activation)
         values: Any = module.weight
-        return QuantizedEmbedding(module, wanted.weight(values, Inputs(), spec=scheme.weight), str(scheme))
+        return QuantizedEmbedding(module, wanted.weight(values, inputs=Inputs(), spec=scheme.weight), str(scheme))
 
     def blank(self, module: nn.Module, scheme: Scheme, weights: dict[str, Weight], held: frozenset[str]) -> Quantized:
         return QuantizedEmbedding(module, weights["weight"], str(scheme))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ...schemes import Scheme
-from .._kind import Wanted, vector, why_not_weight
+from .._kind import WHOLE, Given, Wanted, vector, why_not_weight
 from .._weight import Quantized, Weight, immediate, rows_of
 
 
@@ -64,12 +64,16 @@ class LinearKind:
     def why_not(self, module: nn.Module, scheme: Scheme) -> str | None:
         return why_not_weight(scheme.weight)
 
-    def rows(self, module: nn.Module, x: torch.Tensor, patches: bool) -> torch.Tensor | None:
+    def rows(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
         return x.reshape(-1, x.shape[-1])
+
+    def met(self, module: nn.Module, given: Given) -> dict[str, torch.Tensor]:
+        x = given.real
+        return {WHOLE: x.reshape(-1, x.shape[-1])}
 
     def build(self, module: nn.Module, wanted: Wanted) -> Quantized:
         values = linear_values(module)
-        weight = wanted.weight(values, statistics=wanted.statistics)
+        weight = wanted.weight(values)
         bias: torch.Tensor | None = module.bias  # type: ignore[assignment]
         return QuantizedLinear(weight, bias, str(wanted.scheme))
 

@@ -19,7 +19,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ...schemes import Scheme
 from .._inputs import WHOLE_ROW, Inputs
-from .._kind import Wanted, vector, why_not_weight
+from .._kind import Given, Wanted, vector, why_not_weight
+from .._recurrent_rows import names, rows_met
 from .._weight import Quantized, Weight, immediate, rows_of
 
 CELLS = {"LSTM": 0, "GRU": 1, "RNN_TANH": 2, "RNN_RELU": 3}
@@ -100,11 +101,6 @@ class QuantizedRecurrent(Quantized):
         return f"{self.cell} {self.input_size} > {self.hidden_size}, {self.num_layers} layers, {self.scheme}"
 
 
-def _names(rnn: Any) -> list[str]:
-    ends = ("", "_reverse") if rnn.bidirectional else ("",)
-    return [f"weight_{part}_l{layer}{end}" for layer in range(rnn.num_layers) for end in ends for part in ("ih", "hh")]
-
-
 class RecurrentKind:
     name = "recurrent"
 
@@ -116,23 +112,26 @@ class RecurrentKind:
             return "states with a projection (proj_size) are not supported"
         return why_not_weight(scheme.weight)
 
-    def rows(self, module: nn.Module, x: torch.Tensor, patches: bool) -> torch.Tensor | None:
+    def rows(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
         data = x.data if isinstance(x, PackedSequence) else x
         return data.reshape(-1, data.shape[-1])
+
+    def met(self, module: nn.Module, given: Given) -> dict[str, torch.Tensor]:
+        return rows_met(module, given)
 
     def build(self, module: nn.Module, wanted: Wanted) -> Quantized:
         rnn: Any = module
         bounded = Inputs(WHOLE_ROW, 1 / 127) if rnn.mode != "RNN_RELU" else Inputs(WHOLE_ROW)
         weights = {}
-        for name in _names(rnn):
+        for name in names(rnn):
             first = name in ("weight_ih_l0", "weight_ih_l0_reverse")
             how = wanted.inputs if first or not wanted.inputs.fixed else bounded  # states and the outputs of layers are bounded
-            weights[name] = wanted.weight(getattr(rnn, name), how, wanted.statistics if first else None)
+            weights[name] = wanted.weight(getattr(rnn, name), name, how)
         return QuantizedRecurrent(rnn, weights, str(wanted.scheme))
 
     def blank(self, module: nn.Module, scheme: Scheme, weights: dict[str, Weight], held: frozenset[str]) -> Quantized:
         rnn: Any = module
-        return QuantizedRecurrent(rnn, {name: weights[name] for name in _names(rnn)}, str(scheme))
+        return QuantizedRecurrent(rnn, {name: weights[name] for name in names(rnn)}, str(scheme))
 
 
 LAYER = RecurrentKind()
