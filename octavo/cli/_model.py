@@ -89,16 +89,17 @@ def load_model(options: ModelOptions, check: Callable[[], None] = lambda: None) 
                 bar.stop()
 
 
-def loss_line(options: ModelOptions, loaded: "LoadedModel") -> str:
-    """What the precision that was asked for has lost, where an earlier start has measured it; "" where none was asked for. Measures nothing."""
+def loss_line(options: ModelOptions, loaded: "LoadedModel", measure: bool) -> str:
+    """What the precision that was asked for has lost, where an earlier start has measured it or `measure` says to; "" where none was asked for."""
     if options.quantization is None and options.kv_cache is None:
         return ""
     from ..quality.online import Online
 
-    receipt = Online(loaded, options.model, True, None, options.cache_dir, options.allow_pickle).kept()
+    online = Online(loaded, options.model, True, None, options.cache_dir, options.allow_pickle)
+    receipt = online.kept() or (online.measure() if measure else None)
     if receipt is not None:
         return f"quality: {receipt.line}"
-    return "quality: what this precision has lost was not measured; `octavo serve` does it, or `octavo evaluate --against` the original"
+    return "quality: what this precision has lost was not measured; --receipt does it, `octavo serve`, or `octavo evaluate --against` the original"
 
 
 class _Bar:

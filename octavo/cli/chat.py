@@ -45,6 +45,9 @@ class Options(ModelOptions):
     seed: int | None = None
     """The same seed and the same messages give the same answers."""
 
+    receipt: bool = False
+    """Measure first what the precision that was asked for has lost, on a few hundred tokens, unless that is known; it is kept for the next time."""
+
 
 @dataclass
 class Conversation:
@@ -84,8 +87,8 @@ def run(options: Options) -> int:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (gives input() a line editor and a history)
         print(f"{loaded.name} as {loaded.plan.default}. {HELP}", file=sys.stderr)
-        if quality := loss_line(options, loaded):
-            print(quality, file=sys.stderr)
+    if (tty or options.receipt) and (quality := loss_line(options, loaded, options.receipt)):
+        print(quality, file=sys.stderr)
     conversation = Conversation(options.system)
     with Engine(loaded, EngineOptions(max_batch=1, max_model_len=options.max_model_len)) as engine:
         while True:

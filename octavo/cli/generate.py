@@ -74,6 +74,9 @@ class Options(PolicyOptions, Arguments):
     json: bool = False
     """Print one JSON object with the answers, why they ended, and the counts and times."""
 
+    receipt: bool = False
+    """Measure first what the precision that was asked for has lost, on a few hundred tokens, unless that is known; it is kept for the next time."""
+
     stats: bool = False
     """Print speeds on standard error."""
 
@@ -94,7 +97,7 @@ def run(options: Options) -> int:
     print(f"{loaded.name} as {loaded.plan.short} in {load_seconds:.2f} s: {'; '.join(map(str, loaded.report.runs))}", file=sys.stderr)
     if loaded.report.cache_choice:
         print(loaded.report.cache_choice, file=sys.stderr)
-    if quality := loss_line(options, loaded):
+    if quality := loss_line(options, loaded, options.receipt):
         print(quality, file=sys.stderr)
     ids = _tokens(loaded, prompt, options)
     sampling = Sampling(

@@ -12,7 +12,7 @@ import pytest
 from planting import LIMIT, plant
 
 from octavo.cli import main
-from octavo.cli.serve import Options, run
+from octavo.cli.serve import Options, _online, run
 from octavo.conversion import convert
 from octavo.errors import OctavoError, QualityError, UsageError
 from octavo.loading import load
@@ -21,6 +21,7 @@ from octavo.quality.fit import fit_cache
 from octavo.quality.online import Online
 from octavo.quality.receipt import NAME, Receipt, read_receipt
 from octavo.quality.receipt_of import receipt_of
+from octavo.schemes import parse_cache
 
 HOW = ({"kv_cache": "int8"}, {"quantization": "16bit"}, {"quantization": "8bit", "kv_cache": "auto"})
 
@@ -176,6 +177,13 @@ def test_the_doctor_believes_no_receipt_of_other_files(sound: Path, model: Path,
     assert "by its receipt" not in told and "they were changed since" in told
 
 
+def test_a_cache_that_a_policy_chose_counts_too(original: Path, cache_dir: Path) -> None:
+    loaded = load(original, cache_dir=cache_dir)
+    assert not _online(Options(str(original)), loaded).changed
+    loaded.cache_spec = parse_cache("int8")
+    assert _online(Options(str(original)), loaded).changed, "it is not served as it is stored"
+
+
 def test_sums() -> None:
     def loss(kl: float | None, agree: float, ratio: float) -> dict[str, object]:
         bounds = {"low": None if kl is None else kl / 2, "high": None if kl is None else 2 * kl}
@@ -203,4 +211,7 @@ def test_evaluate_and_generate_say_which_cache(original: Path, cache_dir: Path, 
     assert f"{cache['bytes_per_token']} bytes per token instead of {cache['bytes_with_bf16']}; KL" in told and "in layers" in told
     assert main(["generate", *how, "Once", "--max-tokens", "1"]) == 0
     told = capsys.readouterr().err
-    assert "was not measured" in told and "bytes per token instead of" in told
+    assert "was not measured; --receipt does it" in told and "bytes per token instead of" in told
+    for option in ("--receipt", "--no-receipt"):
+        assert main(["generate", *how, "Once", "--max-tokens", "1", option]) == 0
+        assert "quality: KL 0.0" in capsys.readouterr().err, "measured once, then known"
