@@ -35,7 +35,7 @@ from ..schemes import CacheSpec, Plan, TensorSpec
 from . import own
 from .kv_cache import cache_of_plan
 from .method import options_of
-from .run import RECIPE, OnProgress, Report, Wish, check_target, methods_of, quantize, samples_of, target_of
+from .run import RECIPE, UNREAD, OnProgress, Report, Wish, check_target, methods_of, quantize, samples_of, target_of
 from .search import CONTEXT, OUTER, Candidates, Goal, Kept, Search, Solution, candidates, measure, measure_caches, split, units
 
 HELD = 4         # sequences after those of calibration, on which the result's KL is measured
@@ -246,6 +246,7 @@ class _Trials:
         place.parent.mkdir(exist_ok=True)
         report = quantize(self.source, place, replace(self.wish, scheme=plan, include=OUTER), overwrite=True, **self.how)
         report.written.out, report.samples = str(self.out), self.samples.name
+        report.notes = [note for note in report.notes if not note.startswith(UNREAD)]  # the search has read it
         quantized = load(place, use_cache=False, threads=self.threads)
         held = self.samples.ids[self.wish.sequences :]
         measured = compare(self.original, quantized, Windows(held, np.full(len(held), held.shape[1] - 1)), threads=self.threads).kl.value

@@ -45,6 +45,7 @@ ERROR_ROWS = 64  # of a weight: of so many outputs, at least, the error is repor
 RECIPE = 3  # changes when the same wish gives other bytes
 BF16 = TensorSpec("bf16")
 LEAST_GROUP = 16  # smaller ones cost more in scales than they save
+UNREAD = "the text of --data was not read"
 OnProgress = Callable[[int, int, float], None]
 
 
@@ -173,7 +174,7 @@ def _unread(wish: Wish, plan: Plan, read: bool) -> list[str]:
     """A sentence where calibration text was given and nothing looks at it."""
     if wish.data is None or read:
         return []
-    return [f"the text of --data was not read: {wish.method} for {plan.default} looks at no inputs"]
+    return [f"{UNREAD}: {wish.method} for {plan.default} looks at no inputs"]
 
 
 def _schemes(checkpoint: Checkpoint, found: Mapping[str, str], plan: Plan, wish: Wish, cache: TensorSpec | CacheSpec | None) -> dict[str, Scheme]:

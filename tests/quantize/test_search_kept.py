@@ -68,6 +68,7 @@ def test_killed_it_leaves_nothing_and_goes_on(tiny_model: Path, wish: Wish, tmp_
     assert [trial.to_json() for trial in again.tried] == [trial.to_json() for trial in whole.tried]
     assert not list(tmp_path.glob(".out*"))
     assert again.report.written.out == str(out)
+    assert again.report.samples == "tinystories-a.jsonl" and not again.report.notes
     assert {"octavo-plan.json", "octavo-front.svg", "octavo-receipt.json"} <= {path.name for path in out.iterdir()}
 
 
