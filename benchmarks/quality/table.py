@@ -12,13 +12,14 @@ from typing import Any
 
 Row = dict[str, Any]
 # our method -> (the library, its name for the same method)
-RIVALS = {"gptq": (("llmcompressor", "gptq"), ("gptqmodel", "gptq")), "autoround": (("autoround", "signround"),),
+RIVALS = {"gptq": (("llmcompressor", "gptq"), ("gptqmodel", "gptq")), "qep-gptq": (("llmcompressor", "gptq"), ("gptqmodel", "gptq")),
+          "autoround": (("autoround", "signround"),),
           "awq-rtn": (("llmcompressor", "awq"),), "awq-gptq": (("llmcompressor", "awq-gptq"),),
           "smoothquant-gptq": (("llmcompressor", "smoothquant-gptq"),), "smoothquant-rtn": (("llmcompressor", "smoothquant"),),
           "rtn": (("llmcompressor", "rtn"), ("autoround", "rtn"))}
 # our scheme -> llama.cpp's types of about the same size
 SIZES = {"w4g32": ("q4_0", "iq4_nl", "q4_k"), "w4g64": ("iq4_xs",), "w4g128": ("iq4_xs",), "w3g64": ("iq3_xxs", "q3_k"), "w3g128": ("iq3_xxs",),
-         "w2g64z": ("iq2_xs", "iq2_xxs"), "w2g64": ("iq2_xs", "iq2_xxs")}
+         "w2g64z": ("iq2_xs", "iq2_s", "q2_k"), "w2g64": ("iq2_xs", "iq2_s", "q2_k")}
 
 
 def pairs(rows: list[Row]) -> list[tuple[Row, Row]]:
@@ -27,7 +28,7 @@ def pairs(rows: list[Row]) -> list[tuple[Row, Row]]:
     for ours in rows:
         if ours["library"] == "octavo":
             rivals = RIVALS.get(ours["method"], ())
-            sizes = SIZES.get(ours["scheme"], ()) if ours["method"] in ("rtn", "gptq", "autoround") else ()
+            sizes = SIZES.get(ours["scheme"], ()) if ours["method"] in ("rtn", "gptq", "qep-gptq", "autoround") else ()
             found += [(ours, row) for row in rows if ((row["library"], row["method"]) in rivals and row["scheme"] == ours["scheme"])
                       or ((row["library"], row["method"]) == ("llamacpp", "folded") and row["scheme"] in sizes)]
     return found

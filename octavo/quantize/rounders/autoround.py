@@ -1,11 +1,12 @@
 """autoround: learned rounding, layer by layer.
 
-What it is: another rounder (GPTQ) gives a start; then an offset for each code and a factor for each scale are learned by gradients, of which little more
-than the sign counts, so that the outputs of the whole layer (attention and feed-forward together), on inputs that carry all earlier rounding, come closest
-to those of the unrounded model. Sequences held out from learning decide whether it went too far, so a layer never gets worse by it.
-When to choose it: 2 to 4 bits with much calibration text for each weight; LOG.md has where it gained (a tiny model) and where it overfitted (few tokens).
+What it is: another rounder (GPTQ) gives a start, on weights that make good what rounding earlier layers has done (transform qep); then an offset for each code
+and a factor for each scale are learned by gradients, of which little more than the sign counts, so that the outputs of the whole layer (attention and feed-forward
+together), on inputs that carry all earlier rounding, come closest to those of the unrounded model. Sequences held out from learning decide whether it went too
+far, so a layer never gets worse by it.
+When to choose it: 2 bits with much calibration text for each weight, and time; at 3 bits it gained nothing over its start. LOG.md has what was measured.
 Limits: integer codes with scales per group or row; needs torch; a pass forward and back through the layer for every step, so much slower than GPTQ.
-Source: SignRound, arXiv 2309.05516. Ours: the start from GPTQ (arXiv 2210.17323), which is what remains where learning gains nothing; steps of Adam's form
+Source: SignRound, arXiv 2309.05516. Ours: the start from GPTQ (arXiv 2210.17323) and qep (arXiv 2504.09629), which is what remains where learning gains nothing; steps of Adam's form
 (arXiv 1412.6980) instead of signs, because where samples are few the sign of noise moves every code; the held-out judge.
 """
 
@@ -25,6 +26,7 @@ from ...errors import UsageError
 from ...qtensor import QTensor, round_scales
 from ...schemes import TensorSpec
 from ..method import Needs, round_group, rounder
+from ..transforms.qep import Qep
 
 Tensor = Any
 MICRO = 2048       # rows of one backward pass: what one thread works on
@@ -43,6 +45,7 @@ class Autoround:
     scale_rate   the same for the factors of scales, as a part of `rate`
     relative     errors of a token count as parts of its size, which the next norm removes; else as they are
     start        the rounder that gives the first codes
+    correct      it starts from weights that make good what earlier rounding has done (transform qep)
     seed         of the order of sequences
     """
 
@@ -54,6 +57,7 @@ class Autoround:
     scale_rate: float = 0.1
     relative: bool = True
     start: str = "gptq"
+    correct: bool = True
     seed: int = 0
 
     def round(self, weight: np.ndarray, spec: TensorSpec, statistics: Statistics | None) -> QTensor:
@@ -76,6 +80,8 @@ class Autoround:
         def visit(group: Group) -> list[np.ndarray] | None:
             if not any(matrix.name in specs for matrix in group.weights):
                 return None
+            if self.correct and not block.changes:
+                Qep().retarget(block, group)
             statistics = group.statistics(moments=False)
             mine = [matrix for matrix in group.weights if matrix.name in specs]
             wanted = [specs[matrix.name] for matrix in mine]
