@@ -94,3 +94,14 @@ def test_refusals(model: Path, shared_data: Path, tmp_path: Path, changes: dict[
 
 def test_options_have_defaults() -> None:
     assert Autoround().start == "gptq" and Autoround.needs == "gram"
+
+
+def test_starts_from_corrected_weights(model: Path, shared_data: Path, tmp_path: Path) -> None:
+    """Without a step it is its start: GPTQ after qep; and GPTQ alone where it is told so."""
+    def learned(name: str, **changes: object) -> bytes:
+        quantize(model, tmp_path / name, wish(shared_data, **changes), threads=2)
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    none = {"autoround.steps": "0"}
+    assert learned("a", options=none) == learned("b", method="gptq", options={}, transforms=("qep",)) == learned("c", options=none, transforms=("qep",))
+    assert learned("d", options={**none, "autoround.correct": "no"}) == learned("e", method="gptq", options={})

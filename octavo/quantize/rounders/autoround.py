@@ -1,13 +1,13 @@
 """autoround: learned rounding, layer by layer.
 
-What it is: another rounder (GPTQ) gives a start, on weights that make good what rounding earlier layers has done (transform qep); then an offset for each code
-and a factor for each scale are learned by gradients, of which little more than the sign counts, so that the outputs of the whole layer (attention and feed-forward
-together), on inputs that carry all earlier rounding, come closest to those of the unrounded model. Sequences held out from learning decide whether it went too
-far, so a layer never gets worse by it.
+What it is: another rounder (GPTQ) gives a start, on weights that make good what rounding earlier layers has done (transform qep); then an offset for each
+code and a factor for each scale are learned by gradients, of which little more than the sign counts, so that the outputs of the whole layer (attention and
+feed-forward together), on inputs that carry all earlier rounding, come closest to those of the unrounded model. Sequences held out from learning decide
+whether it went too far, so a layer never gets worse by it.
 When to choose it: 2 bits with much calibration text for each weight, and time; at 3 bits it gained nothing over its start. LOG.md has what was measured.
 Limits: integer codes with scales per group or row; needs torch; a pass forward and back through the layer for every step, so much slower than GPTQ.
-Source: SignRound, arXiv 2309.05516. Ours: the start from GPTQ (arXiv 2210.17323) and qep (arXiv 2504.09629), which is what remains where learning gains nothing; steps of Adam's form
-(arXiv 1412.6980) instead of signs, because where samples are few the sign of noise moves every code; the held-out judge.
+Source: SignRound, arXiv 2309.05516. Ours: the start from GPTQ (arXiv 2210.17323) and qep (arXiv 2504.09629), which is what remains where learning gains
+nothing; steps of Adam's form (arXiv 1412.6980) instead of signs, because where samples are few the sign of noise moves every code; the held-out judge.
 """
 
 from __future__ import annotations
