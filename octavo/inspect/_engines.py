@@ -17,6 +17,7 @@ class Rule:
     act_order: bool = True
     algorithms: tuple[str, ...] | None = None   # ModelOpt's quant_algo
     types: tuple[str, ...] | None = None        # GGUF's tensor types
+    caches: tuple[str, ...] | None = None       # strategies of compressed-tensors' kv_cache_scheme
     note: str = ""
     source: str = ""
 
@@ -49,7 +50,8 @@ ENGINES = (
         "awq": Rule((4,), _MARLIN, source=_VLLM + "auto_awq.py"),
         "auto_round": Rule((2, 3, 4, 8), source=_VLLM + "inc"),
         "bitsandbytes": Rule(source=_VLLM + "bitsandbytes.py"),
-        "compressed_tensors": Rule((2, 3, 4, 5, 6, 7, 8), source=_VLLM + "compressed_tensors/schemes (WNA16_SUPPORTED_TYPES_MAP)"),
+        "compressed_tensors": Rule((2, 3, 4, 5, 6, 7, 8), caches=("tensor", "attn_head"),
+                                   source=_VLLM + "compressed_tensors/schemes (WNA16_SUPPORTED_TYPES_MAP), compressed_tensors.py validate_kv_cache_scheme"),
         "modelopt": Rule(algorithms=("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "NVFP4", "W4A16_NVFP4", "MXFP8", "MIXED_PRECISION"),
                          source=_VLLM + "modelopt.py QUANT_ALGOS"),
         "mxfp4": Rule(source=_VLLM + "mxfp4.py"), "torchao": Rule(note="needs torchao installed", source=_VLLM + "torchao.py"),

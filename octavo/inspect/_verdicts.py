@@ -66,6 +66,9 @@ def _reasons(rule: Rule, checkpoint: Checkpoint, facts: Facts) -> Iterator[str]:
         yield "act-order (desc_act), which its kernels do not read"
     if rule.algorithms is not None and (algorithm := _algorithm(facts)) and algorithm not in rule.algorithms:
         yield f"quant_algo {algorithm}, it reads {', '.join(rule.algorithms)}"
+    cache = facts.quantization.get("kv_cache_scheme")
+    if rule.caches is not None and isinstance(cache, dict) and cache.get("strategy") not in rule.caches:
+        yield f"a key-value cache with scales per {cache.get('strategy')}, it reads stored ones: {' or '.join(rule.caches)} (Cfp8ts, Cfp8s)"
     if rule.types is not None and (odd_types := sorted({info.stored for info in checkpoint.tensors.values()} - set(rule.types))):
         yield f"tensors of type {_list(odd_types)}, which its kernels do not read"
 

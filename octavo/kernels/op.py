@@ -71,7 +71,8 @@ def cache_refusal(problem: Problem) -> str | None:
     if spec.format not in CACHE_FORMATS:
         return f"the cache stores {', '.join(CACHE_FORMATS)}, not {spec.format}"
     if spec.quantized and (spec.granularity, spec.dynamic) not in (("token", True), ("tensor", False)):
-        return f"the cache has a scale per token and head, or one that is stored with the model, not per {spec.granularity}"
+        per = "head" if spec.granularity == "token" else spec.granularity  # of static ones
+        return f"the cache has a scale per token and head, or one that is stored with the model, not per {per}"
     if spec.format != "int4" and not spec.symmetric:
         return f"only 4-bit codes of the cache have offsets, not {spec.format}"
     if spec.format == "int4" and (not spec.dynamic or spec.scale_format != "bf16"):

@@ -54,6 +54,13 @@ def cache_beside_search(scheme: str) -> str:
     return text
 
 
+def remarks(cache: TensorSpec | CacheSpec | None, to: str) -> list[str]:
+    """A sentence where the checkpoint is written in vLLM's format with a cache that vLLM does not read."""
+    if not isinstance(cache, TensorSpec) or not cache.dynamic or to.partition(":")[0].replace("_", "-") != "compressed-tensors":
+        return []
+    return ["vLLM does not load this checkpoint, since the scales of its key-value cache are computed as it is filled; it reads stored ones: Cfp8ts"]
+
+
 class CacheScales:
     """Measures the keys and values of a layer whose attention is described while `watch` is given to Block.run."""
 

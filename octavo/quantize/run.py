@@ -36,7 +36,7 @@ from ..schemes import CacheSpec, Plan, Scheme, TensorSpec, write_tensor
 from ..text import Text
 from . import own
 from .inputs import check_observer, is_static, scale_of, with_static_inputs
-from .kv_cache import CacheScales, cache_of_plan, is_measured
+from .kv_cache import CacheScales, cache_of_plan, is_measured, remarks
 from .method import BlockRounder, Correction, Needs, RemarkingRounder, Retargeting, Rounder, Transform, needs_of, options_of, round_group, rounder, transform
 from .nearest import Nearest
 from .store import QuantizedCheckpoint, Store
@@ -146,7 +146,7 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
         except RefusedError as error:  # what an option of the method brings (fractions as zero points, an order of inputs)
             raise UsageError(error.what, where=f"--to {to}", remedy="run again with another --to, such as octavo: the layers are kept") from None
     store.remove()
-    notes = [*work.notes, *_unread(wish, plan, samples is not None)]
+    notes = [*work.notes, *_unread(wish, plan, samples is not None), *remarks(cache, to)]
     return Report(plan.short, wish.method, samples.name if samples else "", errors, written, time.perf_counter() - began, resumed, settings,
                   needs_of(method) == "gram" or isinstance(method, BlockRounder), notes)
 

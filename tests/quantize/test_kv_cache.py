@@ -19,6 +19,7 @@ from octavo.cli import main
 from octavo.cli.quantize import _progress
 from octavo.conversion import convert
 from octavo.errors import OctavoError, UsageError
+from octavo.inspect import facts_of, verdicts
 from octavo.loading import LoadedModel, load
 from octavo.quantize import Wish, cache_beside_search, quantize
 from octavo.schemes import CacheSpec, Plan
@@ -107,7 +108,11 @@ def test_runs_threads_and_interruptions_change_no_byte(original: tuple[Path, tor
 @pytest.mark.parametrize(("scheme", "strategy", "bits"), [("W8A16C8", "token", 8), ("W8A16C4", "token", 4), ("W8A16Cfp8", "token", 8),
                                                           ("W8A16Cfp8s", "attn_head", 8)])
 def test_every_cache_is_said_as_the_library_reads_it(scheme: str, strategy: str, bits: int, original: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:
-    quantize(original[0], tmp_path / "out", wish(original[0], scheme), threads=1)
+    report = quantize(original[0], tmp_path / "out", wish(original[0], scheme), threads=1)
+    assert any("vLLM does not load" in note for note in report.notes) is (strategy == "token")
+    checkpoint = open_checkpoint(tmp_path / "out")
+    vllm = next(verdict for verdict in verdicts(checkpoint, facts_of(checkpoint)) if verdict.engine == "vLLM")
+    assert (vllm.answer, "scales per token" in vllm.why) == (("no", True) if strategy == "token" else ("yes", False))
     config = QuantizationConfig(**said(tmp_path / "out"))  # type: ignore[arg-type]
     cache = config.kv_cache_scheme
     assert cache is not None and (cache.num_bits, cache.strategy, bool(cache.dynamic)) == (bits, strategy, strategy == "token")
