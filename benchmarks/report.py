@@ -108,6 +108,21 @@ call to a model that can answer, "process" from the start of Python to the first
     (ROOT / "docs" / "performance.md").write_text("\n".join(parts))
 
 
+def _calibration(result: dict[str, Any]) -> str:
+    theirs, ours = ({row["library"]: row for row in result["rows"]}[name] for name in ("gptqmodel", "octavo"))
+    rows = [[f"{row['library']} {row['version']}", f"{row['wall_s']:.0f}", f"{row['cpu_s']:.0f}", str(row["peak_rss_mb"])] for row in (ours, theirs)]
+    rows.append(["ratio", *(f"**{ours[key] / theirs[key]:.2f}**" for key in ("wall_s", "cpu_s", "peak_rss_mb"))])
+    about = (f"{result['model'][0].upper()}{result['model'][1:]}; {ours['scheme']}, {ours['rows']} sequences of {ours['length']} tokens, "
+             f"{ours['threads']} threads")
+    note = f" ({result['note']})" if result.get("note") else ""
+    return f"""## A larger model
+
+{about}, one after the other{note}.
+{_measured(result)} How: `benchmarks/quality/half_billion.py`.
+
+""" + table(["GPTQ by", "seconds", "processor seconds", "peak memory, MB"], rows)
+
+
 def write_quality() -> None:
     """docs/quality.md from what has been measured so far."""
     result = stored("quality")
@@ -136,6 +151,8 @@ count scales, embedding and head (which stay at 8 bits at least). How: `benchmar
         parts.append(table(["name", "scheme", "bits per weight", "perplexity", "against 16bit", "KL", "same top"], rows))
     parts.append(AGAINST)
     parts += [against(json.loads(path.read_text())) for path in sorted(RESULTS.glob("quality-*.json"))]
+    if (larger := stored("calibration")) is not None:
+        parts.append(_calibration(larger))
     (ROOT / "docs").mkdir(exist_ok=True)
     (ROOT / "docs" / "quality.md").write_text("\n".join(parts))
 
