@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_perplexity import ALPHABET, VOCAB, Cyclic
 
@@ -28,6 +28,7 @@ from octavo.quality import (
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a loaded machine
 @given(rows=st.integers(1, 9), vocab=st.integers(1, 3000), spread=st.sampled_from([0.0, 1.0, 30.0, 3e4]), noise=st.sampled_from([0.0, 1e-3, 0.1, 5.0]),
        threads=st.integers(1, 3), seed=st.integers(0, 999))
 def test_rows_equal_float64(rows: int, vocab: int, spread: float, noise: float, threads: int, seed: int) -> None:
