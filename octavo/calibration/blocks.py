@@ -158,7 +158,7 @@ class Block:
         try:
             self.output = self.blocks.model.layer(self.blocks.bound(self.tensors), self.inputs, self.layer)
         finally:
-            ops.visit = ops.watch = None
+            ops.visit, ops.watch, ops.references = None, None, iter(())
         return self.output
 
     @property
@@ -188,7 +188,7 @@ class Block:
         if self.blocks.original is not None:
             assert self.target is not None
             self.blocks.original = self.target
-        self._calls = []
+        self._calls, self.changes = [], []  # changes may hold this block, and with it all its rows
 
 
 class Blocks:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +112,24 @@ def test_the_output_comes_closer(shared_data: Path) -> None:
             assert blocks.original is not None
             lost[with_it] = sum(float(np.square(blocks.x.chunk(c) - blocks.original.chunk(c)).sum()) for c in range(blocks.x.chunks))
     assert lost[True] < 0.8 * lost[False]
+
+
+def test_a_finished_layer_is_let_go(tiny: Path) -> None:
+    """Its rows are gone before the next layer's come, without the garbage collector's help."""
+    one, seen = Qep(), []
+    gc.disable()
+    try:
+        with blocks_of(tiny) as blocks:
+            for block in blocks:
+                block.refer()
+                block.changes = [partial(one.retarget, block)]
+                block.run(lambda group: [to_nearest(matrix.values, GROUPS).dequantize() for matrix in group.weights])
+                block.finish()
+                seen.append(weakref.ref(block))
+            del block
+            assert [one() for one in seen] == [None, None]
+    finally:
+        gc.enable()
 
 
 class Killed(Exception):
