@@ -161,6 +161,10 @@ class Block:
             ops.visit, ops.watch, ops.references = None, None, iter(())
         return self.output
 
+    def forget(self) -> None:
+        """Lets go of what the last `run` computed: it takes several times the memory of the rows, and goes otherwise with the next run."""
+        self.output = None
+
     @property
     def model(self) -> Decoder:
         return self.blocks.model

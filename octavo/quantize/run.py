@@ -42,7 +42,7 @@ from .nearest import Nearest
 from .store import QuantizedCheckpoint, Store
 
 ERROR_ROWS = 64  # of a weight: of so many outputs, at least, the error is reported
-RECIPE = 3  # changes when the same wish gives other bytes
+RECIPE = 4  # changes when the same wish gives other bytes
 BF16 = TensorSpec("bf16")
 LEAST_GROUP = 16  # smaller ones cost more in scales than they save
 UNREAD = "the text of --data was not read"

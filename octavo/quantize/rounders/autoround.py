@@ -29,7 +29,7 @@ from ..method import Needs, round_group, rounder
 from ..transforms.qep import Qep
 
 Tensor = Any
-MICRO = 2048       # rows of one backward pass: what one thread works on
+MICRO = 1024       # rows of one backward pass: what one thread works on
 EDGE = 0.3         # how far from its code a start may lie, in codes: noise alone must not carry it over the next threshold
 DECAY, DECAY_SQUARE = 0.9, 0.95  # of the running means of the gradient and its square
 HELD = 8           # one sequence in so many is not learned from; on those the stages are judged
@@ -70,6 +70,7 @@ class Autoround:
                 raise UsageError(f"autoround learns integer codes with scales per group or row, not {spec.format} per {spec.granularity}", where=name,
                                  remedy="choose --method gptq")
         states = self._start(block, specs)
+        block.forget()
         if not states:
             return {}
         return _Learning(self, block, states).run()
