@@ -56,6 +56,11 @@ class Group:
             self._known[gram, moments] = self._ops.statistics(self.x, gram=gram, moments=moments)
         return self._known[gram, moments]
 
+    @property
+    def into_stream(self) -> bool:
+        """Whether the outputs, as they are, are added to the residual stream."""
+        return self._residual is not None
+
     def missed(self) -> list[np.ndarray] | None:
         """float32 [n, k] for each weight: the mean over all rows of d^T x, where x are the inputs here and d what the outputs lack, with these weights,
         of those in the unrounded model. Where the outputs are added to the residual stream, d is what the stream then lacks, earlier rounding included.

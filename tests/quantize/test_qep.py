@@ -18,6 +18,7 @@ from octavo.calibration.blocks import Weights
 from octavo.checkpoints import open_checkpoint
 from octavo.errors import UsageError
 from octavo.loading import open_model
+from octavo.models import Decoder
 from octavo.qtensor import quantize as to_nearest
 from octavo.quantize import Wish, quantize
 from octavo.quantize.transforms.qep import Qep
@@ -156,7 +157,25 @@ def test_same_bytes_resumed_and_with_more_threads(shared_data: Path, tmp_path: P
     assert (tmp_path / "plain" / "model.safetensors").read_bytes() != (tmp_path / "one" / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("options", [{"strength": 0.0}, {"strength": 1.5}, {"damping": 0.0}])
-def test_refuses_what_makes_no_sense(options: dict[str, float]) -> None:
+def test_only_the_stream(tiny: Path) -> None:
+    moved: dict[str, bool] = {}
+    with blocks_of(tiny) as blocks:
+        for block in blocks:
+            block.refer()
+
+            def visit(group: Group, block: Block = block) -> list[np.ndarray]:
+                before = [matrix.values for matrix in group.weights]
+                Qep(part="stream").retarget(block, group)
+                moved.update({matrix.name: matrix.values is not old for matrix, old in zip(group.weights, before, strict=True)})
+                return [to_nearest(matrix.values, GROUPS).dequantize() for matrix in group.weights]
+
+            block.run(visit)
+            block.finish()
+            plain = type(block.model).layer is Decoder.layer
+    assert all(changed == (plain and name.split(".")[-2] in ("o_proj", "down_proj")) for name, changed in moved.items())
+
+
+@pytest.mark.parametrize("options", [{"strength": 0.0}, {"strength": 1.5}, {"damping": 0.0}, {"part": "half"}])
+def test_refuses_what_makes_no_sense(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="qep"):
         Qep(**options)

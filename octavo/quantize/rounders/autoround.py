@@ -23,6 +23,7 @@ from ... import formats
 from ...calibration import Block, Group, Statistics
 from ...calibration.torch_ops import TorchOps, TorchTensors, import_torch
 from ...errors import UsageError
+from ...models import Decoder
 from ...qtensor import QTensor, round_scales
 from ...schemes import TensorSpec
 from ..method import Needs, round_group, rounder
@@ -45,7 +46,7 @@ class Autoround:
     scale_rate   the same for the factors of scales, as a part of `rate`
     relative     errors of a token count as parts of its size, which the next norm removes; else as they are
     start        the rounder that gives the first codes
-    correct      it starts from weights that make good what earlier rounding has done (transform qep)
+    correct      it starts from weights that make good what earlier rounding has done (transform qep; models of plain pre-norm layers)
     seed         of the order of sequences
     """
 
@@ -81,7 +82,7 @@ class Autoround:
         def visit(group: Group) -> list[np.ndarray] | None:
             if not any(matrix.name in specs for matrix in group.weights):
                 return None
-            if self.correct and not block.changes:
+            if self.correct and not block.changes and type(block.model).layer is Decoder.layer:  # elsewhere it gains nothing
                 Qep().retarget(block, group)
             statistics = group.statistics(moments=False)
             mine = [matrix for matrix in group.weights if matrix.name in specs]

@@ -3,9 +3,11 @@
 What it is: the unrounded model goes along. With x the inputs after all earlier rounding and d what the outputs lack of the unrounded model's, W becomes
 W + d^T x (x^T x + damping)^-1: the linear that comes closest to the unrounded outputs from the inputs it will really get. Where outputs are added to the
 residual stream, d is what the stream lacks then, so that o_proj and down_proj also make good what earlier layers left in it.
-When to choose it: below 5 bits with any rounder, above all at 2 and 3; with some ten sequences of text or more. docs/transforms.md has what was measured.
-Limits: about 1.6 times GPTQ's time, and memory for the unrounded model's rows. Errors in reports are those of rounding, against the weights it gives.
-Options: strength (1) scales the correction; damping (0.05) of the mean of the diagonal of x^T x.
+When to choose it: below 5 bits with any rounder, in models whose layers add their outputs to the residual stream as they are (Llama, Qwen, Mistral; not Gemma:
+no gain at 4 bits and a loss at 3 there). Some ten sequences of text or more. docs/transforms.md has what was measured.
+Limits: about 1.7 times GPTQ's time, and memory for the unrounded model's rows. Errors in reports are those of rounding, against the weights it gives.
+Options: part (all): "stream" leaves alone what is not added to the residual stream; strength (1) scales the correction; damping (0.05) of the mean of the
+diagonal of x^T x.
 Source: quantization error propagation, arXiv 2504.09629; asymmetric calibration, arXiv 2504.02692 (GPTAQ). Ours: the residual stream's part.
 """
 
@@ -24,15 +26,19 @@ from ...models import Decoder
 from ...schemes import Scheme
 from ..method import Needs
 
+PARTS = ("stream", "all")
 PIECE = 512  # rows of weights that one thread works on
 
 
 @dataclass(frozen=True)
 class Qep:
+    part: str = "all"
     strength: float = 1.0
     damping: float = 0.05
 
     def __post_init__(self) -> None:
+        if self.part not in PARTS:
+            raise UsageError(f"there is no part {self.part!r}", where="--set qep.part", remedy=f"known: {', '.join(PARTS)}")
         if not 0 < self.strength <= 1:
             raise UsageError(f"a strength of {self.strength:g}", where="--set qep.strength", remedy="above 0, up to 1")
         if not self.damping > 0:
@@ -45,6 +51,8 @@ class Qep:
         """Nothing before the layer is rounded."""
 
     def retarget(self, block: Block, group: Group) -> None:
+        if self.part == "stream" and not group.into_stream:
+            return
         missed = group.missed()
         gram = group.statistics(moments=False).gram
         assert missed is not None and gram is not None
