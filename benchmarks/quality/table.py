@@ -12,8 +12,8 @@ from typing import Any
 
 Row = dict[str, Any]
 # our method -> (the library, its name for the same method)
-RIVALS = {"gptq": (("llmcompressor", "gptq"), ("gptqmodel", "gptq")), "qep-gptq": (("llmcompressor", "gptq"), ("gptqmodel", "gptq")),
-          "autoround": (("autoround", "signround"),),
+RIVALS = {"gptq": (("llmcompressor", "gptq"), ("gptqmodel", "gptq")),
+          "qep-gptq": (("llmcompressor", "gptq"), ("gptqmodel", "gptq"), ("autoround", "signround")), "autoround": (("autoround", "signround"),),
           "awq-rtn": (("llmcompressor", "awq"),), "awq-gptq": (("llmcompressor", "awq-gptq"),),
           "smoothquant-gptq": (("llmcompressor", "smoothquant-gptq"),), "smoothquant-rtn": (("llmcompressor", "smoothquant"),),
           "rtn": (("llmcompressor", "rtn"), ("autoround", "rtn"))}
