@@ -30,7 +30,8 @@ with its 95% interval. The libraries compute in float32, which is the faster typ
 `folded-TYPE` is llama.cpp's coding of the type with its importance matrix, rows joined to a multiple of 256 (at 576 and 640 columns llama-quantize falls
 back to other types; `imatrix-TYPE` is what it makes of the model as it is). Our `rtn w4g32` is weighted by the inputs of the same tokens, too
 (`--set rtn.importance=mean_square`). Rows without a processor time are older than the others. Intervals of rows measured before 2026-11-22 are percentiles
-of the block bootstrap: with 4 to 9 windows a fifth to a half too narrow for their name; later ones are as docs/evaluate.md says. Again: `make bench-quality`.
+of the block bootstrap: with 4 to 9 windows a fifth to a half too narrow for their name; later ones are as docs/evaluate.md says. Peak memory of
+`qep-gptq` rows is too high: it is from before finished layers were let go (LOG.md). Again: `make bench-quality`.
 """
 PERCENTILES = "percentiles of the block bootstrap over windows, a fifth too narrow to hold 95% with nine of them, as was found on 2026-11-22"
 HONEST = "2026-11-22"  # from when on intervals hold what they say with few windows (octavo/quality/intervals.py)

@@ -4,7 +4,7 @@ fields are its options."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -110,8 +110,8 @@ class Correction(Transform, Protocol):
 class Retargeting(Transform, Protocol):
     """A transform that gives the weights of a group other values to round to, once all that comes before the group is rounded."""
 
-    def retarget(self, block: Block, group: Group) -> None:
-        """Replaces the values of `group.weights`; see Group.missed."""
+    def retarget(self, block: Block, group: Group, names: Collection[str]) -> None:
+        """Replaces the values of those of `group.weights` that `names` holds, which will be rounded; the others are written as they are. See Group.missed."""
 
 
 def rounder(name: str, options: Mapping[str, str] | None = None) -> Rounder:

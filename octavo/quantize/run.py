@@ -312,7 +312,7 @@ class _Work:
         results: dict[str, QTensor] = {}
         inputs: dict[str, np.float32] = {}
         self._transform(block, specs)
-        block.changes = [partial(one.retarget, block) for one in self.transforms if isinstance(one, Retargeting)]
+        block.changes = [partial(one.retarget, block, names=specs) for one in self.transforms if isinstance(one, Retargeting)]
         if isinstance(self.method, BlockRounder):
             results = self.method.round_block(block, specs)
             block.changes = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ def test_least_squares_to_the_unrounded_outputs(tiny: Path, monkeypatch: pytest.
                 gram = x.T @ x / len(x)
                 before = [matrix.values for matrix in group.weights]
                 note(group)
-                one.retarget(block, group)
+                one.retarget(block, group, group.names)
                 damped = gram + 0.02 * np.trace(gram) / len(gram) * np.eye(len(gram))
                 for matrix, bias, old, y in zip(group.weights, group.biases, before, wanted[-len(before) :], strict=True):
                     lacking = y - x @ old.T - (0 if bias is None else bias.values)
@@ -92,7 +91,7 @@ def test_moves_nothing_where_nothing_was_lost(tiny: Path) -> None:
 
             def visit(group: Group, block: Block = block) -> None:
                 before = [matrix.values for matrix in group.weights]
-                one.retarget(block, group)
+                one.retarget(block, group, group.names)
                 for matrix, old in zip(group.weights, before, strict=True):
                     np.testing.assert_allclose(matrix.values, old, atol=1e-4 * np.abs(old).max())
 
@@ -107,7 +106,7 @@ def test_the_output_comes_closer(shared_data: Path) -> None:
         with blocks_of(shared_data / "models" / "babyllama105-hf") as blocks:
             for block in blocks:
                 block.refer()
-                block.changes = [lambda group, block=block: Qep().retarget(block, group)] if with_it else []
+                block.changes = [lambda group, block=block: Qep().retarget(block, group, group.names)] if with_it else []
                 block.run(lambda group: [to_nearest(matrix.values, GROUPS).dequantize() for matrix in group.weights])
                 block.finish()
             assert blocks.original is not None
@@ -123,7 +122,7 @@ def test_a_finished_layer_is_let_go(tiny: Path) -> None:
         with blocks_of(tiny) as blocks:
             for block in blocks:
                 block.refer()
-                block.changes = [partial(one.retarget, block)]
+                block.changes = [lambda group, block=block: one.retarget(block, group, group.names)]
                 block.run(lambda group: [to_nearest(matrix.values, GROUPS).dequantize() for matrix in group.weights])
                 block.finish()
                 seen.append(weakref.ref(block))
@@ -131,6 +130,23 @@ def test_a_finished_layer_is_let_go(tiny: Path) -> None:
             assert [one() for one in seen] == [None, None]
     finally:
         gc.enable()
+
+
+def test_what_is_not_rounded_stays(tiny: Path) -> None:
+    """It would be written as it is, so the layers behind it must see it so."""
+    with blocks_of(tiny) as blocks:
+        for block in blocks:
+            block.refer()
+
+            def visit(group: Group, block: Block = block) -> list[np.ndarray]:
+                before, rounded = [matrix.values for matrix in group.weights], group.names[-1:]
+                Qep().retarget(block, group, rounded)
+                moved = [matrix.values is not old for matrix, old in zip(group.weights, before, strict=True)]
+                assert moved == [name in rounded for name in group.names]
+                return [to_nearest(matrix.values, GROUPS).dequantize() for matrix in group.weights]
+
+            block.run(visit)
+            block.finish()
 
 
 class Killed(Exception):
@@ -165,7 +181,7 @@ def test_only_the_stream(tiny: Path) -> None:
 
             def visit(group: Group, block: Block = block) -> list[np.ndarray]:
                 before = [matrix.values for matrix in group.weights]
-                Qep(part="stream").retarget(block, group)
+                Qep(part="stream").retarget(block, group, group.names)
                 moved.update({matrix.name: matrix.values is not old for matrix, old in zip(group.weights, before, strict=True)})
                 return [to_nearest(matrix.values, GROUPS).dequantize() for matrix in group.weights]
 

@@ -83,7 +83,7 @@ class Autoround:
             if not any(matrix.name in specs for matrix in group.weights):
                 return None
             if self.correct and not block.changes and type(block.model).layer is Decoder.layer:  # elsewhere it gains nothing
-                Qep().retarget(block, group)
+                Qep().retarget(block, group, specs)
             statistics = group.statistics(moments=False)
             mine = [matrix for matrix in group.weights if matrix.name in specs]
             wanted = [specs[matrix.name] for matrix in mine]

@@ -3,8 +3,8 @@
 What it is: the unrounded model goes along. With x the inputs after all earlier rounding and d what the outputs lack of the unrounded model's, W becomes
 W + d^T x (x^T x + damping)^-1: the linear that comes closest to the unrounded outputs from the inputs it will really get. Where outputs are added to the
 residual stream, d is what the stream lacks then, so that o_proj and down_proj also make good what earlier layers left in it.
-When to choose it: below 5 bits with any rounder, in models whose layers add their outputs to the residual stream as they are (Llama, Qwen, Mistral; not Gemma:
-no gain at 4 bits and a loss at 3 there). Some ten sequences of text or more. docs/transforms.md has what was measured.
+When to choose it: below 5 bits (measured with gptq), in models whose layers add their outputs to the residual stream as they are (Llama, Qwen, Mistral; not
+Gemma: no gain at 4 bits and a loss at 3 there). Some ten sequences of text or more. docs/transforms.md has what was measured.
 Limits: about 1.7 times GPTQ's time, and memory for the unrounded model's rows. Errors in reports are those of rounding, against the weights it gives.
 Options: part (all): "stream" leaves alone what is not added to the residual stream; strength (1) scales the correction; damping (0.05) of the mean of the
 diagonal of x^T x.
@@ -13,7 +13,7 @@ Source: quantization error propagation, arXiv 2504.09629; asymmetric calibration
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,14 +50,16 @@ class Qep:
     def apply(self, block: Block, schemes: Mapping[str, Scheme], needs: Needs) -> None:
         """Nothing before the layer is rounded."""
 
-    def retarget(self, block: Block, group: Group) -> None:
-        if self.part == "stream" and not group.into_stream:
+    def retarget(self, block: Block, group: Group, names: Collection[str]) -> None:
+        if not any(matrix.name in names for matrix in group.weights) or (self.part == "stream" and not group.into_stream):
             return
         missed = group.missed()
         gram = group.statistics(moments=False).gram
         assert missed is not None and gram is not None
         solve = _solver(gram, self.damping)
         for matrix, lacking in zip(group.weights, missed, strict=True):
+            if matrix.name not in names:
+                continue
             pieces = [slice(a, a + PIECE) for a in range(0, matrix.n, PIECE)]
             moves = block.map(lambda rows, lacking=lacking: solve(lacking[rows]), pieces)  # type: ignore[misc]
             matrix.values = matrix.values + np.float32(self.strength) * np.concatenate(moves)
