@@ -107,5 +107,6 @@ template <bool E5M2> static inline void float8_lanes(const uint8_t* p, f32x16* o
 }
 // Always inline: gcc takes a function that only prefetches for one without effects, and drops the call.
 static inline __attribute__((always_inline)) void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+static inline __attribute__((always_inline)) void prefetch_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace octavo::avx2

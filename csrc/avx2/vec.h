@@ -6,6 +6,7 @@
 
 namespace octavo::avx2 {
 
+constexpr bool kManyRegisters = false;  // 32 of them, not 16
 struct f32x16 { __m256 a, b; };
 
 static inline f32x16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }

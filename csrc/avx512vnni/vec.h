@@ -6,6 +6,7 @@
 
 namespace octavo::avx512vnni {
 
+constexpr bool kManyRegisters = true;  // 32 of them, not 16
 struct f32x16 { __m512 v; };
 
 static inline f32x16 zero() { return {_mm512_setzero_ps()}; }

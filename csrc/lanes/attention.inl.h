@@ -11,10 +11,6 @@ constexpr int kBlockRows = 48;  // query rows (tokens x heads of one group) in a
 #include "rotate.inl.h"
 #include "cache_write.inl.h"
 
-static inline void fetch(const char* p, size_t bytes) {
-  for (size_t i = 0; i < bytes; i += 64) prefetch(p + i);
-}
-
 // e^x for x <= 0, the bits of exp() down to e^-86, where it stays; NaN stays NaN. t holds n = round(x log2 e) in the low bits of its mantissa.
 static inline f32x16 exp_below_zero(f32x16 x) {
   x = max(set1(-86.f), x);
@@ -27,6 +23,7 @@ static inline f32x16 exp_below_zero(f32x16 x) {
 // What one work item holds while it walks over the pages, for each of its query rows (token and head)
 struct Walk {
   int span_start;
+  int64_t ahead;                                          // the page to fetch meanwhile, for few rows wait for memory; -1: none
   int* position;                                          // of the row's token
   float *q, *shared_q, *o, *p, *best, *sum, *alpha, *keys, *values;
   float *q_sum, *q_base, *q_jump, *raised;                // what a query's dimensions sum to; its products with the mean key and the jump; weights times offsets
@@ -105,6 +102,57 @@ static inline void soften(const AttentionCall& c, const Walk& w, int r, int from
   if (c.cache->v_type == CacheType::U4) w.raised[r] = w.raised[r] * w.alpha[r] + reduce_add(raised);
 }
 
+// The same for four rows that see all of a span, without a cap or offsets: one row alone waits for its own results most of the time
+static inline void soften_four(const AttentionCall& c, const Walk& w, int r0, const float* const k_scale[kSpan / kPage], const float* const v_scale[kSpan / kPage]) {
+  static_assert(kSpan == 32, "two vectors");
+  constexpr int kFour = 4;
+  const f32x16 factor = set1(c.scale), one = set1(1.f);
+  const bool keys = scaled(c.cache->k_type), values = scaled(c.cache->v_type);
+  const f32x16 k0 = keys ? load(k_scale[0]) : one, k1 = keys ? load(k_scale[0] + 16) : one, v0 = values ? load(v_scale[0]) : one, v1 = values ? load(v_scale[0] + 16) : one;
+  float* row = w.p + int64_t(r0) * kSpan;
+  f32x16 a[kFour][2];
+  float top[kFour];
+#pragma GCC unroll 4
+  for (int r = 0; r < kFour; r++) {
+    a[r][0] = mul(mul(load(row + r * kSpan), factor), k0);
+    a[r][1] = mul(mul(load(row + r * kSpan + 16), factor), k1);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kFour; r++) top[r] = reduce_max(max(max(set1(-INFINITY), a[r][0]), a[r][1]));
+#pragma GCC unroll 4
+  for (int r = 0; r < kFour; r++) {
+    const float best = w.best[r0 + r];
+    if (best > top[r]) top[r] = best;
+    w.alpha[r0 + r] = 1.f;
+    if (best != top[r]) {
+      if (w.sum[r0 + r] > 0.f) { float lane[16]; store(lane, exp_below_zero(set1(best - top[r]))); w.alpha[r0 + r] = lane[0]; }
+      w.best[r0 + r] = top[r];
+    }
+  }
+  f32x16 total[kFour];
+#pragma GCC unroll 4
+  for (int r = 0; r < kFour; r++) {
+    const f32x16 shift = set1(top[r]), e0 = exp_below_zero(sub(a[r][0], shift)), e1 = exp_below_zero(sub(a[r][1], shift));
+    total[r] = add(e0, e1);
+    store(row + r * kSpan, mul(e0, v0));
+    store(row + r * kSpan + 16, mul(e1, v1));
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kFour; r++) w.sum[r0 + r] = w.sum[r0 + r] * w.alpha[r0 + r] + reduce_add(total[r]);
+}
+static inline void soften_rows(const AttentionCall& c, const Walk& w, int first, int last, int from, int to, const float* k_scale[kSpan / kPage], const float* v_scale[kSpan / kPage]) {
+  const bool plain = c.softcap == 0.f && c.cache->k_type != CacheType::U4 && c.cache->v_type != CacheType::U4 && from == 0 && to == kSpan;
+  for (int r = first; r < last;) {
+    // positions ascend with rows
+    if (plain && r + 4 <= last && w.position[r] >= w.span_start + kSpan - 1 && (c.window == 0 || w.position[r + 3] - c.window + 1 <= w.span_start)) {
+      soften_four(c, w, r, k_scale, v_scale);
+      r += 4;
+    } else {
+      soften(c, w, r++, from, to, k_scale, v_scale);
+    }
+  }
+}
+
 // One item: some query rows of one sequence, or one token of each of several sequences that begin with the same pages. Pages that are shared are widened
 // once and meet the rows of all; what is a sequence's own meets its rows alone. A row's operations and their order are the same either way.
 void attention(const AttentionCall& call, int item, void* scratch) {
@@ -155,6 +203,7 @@ void attention(const AttentionCall& call, int item, void* scratch) {
       if (shared) lay_out(q, cache.key_rows(), w.shared_q, r, rows);
     }
   std::memset(w.o, 0, sizeof(float) * size_t(rows) * size_t(wide));
+  w.ahead = -1;
 
   constexpr int kSpanPages = kSpan / kPage;
   const auto cell_of = [&](int m, int page) { return int64_t(step.tables[int64_t(who[m]) * step.table_stride + page]) * cache.kv_heads + head; };
@@ -182,14 +231,10 @@ void attention(const AttentionCall& call, int item, void* scratch) {
       for (int page = std::max(page0, together); page <= page1; page++) {
         const int64_t cell = cell_of(m, page);
         note(page, cell);
-        if (direct && page < newest[m] / kPage) {  // few rows wait for memory: the next page is fetched meanwhile
-          const int64_t next = cell_of(m, page + 1), k_bytes = cache_bytes(cache.k_type, kPage, cache.key_rows()), v_bytes = cache_bytes(cache.v_type, kPage, dim);
-          fetch(static_cast<const char*>(cache.k) + next * k_bytes, size_t(k_bytes));
-          fetch(static_cast<const char*>(cache.v) + next * v_bytes, size_t(v_bytes));
-        }
+        w.ahead = direct && page < newest[m] / kPage ? cell_of(m, page + 1) : -1;
         score_page(call, w, cell, mine, w.q + int64_t(row0[m]) * wide, w.p + int64_t(row0[m]) * kSpan + (page - start) * kPage, direct);
       }
-      for (int r = row0[m]; r < row0[m + 1]; r++) soften(call, w, r, page0 * kPage - w.span_start, (page1 + 1) * kPage - w.span_start, k_scale, v_scale);
+      soften_rows(call, w, row0[m], row0[m + 1], page0 * kPage - w.span_start, (page1 + 1) * kPage - w.span_start, k_scale, v_scale);
     }
     for (int page = start; page < together; page++)
       mix_page(call, w, cell_of(0, page), 0, rows, w.p + (page - start) * kPage, kPage, page == start, false);
@@ -197,6 +242,7 @@ void attention(const AttentionCall& call, int item, void* scratch) {
       const int mine = row0[m + 1] - row0[m], page0 = std::max(start, oldest[m] / kPage), page1 = std::min(start + kSpanPages - 1, newest[m] / kPage);
       const bool direct = few_rows(mine, dim);
       for (int page = std::max(page0, together); page <= page1; page++) {
+        w.ahead = direct && page < newest[m] / kPage ? cell_of(m, page + 1) : -1;
         const int written = step.lengths[who[m]] - page * kPage;  // the rest of the page is stale
         mix_page(call, w, cell_of(m, page), row0[m], mine, w.p + int64_t(row0[m]) * kSpan + (page - start) * kPage, written < kPage ? written : kPage, page == page0,
                  direct);

@@ -2,7 +2,10 @@
 
 constexpr int kDimStep = 16;    // rows of floats are padded to a multiple of this
 constexpr int kSpan = kPage;    // tokens between two looks at the maximum; longer spans were no faster (LOG)
-constexpr int kRows = 6;        // query rows worked on together: 12 accumulators of 8 lanes on AVX2
+constexpr int kRows = 6;        // query rows worked on together: 12 sums of 8 lanes on AVX2
+// Vectors of sixteen tokens, or dimensions, that so many rows meet together: few rows take more lanes each
+constexpr int score_width(int rows) { return kManyRegisters || rows <= 2 ? 2 : 1; }
+constexpr int mix_width(int rows) { return kManyRegisters ? (rows <= 3 ? 4 : 2) : rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
 // So few query rows that they wait for memory: one tile, if dimensions fill their lanes
 static inline bool few_rows(int rows, int dim) { return rows <= kRows && dim % 32 == 0; }
@@ -54,33 +57,51 @@ static void widen_values(const Pair4* p, int dim, int tokens, float* to) {
   }
 }
 
-// s[r][0..32) = sum over d of q[d][r] * k[d][0..32), d ascending; W: vectors of sixteen tokens at a time
+// s[r][0..32) = sum over d of q[d][r] * k[d][0..32), d ascending; W: vectors of sixteen tokens at a time. Loops over sums are unrolled by hand, or gcc
+// keeps them in memory. ahead: a page to bring nearer meanwhile, or null.
 template <int R, int W, class T>
-static inline void score_rows(const float* q, const T* k, int dim, float* s) {
+static inline void score_rows(const float* q, const T* k, int dim, float* s, const T* ahead) {
   for (int from = 0; from < kPage; from += 16 * W) {
     f32x16 acc[R][W];
-    for (int r = 0; r < R; r++) for (int i = 0; i < W; i++) acc[r][i] = zero();
-    for (int d = 0; d < dim; d++)
-      for (int i = 0; i < W; i++) {
-        const f32x16 lane = lanes_of(k + d * kPage + from + 16 * i);
-        for (int r = 0; r < R; r++) acc[r][i] = fmadd(set1(q[d * R + r]), lane, acc[r][i]);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+      for (int i = 0; i < W; i++) acc[r][i] = zero();
+    const auto add = [&](int d, const f32x16* lane) __attribute__((always_inline)) {
+#pragma GCC unroll 6
+      for (int r = 0; r < R; r++) {
+        const f32x16 x = set1(q[d * R + r]);
+#pragma GCC unroll 2
+        for (int i = 0; i < W; i++) acc[r][i] = fmadd(x, lane[i], acc[r][i]);
       }
-    for (int r = 0; r < R; r++) for (int i = 0; i < W; i++) store(s + r * kSpan + from + 16 * i, acc[r][i]);
-  }
-}
-template <int R, int W>
-static inline void score_rows(const float* q, const Pair4* k, int dim, float* s) {  // dim is even
-  for (int from = 0; from < kPage; from += 16 * W) {
-    f32x16 acc[R][W];
-    for (int r = 0; r < R; r++) for (int i = 0; i < W; i++) acc[r][i] = zero();
-    for (int d = 0; d < dim; d += 2)
-      for (int i = 0; i < W; i++) {
-        const Pair4* at = k + d / 2 * kPage + from + 16 * i;
-        const f32x16 first = lanes_of<false>(at), second = lanes_of<true>(at);
-        for (int r = 0; r < R; r++) acc[r][i] = fmadd(set1(q[d * R + r]), first, acc[r][i]);
-        for (int r = 0; r < R; r++) acc[r][i] = fmadd(set1(q[(d + 1) * R + r]), second, acc[r][i]);
+    };
+    if constexpr (std::is_same_v<T, Pair4>) {  // dim is even
+      for (int d = 0; d < dim; d += 2) {
+        if (ahead && from == 0) prefetch_l2(ahead + d / 2 * kPage);
+        f32x16 first[W], second[W];
+#pragma GCC unroll 2
+        for (int i = 0; i < W; i++) {
+          const T* at = k + d / 2 * kPage + from + 16 * i;
+          first[i] = lanes_of<false>(at);
+          second[i] = lanes_of<true>(at);
+        }
+        add(d, first);
+        add(d + 1, second);
       }
-    for (int r = 0; r < R; r++) for (int i = 0; i < W; i++) store(s + r * kSpan + from + 16 * i, acc[r][i]);
+    } else {
+      for (int d = 0; d < dim; d++) {
+        if (ahead && from == 0)
+          for (size_t i = 0; i < kPage; i += 64 / sizeof(T)) prefetch_l2(ahead + d * kPage + i);
+        f32x16 lane[W];
+#pragma GCC unroll 2
+        for (int i = 0; i < W; i++) lane[i] = lanes_of(k + d * kPage + from + 16 * i);
+        add(d, lane);
+      }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+      for (int i = 0; i < W; i++) store(s + r * kSpan + from + 16 * i, acc[r][i]);
   }
 }
 
@@ -92,52 +113,56 @@ static inline int64_t row_of(const Pair4*, int64_t dim) { return dim / 2; }
 
 // o[r][d0..d0 + 16 W) = o[r] * alpha[r] + sum over t < tokens of p[r][t] * v[t], t ascending; o has rows of `stride`. First: alpha counts.
 template <int R, int W, bool First, class T>
-static inline void mix_lanes(const float* p, const float* alpha, const T* v, int d0, int dim, int tokens, float* o, int64_t stride) {
+static inline void mix_lanes(const float* p, const float* alpha, const T* v, int d0, int dim, int tokens, float* o, int64_t stride, const T* ahead) {
   f32x16 acc[R][W];
+#pragma GCC unroll 6
   for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
     for (int i = 0; i < W; i++) {
       acc[r][i] = load(o + r * stride + d0 + 16 * i);
       if (First) acc[r][i] = mul(acc[r][i], set1(alpha[r]));
     }
-  const int64_t row = row_of(v, dim);
+  const int64_t row = row_of(v, dim), line = 64 / int64_t(sizeof(T));
   int t = 0;
   do {  // there is at least one token: without the question the sums stay in registers from beginning to end
-    for (int i = 0; i < W; i++) {
-      const f32x16 value = values_at(v + t * row, d0 + 16 * i);
-      for (int r = 0; r < R; r++) acc[r][i] = fmadd(set1(p[r * kSpan + t]), value, acc[r][i]);
+    if (ahead && d0 == 0)
+      for (int64_t i = t * row; i < (t + 1) * row; i += line) prefetch_l2(ahead + i);
+    f32x16 value[W];
+#pragma GCC unroll 4
+    for (int i = 0; i < W; i++) value[i] = values_at(v + t * row, d0 + 16 * i);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) {
+      const f32x16 x = set1(p[r * kSpan + t]);
+#pragma GCC unroll 4
+      for (int i = 0; i < W; i++) acc[r][i] = fmadd(x, value[i], acc[r][i]);
     }
   } while (++t < tokens);
-  for (int r = 0; r < R; r++) for (int i = 0; i < W; i++) store(o + r * stride + d0 + 16 * i, acc[r][i]);
+#pragma GCC unroll 6
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int i = 0; i < W; i++) store(o + r * stride + d0 + 16 * i, acc[r][i]);
 }
 template <int R, int W, bool First, class T>
-static inline void mix_rows(const float* p, const float* alpha, const T* v, int dim, int tokens, float* o, int64_t stride) {
+static inline void mix_rows(const float* p, const float* alpha, const T* v, int dim, int tokens, float* o, int64_t stride, const T* ahead) {
   int d = 0;
-  for (; d + 16 * W <= dim; d += 16 * W) mix_lanes<R, W, First>(p, alpha, v, d, dim, tokens, o, stride);
-  for (; d < dim; d += 16) mix_lanes<R, 1, First>(p, alpha, v, d, dim, tokens, o, stride);
+  for (; d + 16 * W <= dim; d += 16 * W) mix_lanes<R, W, First>(p, alpha, v, d, dim, tokens, o, stride, ahead);
+  for (; d < dim; d += 16) mix_lanes<R, 1, First>(p, alpha, v, d, dim, tokens, o, stride, ahead);
 }
 
-// Rows by the most that registers hold: few rows take more lanes each
-template <class T>
-static void scores(int rows, const float* q, const T* k, int dim, float* s) {
-  switch (rows) {
-    case 1: score_rows<1, 2>(q, k, dim, s); break;
-    case 2: score_rows<2, 2>(q, k, dim, s); break;
-    case 3: score_rows<3, 1>(q, k, dim, s); break;
-    case 4: score_rows<4, 1>(q, k, dim, s); break;
-    case 5: score_rows<5, 1>(q, k, dim, s); break;
-    default: score_rows<6, 1>(q, k, dim, s); break;
+// Rows by the most that registers hold
+template <int R = kRows, class T>
+static void scores(int rows, const float* q, const T* k, int dim, float* s, const T* ahead) {
+  if constexpr (R > 1) {
+    if (rows < R) return scores<R - 1>(rows, q, k, dim, s, ahead);
   }
+  score_rows<R, score_width(R)>(q, k, dim, s, ahead);
 }
-template <bool First, class T>
-static void mix(int rows, const float* p, const float* alpha, const T* v, int dim, int tokens, float* o, int64_t stride) {
-  switch (rows) {
-    case 1: mix_rows<1, 4, First>(p, alpha, v, dim, tokens, o, stride); break;
-    case 2: mix_rows<2, 2, First>(p, alpha, v, dim, tokens, o, stride); break;
-    case 3: mix_rows<3, 1, First>(p, alpha, v, dim, tokens, o, stride); break;
-    case 4: mix_rows<4, 1, First>(p, alpha, v, dim, tokens, o, stride); break;
-    case 5: mix_rows<5, 1, First>(p, alpha, v, dim, tokens, o, stride); break;
-    default: mix_rows<6, 1, First>(p, alpha, v, dim, tokens, o, stride); break;
+template <bool First, int R = kRows, class T>
+static void mix(int rows, const float* p, const float* alpha, const T* v, int dim, int tokens, float* o, int64_t stride, const T* ahead) {
+  if constexpr (R > 1) {
+    if (rows < R) return mix<First, R - 1>(rows, p, alpha, v, dim, tokens, o, stride, ahead);
   }
+  mix_rows<R, mix_width(R), First>(p, alpha, v, dim, tokens, o, stride, ahead);
 }
 
 // What the dimensions sum to: of a query, or of its products with `y`
@@ -172,13 +197,14 @@ template <class F> static inline void typed(CacheType type, const void* bytes, F
 static void score_page(const AttentionCall& c, const Walk& w, int64_t cell, int rows, const float* q, float* p, bool direct) {
   const CacheLayer& cache = *c.cache;
   const int dim = cache.key_rows();
-  const auto score = [&](const auto* k) {
-    for (int r = 0; r < rows; r += kRows) scores(rows - r < kRows ? rows - r : kRows, q + int64_t(r) * dim, k, dim, p + int64_t(r) * kSpan);
+  const int64_t bytes = cache_bytes(cache.k_type, kPage, dim);
+  const auto score = [&](const auto* k, decltype(k) ahead) {
+    for (int r = 0; r < rows; r += kRows) scores(rows - r < kRows ? rows - r : kRows, q + int64_t(r) * dim, k, dim, p + int64_t(r) * kSpan, r ? nullptr : ahead);
   };
-  typed(cache.k_type, static_cast<const char*>(cache.k) + cell * cache_bytes(cache.k_type, kPage, dim), [&](const auto* k) {
-    if (direct || cache.k_type == CacheType::F32) return score(k);
+  typed(cache.k_type, static_cast<const char*>(cache.k) + cell * bytes, [&](const auto* k) {
+    if (direct || cache.k_type == CacheType::F32) return score(k, w.ahead < 0 ? nullptr : decltype(k)(static_cast<const char*>(cache.k) + w.ahead * bytes));
     widen_keys(k, dim, w.keys);
-    score(static_cast<const float*>(w.keys));
+    score(static_cast<const float*>(w.keys), nullptr);
   });
 }
 
@@ -186,17 +212,19 @@ static void score_page(const AttentionCall& c, const Walk& w, int64_t cell, int 
 static void mix_page(const AttentionCall& c, const Walk& w, int64_t cell, int row, int rows, float* p, int tokens, bool opens, bool direct) {
   const CacheLayer& cache = *c.cache;
   const int dim = cache.head_dim, wide = (cache.key_rows() + kDimStep - 1) / kDimStep * kDimStep;
-  const auto blend = [&](const auto* v) {
+  const int64_t bytes = cache_bytes(cache.v_type, kPage, dim);
+  const auto blend = [&](const auto* v, decltype(v) ahead) {
     for (int r = 0; r < rows; r += kRows) {
       const int n = rows - r < kRows ? rows - r : kRows;
       float* o = w.o + int64_t(row + r) * wide;
-      if (opens) mix<true>(n, p + int64_t(r) * kSpan, w.alpha + row + r, v, dim, tokens, o, int64_t(wide));
-      else mix<false>(n, p + int64_t(r) * kSpan, w.alpha + row + r, v, dim, tokens, o, int64_t(wide));
+      if (opens) mix<true>(n, p + int64_t(r) * kSpan, w.alpha + row + r, v, dim, tokens, o, int64_t(wide), r ? nullptr : ahead);
+      else mix<false>(n, p + int64_t(r) * kSpan, w.alpha + row + r, v, dim, tokens, o, int64_t(wide), r ? nullptr : ahead);
     }
   };
-  typed(cache.v_type, static_cast<const char*>(cache.v) + cell * cache_bytes(cache.v_type, kPage, dim), [&](const auto* v) {
-    if (direct || (cache.v_type == CacheType::F32 && dim % 16 == 0)) return blend(v);
+  typed(cache.v_type, static_cast<const char*>(cache.v) + cell * bytes, [&](const auto* v) {
+    if (direct || (cache.v_type == CacheType::F32 && dim % 16 == 0))
+      return blend(v, w.ahead < 0 ? nullptr : decltype(v)(static_cast<const char*>(cache.v) + w.ahead * bytes));
     widen_values(v, dim, tokens, w.values);
-    blend(static_cast<const float*>(w.values));
+    blend(static_cast<const float*>(w.values), nullptr);
   });
 }

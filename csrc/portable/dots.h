@@ -73,5 +73,6 @@ template <bool E5M2> static inline void float8_lanes(const uint8_t* p, f32x16* o
   }
 }
 static inline void prefetch(const void*) {}
+static inline void prefetch_l2(const void*) {}
 
 }  // namespace octavo::portable

@@ -6,6 +6,7 @@
 
 namespace octavo::portable {
 
+constexpr bool kManyRegisters = false;  // 32 of them, not 16
 struct f32x16 { float v[16]; };
 
 #define LANES for (int i = 0; i < 16; i++)
