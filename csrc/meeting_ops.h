@@ -17,6 +17,7 @@ struct Linear : Op {
   std::vector<float> inverse;  // of a fixed scale
   int k = 0, panels = 0;
   bool own_x = false;             // with one row every member has an x of its own
+  std::atomic<int> ticket{0};
   std::vector<std::array<int8_t, kBuckets>> choices;  // per weight: index into Kernels::linears, -1: the usual one
 
   OwnRows own_rows(int rows) const override { return {how.group != 0 && rows > 1, false}; }  // several rows are quantized row by row
@@ -44,8 +45,27 @@ struct Linear : Op {
       if (rows > 1) p.meet(member);
       codes.put(call.in);
     }
-    const auto [first, last] = p.share(panels, member);
-    const int bucket = row_bucket(rows);
+    const int bucket = row_bucket(rows), piece = piece_of(p, rows), fixed = own_panels(p, rows, piece);
+    if (fixed == 0) {
+      const auto [first, last] = p.share(panels, member);
+      return multiply(p, call, bucket, first, last, member);
+    }
+    multiply(p, call, bucket, fixed * member, fixed * (member + 1), member);
+    const int begin = fixed * p.members(), pieces = (panels - begin + piece - 1) / piece;
+    int i = ticket.fetch_add(1, std::memory_order_relaxed);
+    for (; i < pieces; i = ticket.fetch_add(1, std::memory_order_relaxed))
+      multiply(p, call, bucket, begin + i * piece, std::min(begin + (i + 1) * piece, panels), member);
+    if (i == pieces + p.members() - 1) ticket.store(0, std::memory_order_relaxed);  // the last to leave; all meet before anybody asks again
+  }
+  // Panels that a member has for itself; the rest goes in pieces to whoever comes first, since cores are rarely equally fast for long. 0: all panels are shared out.
+  int piece_of(const Program& p, int rows) const { return std::max(rows <= 16 ? 2 : 8, panels / p.members() / 24 * 2); }
+  int own_panels(const Program& p, int rows, int piece) const {
+    const int share = panels / p.members();
+    if (p.members() == 1 || share < (rows <= 16 ? 24 : 96)) return 0;
+    for (int w : weights) if (p.packed(w).store == Store::Trellis) return 0;  // its tiles are four panels
+    return share * 3 / 4 / piece * piece;
+  }
+  void multiply(Program& p, LinearCall& call, int bucket, int first, int last, int member) {
     int start = 0;
     for (size_t i = 0; i < weights.size(); i++) {
       const Packed& w = p.packed(weights[i]);
@@ -59,7 +79,7 @@ struct Linear : Op {
       call.y_stride = y.stride;
       call.residual = residual < 0 ? nullptr : p.at(residual).data();
       call.residual_stride = residual < 0 ? 0 : p.at(residual).stride;
-      run_linear(p.kernels(), kernel(p, i, bucket, rows), call, a, b, p.scratch(member).as<void>());
+      run_linear(p.kernels(), kernel(p, i, bucket, call.in.rows), call, a, b, p.scratch(member).as<void>());
     }
   }
   const LinearKernel& kernel(const Program& p, size_t i, int bucket, int rows) const {

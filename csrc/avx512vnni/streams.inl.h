@@ -201,6 +201,9 @@ template <int P, Codes C> static void stream_panels(const LinearCall& c, int pan
 }
 
 template <int P> static void linear_streams(const LinearCall& c, int panel0, int panel1, void* scratch) {
+  if constexpr (P > 2) {
+    if (panel1 - panel0 <= 2) return linear_streams<2>(c, panel0, panel1, scratch);
+  }
   StreamScratch& s = *static_cast<StreamScratch*>(scratch);
   if (c.w->store == Store::Codes8) stream_panels<P, Codes::Int8>(c, panel0, panel1, s);
   else if (c.w->meaning == Meaning::Table) stream_panels<P, Codes::Table4>(c, panel0, panel1, s);
