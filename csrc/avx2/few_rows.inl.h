@@ -101,6 +101,7 @@ static void few_all(const LinearCall& c, int panel0, int panel1, FewScratch& s) 
   constexpr int chunk = kFewChunk / 64;
   for (int p = panel0; p < panel1; p++) {
     const uint8_t* base = w.data + size_t(p) * w.panel_bytes;
+    touch_scales(w, base);
     std::memset(s.totals, 0, sizeof(float) * size_t(rows) * kPanel);
     for (int first = 0; first < steps; first += chunk) {
       const int last = first + chunk < steps ? first + chunk : steps;

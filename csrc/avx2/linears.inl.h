@@ -405,7 +405,6 @@ static void row4_panel(const uint8_t* base, const Packed& w, const int8_t* a, co
     __m256i l0 = _mm256_setzero_si256(), l1 = l0, h0 = l0, h1 = l0;
 #pragma GCC unroll 8
     for (int j = 0; j < 8; j++) {
-      prefetch(codes + 4096 + j * 64);
       const __m256i v0 = bytes(codes + j * 64), v1 = bytes(codes + j * 64 + 32);
       const __m256i x = _mm256_set1_epi32(four(a + 4 * j)), y = _mm256_set1_epi32(four(a + 32 + 4 * j));
       l0 = _mm256_add_epi16(l0, _mm256_maddubs_epi16(_mm256_and_si256(v0, mask), x));
@@ -432,7 +431,6 @@ static void row8_panel(const uint8_t* base, const Packed& w, const int8_t* a, co
     __m256i s0 = _mm256_setzero_si256(), s1 = s0;
 #pragma GCC unroll 16
     for (int j = 0; j < 16; j++) {
-      prefetch(codes + 4096 + j * 64);
       const __m256i w0 = bytes(codes + j * 64), w1 = bytes(codes + j * 64 + 32), x = _mm256_set1_epi32(four(a + 4 * j));
       s0 = _mm256_add_epi32(s0, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w0), _mm256_sign_epi8(x, w0)), one));
       s1 = _mm256_add_epi32(s1, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w1), _mm256_sign_epi8(x, w1)), one));
@@ -452,6 +450,7 @@ static void row_linear(const LinearCall& c, int panel0, int panel1, void* scratc
   }
   for (int p = panel0; p < panel1; p++) {
     const uint8_t* base = w.data + size_t(p) * w.panel_bytes;
+    touch_scales(w, base);
     f32x16 total = zero();
     if (w.store == Store::Codes4) row4_panel(base, w, c.in.q, s, total);
     else row8_panel(base, w, c.in.q, s, total);

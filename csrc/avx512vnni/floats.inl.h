@@ -115,8 +115,7 @@ template <Widen S> static void floats_all(const LinearCall& c, int panel0, int p
   for (int first = panel0; first < panel0 + apart; first++) {
     int panels[4], count = 0;
     for (int p = 0; p < 4; p++) panels[p] = first + p * apart < panel1 ? count++, first + p * apart : first;
-    for (int p = 0; p < count; p++)
-      for (size_t i = 0; i < w.values_offset; i += 64) prefetch(w.base(panels[p]) + i);  // see stream_panels
+    for (int p = 0; p < count; p++) touch_scales(w, w.base(panels[p]));
     switch (c.in.rows) {
       case 1: floats_tile<S, 1>(c, panels, count); break;
       case 2: floats_tile<S, 2>(c, panels, count); break;

@@ -169,9 +169,7 @@ template <int P, Codes C> static void stream_panels(const LinearCall& c, int pan
     for (int first_panel = panel0; first_panel < panel0 + apart; first_panel++) {
       StreamTile t;
       for (int p = 0; p < P; p++) t.base[p] = w.data + size_t(first_panel + p * apart < panel1 ? first_panel + p * apart : first_panel) * w.panel_bytes;
-      // Scales lie before codes: lines left out would break the sequence that prefetching hardware follows, which costs a third of the rate
-      for (int p = 0; p < P; p++)
-        for (size_t i = 0; i < w.values_offset; i += 64) prefetch(t.base[p] + i);
+      for (int p = 0; p < P; p++) touch_scales(w, t.base[p]);
       t.call = &c;
       t.rows = rows;
       t.in_varies = runs.in_varies;
