@@ -102,25 +102,24 @@ static inline void soften(const AttentionCall& c, const Walk& w, int r, int from
   if (c.cache->v_type == CacheType::U4) w.raised[r] = w.raised[r] * w.alpha[r] + reduce_add(raised);
 }
 
-// The same for four rows that see all of a span, without a cap or offsets: one row alone waits for its own results most of the time
-static inline void soften_four(const AttentionCall& c, const Walk& w, int r0, const float* const k_scale[kSpan / kPage], const float* const v_scale[kSpan / kPage]) {
+// The same for up to four rows that see all of a span, without a cap or offsets: one row alone waits for its own results most of the time
+template <int N> static inline void soften_some(const AttentionCall& c, const Walk& w, int r0, const float* const k_scale[kSpan / kPage], const float* const v_scale[kSpan / kPage]) {
   static_assert(kSpan == 32, "two vectors");
-  constexpr int kFour = 4;
   const f32x16 factor = set1(c.scale), one = set1(1.f);
   const bool keys = scaled(c.cache->k_type), values = scaled(c.cache->v_type);
   const f32x16 k0 = keys ? load(k_scale[0]) : one, k1 = keys ? load(k_scale[0] + 16) : one, v0 = values ? load(v_scale[0]) : one, v1 = values ? load(v_scale[0] + 16) : one;
   float* row = w.p + int64_t(r0) * kSpan;
-  f32x16 a[kFour][2];
-  float top[kFour];
+  f32x16 a[N][2];
+  float top[N];
 #pragma GCC unroll 4
-  for (int r = 0; r < kFour; r++) {
+  for (int r = 0; r < N; r++) {
     a[r][0] = mul(mul(load(row + r * kSpan), factor), k0);
     a[r][1] = mul(mul(load(row + r * kSpan + 16), factor), k1);
   }
 #pragma GCC unroll 4
-  for (int r = 0; r < kFour; r++) top[r] = reduce_max(max(max(set1(-INFINITY), a[r][0]), a[r][1]));
+  for (int r = 0; r < N; r++) top[r] = reduce_max(max(max(set1(-INFINITY), a[r][0]), a[r][1]));
 #pragma GCC unroll 4
-  for (int r = 0; r < kFour; r++) {
+  for (int r = 0; r < N; r++) {
     const float best = w.best[r0 + r];
     if (best > top[r]) top[r] = best;
     w.alpha[r0 + r] = 1.f;
@@ -129,27 +128,33 @@ static inline void soften_four(const AttentionCall& c, const Walk& w, int r0, co
       w.best[r0 + r] = top[r];
     }
   }
-  f32x16 total[kFour];
+  f32x16 total[N];
 #pragma GCC unroll 4
-  for (int r = 0; r < kFour; r++) {
+  for (int r = 0; r < N; r++) {
     const f32x16 shift = set1(top[r]), e0 = exp_below_zero(sub(a[r][0], shift)), e1 = exp_below_zero(sub(a[r][1], shift));
     total[r] = add(e0, e1);
     store(row + r * kSpan, mul(e0, v0));
     store(row + r * kSpan + 16, mul(e1, v1));
   }
 #pragma GCC unroll 4
-  for (int r = 0; r < kFour; r++) w.sum[r0 + r] = w.sum[r0 + r] * w.alpha[r0 + r] + reduce_add(total[r]);
+  for (int r = 0; r < N; r++) w.sum[r0 + r] = w.sum[r0 + r] * w.alpha[r0 + r] + reduce_add(total[r]);
 }
 static inline void soften_rows(const AttentionCall& c, const Walk& w, int first, int last, int from, int to, const float* k_scale[kSpan / kPage], const float* v_scale[kSpan / kPage]) {
   const bool plain = c.softcap == 0.f && c.cache->k_type != CacheType::U4 && c.cache->v_type != CacheType::U4 && from == 0 && to == kSpan;
   for (int r = first; r < last;) {
+    const int n = last - r < 4 ? last - r : 4;
     // positions ascend with rows
-    if (plain && r + 4 <= last && w.position[r] >= w.span_start + kSpan - 1 && (c.window == 0 || w.position[r + 3] - c.window + 1 <= w.span_start)) {
-      soften_four(c, w, r, k_scale, v_scale);
-      r += 4;
-    } else {
+    if (!plain || w.position[r] < w.span_start + kSpan - 1 || (c.window > 0 && w.position[r + n - 1] - c.window + 1 > w.span_start)) {
       soften(c, w, r++, from, to, k_scale, v_scale);
+      continue;
     }
+    switch (n) {
+      case 4: soften_some<4>(c, w, r, k_scale, v_scale); break;
+      case 3: soften_some<3>(c, w, r, k_scale, v_scale); break;
+      case 2: soften_some<2>(c, w, r, k_scale, v_scale); break;
+      default: soften_some<1>(c, w, r, k_scale, v_scale); break;
+    }
+    r += n;
   }
 }
 
@@ -212,6 +217,12 @@ void attention(const AttentionCall& call, int item, void* scratch) {
     span = std::min(span, oldest[m] / kSpan);
     last_span = std::max(last_span, newest[m] / kSpan);
   }
+  for (int m = 0; m < count; m++)  // few rows wait for memory: where they begin is fetched at once, what follows while they are at the page before
+    if (few_rows(row0[m + 1] - row0[m], dim)) {
+      const int64_t cell = cell_of(m, std::max(shared, oldest[m] / kPage)), k_bytes = cache_bytes(cache.k_type, kPage, cache.key_rows()), v_bytes = cache_bytes(cache.v_type, kPage, dim);
+      for (int64_t i = 0; i < k_bytes; i += 64) prefetch_l2(static_cast<const char*>(cache.k) + cell * k_bytes + i);
+      for (int64_t i = 0; i < v_bytes; i += 64) prefetch_l2(static_cast<const char*>(cache.v) + cell * v_bytes + i);
+    }
   for (; span <= last_span; span++) {
     const int start = span * kSpanPages, together = std::max(std::min(shared, start + kSpanPages), start);  // pages [start, together) are shared
     const float *k_scale[kSpanPages] = {}, *v_scale[kSpanPages] = {};
