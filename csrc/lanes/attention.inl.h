@@ -6,7 +6,7 @@
 //
 // Sequences that decode and begin with the same pages go in gangs (gangs.h): their shared pages are read and widened once for all.
 
-constexpr int kBlockRows = 48;  // query rows (tokens x heads of one group) in a work item
+constexpr int kBlockRows = 96;  // query rows (tokens x heads of one group) in a work item
 
 #include "rotate.inl.h"
 #include "cache_write.inl.h"
