@@ -88,10 +88,12 @@ def sections(rows: list[Row]) -> list[str]:
     days = sorted({row["date"] for row in rows if "date" in row})
     commits = list(dict.fromkeys(row["commit"] for row in rows if "commit" in row))
     machines = list(dict.fromkeys(row["machine"] for row in rows if "machine" in row))
+    several = len(machines) > 1
+    named = {machine: f"{chr(ord('A') + i)}, {machine}" if several else machine for i, machine in enumerate(machines)}
     threads = " or ".join(sorted({f"{row['threads']}" for row in rows if "threads" in row})) or "As many"
     parts = [f"""## Against other engines
 
-Measured {', '.join(days)} at commit {', '.join(commits)} on: {'; '.join(machines)}. {threads} threads each, the
+Measured {', '.join(days)} at commit {', '.join(commits)} on: {'; '.join(named.values())}. {threads} threads each, the
 same prompts, in turn. Medians over pairs of runs; a ratio is Octavo's number over the peer's (of rates more is better, of seconds and bytes
 less). The bar is the ratio that the project set itself; "disturbed" means that other programs took more than a tenth of the machine in one of
 the runs that count, which proves no bar. How: `benchmarks/peers.py`; how each engine was set: below.
@@ -101,20 +103,20 @@ the runs that count, which proves no bar. How: `benchmarks/peers.py`; how each e
         lines = []
         mine = sorted((row for row in rows if row["model"] == model), key=order)
         groups: dict[tuple[str, ...], list[Row]] = {}
-        for row in mine:  # a bar of its own is one against this peer, not against the best
-            groups.setdefault((row["scheme"], row["what"], row["peer_name"] if "bar" in row else ""), []).append(row)
-        for (scheme, what, _), group in groups.items():
+        for row in mine:  # a bar of its own is one against this peer, not against the best; machines are not compared
+            groups.setdefault((row["scheme"], row["what"], row["peer_name"] if "bar" in row else "", row.get("machine", "")), []).append(row)
+        for (scheme, what, _, machine), group in groups.items():
             top = best(group)
             wanted, aim = bar(top)
             met = verdict(top)
             if met and any(row.get("others", 0) > DISTURBED for row in group):  # peers that wait by spinning lose more than Octavo does
                 met = "no (disturbed)" if met == "no" else "unproven (disturbed)"
             sign = "<= " if top.get("better") == "lower" else ""
-            lines.append([what, scheme, f"{number(top['ours'])} {top.get('unit', '')}".strip(), f"{top['peer_name']} {number(top['peer'])}",
+            lines.append([what, *([named.get(machine, "")[:1]] if several else []), scheme, f"{number(top['ours'])} {top.get('unit', '')}".strip(), f"{top['peer_name']} {number(top['peer'])}",
                           f"**{top['ratio']:.2f}** ({top['ratio_min']:.2f} to {top['ratio_max']:.2f})",
                           "" if wanted is None else f"{sign}{wanted:g}", "" if aim is None else f"{sign}{aim:g}", met,
                           ", ".join(f"{row['peer_name']} {row['ratio']:.2f}" for row in group)])
-        parts.append(table(["what", "weights", "Octavo", "best peer", "ratio to it", "bar", "aim", "met", "ratio to each peer"], lines))
+        parts.append(table(["what", *(["on"] if several else []), "weights", "Octavo", "best peer", "ratio to it", "bar", "aim", "met", "ratio to each peer"], lines))
     settings = {}
     for row in sorted(rows, key=order):
         bits = [f"{row[field]:.2f}" if row.get(field) else "" for field in ("bits_peer", "bits_ours")]

@@ -44,6 +44,14 @@ def test_the_verdict_is_about_the_best_peer(folder: Path) -> None:
     assert "| decode batch 1 | 4bit | 200 tokens/s | OpenVINO GenAI int4 118 | **1.70** (1.60 to 1.80) | 1.8 | 2.3 | no |" in text
 
 
+def test_rows_of_two_machines_are_told_apart(folder: Path) -> None:
+    report.merge_rows([row(machine="new"), row(machine="old", peer_name="OpenVINO GenAI int4", ratio=1.0, ratio_min=1.0, ratio_max=1.0)])
+    text = (folder / "docs" / "performance.md").read_text()
+    old, new = ("A", "B") if "on: A, old; B, new" in text else ("B", "A")
+    assert f"| decode batch 1 | {new} | 4bit | 200 tokens/s | llama.cpp Q4_0 100 | **2.00** (1.90 to 2.10) | 1.8 | 2.3 | yes |" in text
+    assert f"| decode batch 1 | {old} | 4bit | 200 tokens/s | OpenVINO GenAI int4 100 | **1.00** (1.00 to 1.00) | 1.8 | 2.3 | no |" in text
+
+
 def test_verdicts() -> None:
     assert [comparison.verdict(row(ratio=ratio)) for ratio in (1.79, 1.8, 2.3)] == ["no", "yes", "aim"]
     assert [comparison.verdict(row(what="first token", better="lower", bar=3, aim=1.5, ratio=ratio)) for ratio in (3.1, 2.0, 1.5)] == ["no", "yes", "aim"]
