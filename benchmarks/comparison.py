@@ -112,11 +112,13 @@ the runs that count, which proves no bar. How: `benchmarks/peers.py`; how each e
             if met and any(row.get("others", 0) > DISTURBED for row in group):  # peers that wait by spinning lose more than Octavo does
                 met = "no (disturbed)" if met == "no" else "unproven (disturbed)"
             sign = "<= " if top.get("better") == "lower" else ""
-            lines.append([what, *([named.get(machine, "")[:1]] if several else []), scheme, f"{number(top['ours'])} {top.get('unit', '')}".strip(), f"{top['peer_name']} {number(top['peer'])}",
+            on = [named.get(machine, "")[:1]] if several else []
+            lines.append([what, *on, scheme, f"{number(top['ours'])} {top.get('unit', '')}".strip(), f"{top['peer_name']} {number(top['peer'])}",
                           f"**{top['ratio']:.2f}** ({top['ratio_min']:.2f} to {top['ratio_max']:.2f})",
                           "" if wanted is None else f"{sign}{wanted:g}", "" if aim is None else f"{sign}{aim:g}", met,
                           ", ".join(f"{row['peer_name']} {row['ratio']:.2f}" for row in group)])
-        parts.append(table(["what", *(["on"] if several else []), "weights", "Octavo", "best peer", "ratio to it", "bar", "aim", "met", "ratio to each peer"], lines))
+        head = ["what", *(["on"] if several else [])]
+        parts.append(table([*head, "weights", "Octavo", "best peer", "ratio to it", "bar", "aim", "met", "ratio to each peer"], lines))
     settings = {}
     for row in sorted(rows, key=order):
         bits = [f"{row[field]:.2f}" if row.get(field) else "" for field in ("bits_peer", "bits_ours")]

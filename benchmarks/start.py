@@ -81,7 +81,8 @@ def start_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
         bar, aim = BARS[name.split()[0]]
         rows.append({"what": "first token after start", "ours": statistics.median(seconds["octavo"]), "peer": statistics.median(seconds[name]),
                      "peer_name": name, "ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios), "unit": "s",
-                     "better": "lower", "bar": bar, "aim": aim, "pairs": args.pairs, "peer_setting": " ".join(Path(word).name for word in commands[name][0][1:3])})
+                     "better": "lower", "bar": bar, "aim": aim, "pairs": args.pairs,
+                     "peer_setting": " ".join(Path(word).name for word in commands[name][0][1:3])})
     return rows
 
 
