@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
@@ -92,6 +93,14 @@ def gpu_driver() -> str:
 def available_memory() -> int:
     """Bytes that are free for this process, as `detect` says, without asking for the rest."""
     return _memory()[1]
+
+
+def give_back_freed() -> None:
+    """Hands memory that was freed, but that the C library keeps for later, back to the system; nothing where the library has no such call (glibc has)."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def last_level_cache() -> int:

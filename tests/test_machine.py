@@ -120,3 +120,27 @@ def test_limits_of_a_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (found.cores, found.memory_total, found.memory_available) == (2, 1_500_000_000, 900_000_000)
     (tmp_path / "self").write_text("0::/../elsewhere\n")
     assert machine.detect().cores == 8
+
+
+def test_freed_memory_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces too small for mappings of their own, with one at the end that is still held, which is what keeps the heap from shrinking by itself."""
+    import ctypes
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+    pieces = [libc.malloc(64 << 10) for _ in range(1024)]
+    for piece in pieces:
+        ctypes.memset(piece, 1, 64 << 10)
+    held = libc.malloc(64 << 10)
+    for piece in pieces:
+        libc.free(piece)
+    before = resident()
+    machine.give_back_freed()
+    after = resident()
+    libc.free(held)
+    assert before - after > 32 << 20
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())  # a C library without the call
+    machine.give_back_freed()

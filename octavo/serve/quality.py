@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..machine import give_back_freed
 from .drift import Drift
 from .shadow import TURN, Interrupted, Shadow
 
@@ -111,6 +112,9 @@ class Quality:
             one = online()
             known = one.kept()
             self._know(known or one.measure(check, threads=1), told=known is None)
+            del one  # the original
+            if known is None:
+                give_back_freed()
         except Interrupted:
             self.state = "stopped"
         except Exception:  # whatever it is, the server serves; the log says what
