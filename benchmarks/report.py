@@ -89,7 +89,7 @@ def _measured(result: dict[str, Any]) -> str:
 
 def write_performance() -> None:
     """docs/performance.md from what has been measured so far."""
-    parts = ["# Performance\n\nWritten by the scripts in `benchmarks/`; each one says how it measures. Numbers are of one machine and one day.\n"]
+    parts = ["# Performance\n\nWritten by the scripts in `benchmarks/`; each one says how it measures, each section where and when.\n"]
     if rows := peer_rows():
         parts += comparison.sections(rows)
     if (loading := stored("loading")) is not None:

@@ -80,7 +80,8 @@ def start_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
         ratios = [a / b for a, b in zip(seconds["octavo"], seconds[name], strict=True)]
         bar, aim = BARS[name.split()[0]]
         rows.append({"what": "first token after start", "ours": statistics.median(seconds["octavo"]), "peer": statistics.median(seconds[name]),
-                     "peer_name": name, "ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios), "unit": "s",
+                     "peer_name": f"{name} int{args.scheme[0]}" if name == "OpenVINO GenAI" else name,
+                     "ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios), "unit": "s",
                      "better": "lower", "bar": bar, "aim": aim, "pairs": args.pairs,
                      "peer_setting": " ".join(Path(word).name for word in commands[name][0][1:3])})
     return rows
@@ -112,8 +113,9 @@ def memory_row(args: argparse.Namespace) -> dict[str, Any]:
             side.stop()
         print(f"memory  {side.name:14} " + "  ".join(f"{kind} {size / 1e6:.0f} MB" for kind, size in side.memory.items()), flush=True)
     a, b = ours.memory["rss"] / 1e6, peer.memory["rss"] / 1e6
-    return {"what": "resident memory", "ours": a, "peer": b, "peer_name": "llama-server", "ratio": a / b, "ratio_min": a / b, "ratio_max": a / b,
-            "unit": "MB", "better": "lower", "bar": (b + 150) / b, "pairs": 1, "peer_setting": setting,
+    return {"what": "resident memory", "ours": a, "peer": b, "peer_name": f"llama-server Q{args.scheme[0]}_0",
+            "ratio": a / b, "ratio_min": a / b, "ratio_max": a / b,
+            "unit": "MB", "better": "lower", "bar": round((b + 150) / b, 2), "pairs": 1, "peer_setting": setting,
             "ours_pss": ours.memory["pss"] / 1e6, "peer_pss": peer.memory["pss"] / 1e6}
 
 

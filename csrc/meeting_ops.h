@@ -57,7 +57,8 @@ struct Linear : Op {
       multiply(p, call, bucket, begin + i * piece, std::min(begin + (i + 1) * piece, panels), member);
     if (i == pieces + p.members() - 1) ticket.store(0, std::memory_order_relaxed);  // the last to leave; all meet before anybody asks again
   }
-  // Panels that a member has for itself; the rest goes in pieces to whoever comes first, since cores are rarely equally fast for long. 0: all panels are shared out.
+  // Panels of a piece, and panels that a member has for itself; the rest goes in pieces to whoever comes first, since cores are rarely equally fast for long. 0: all
+  // panels are shared out.
   int piece_of(const Program& p, int rows) const { return std::max(rows <= 16 ? 2 : 8, panels / p.members() / 24 * 2); }
   int own_panels(const Program& p, int rows, int piece) const {
     const int share = panels / p.members();

@@ -120,7 +120,8 @@ template <Widen S> static void floats_all(const LinearCall& c, int panel0, int p
       case 1: floats_tile<S, 1>(c, panels, count); break;
       case 2: floats_tile<S, 2>(c, panels, count); break;
       case 3: floats_tile<S, 3>(c, panels, count); break;
-      default: floats_tile<S, 4>(c, panels, count); break;
+      case 4: floats_tile<S, 4>(c, panels, count); break;
+      default: break;  // no rows
     }
   }
 }

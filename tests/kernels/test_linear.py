@@ -84,6 +84,18 @@ def tolerance(spec: TensorSpec, quantized: bool) -> float:
     return 8e-3 if quantized and spec.format in ("nf4", "fp4") else 3e-6  # tables of signed bytes: csrc/bind.cpp round_table
 
 
+@pytest.mark.parametrize("group", [0, 64])
+@pytest.mark.parametrize("name", ["bf16", "int8 g64", "int4 g64", "nf4 g64"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_no_rows_write_nothing(isa: str, name: str, group: int) -> None:
+    packed = layouts.pack(qtensor.quantize(np.ones((64, 64), np.float32), SPECS[name]))
+    weight, x, y = NativeWeight(packed, INT8).native, np.ones((8, 64), np.float32), np.full((8, 64), 7, np.float32)
+    for kernel in _native.linear_kernels(isa):
+        if _native.linear_supported(weight, isa, group, 0, kernel):
+            _native.linear_once(weight, x[:0], y[:0], isa, group, kernel=kernel)
+    assert (y == 7).all()
+
+
 @pytest.mark.parametrize("group", [0, ROW, 64, 32], ids=["float", "int8", "int8 g64", "int8 g32"])
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("isa", ISAS)
