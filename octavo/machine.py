@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ OWN_CGROUP = Path("/proc/self/cgroup")
 CPU_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 DEVICES = Path("/dev")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+STAT = Path("/proc/stat")
+IDLE_FIELDS = (3, 4)  # of the cpu line of /proc/stat: idle, and waiting for a disk (proc(5))
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,27 @@ def cpu_quota() -> float | None:
         if period and limit and limit > 0:
             found.append(limit / period)
     return min(found, default=None)
+
+
+def taken_by_others(look: float = 0.3) -> float | None:
+    """Cores' worth of time that other processes take, watched for `look` seconds while this one sleeps; None where the system does not tell. What the
+    hypervisor gives to other machines counts: it is taken as well."""
+    before, own, began = _worked(), time.process_time(), time.monotonic()
+    time.sleep(look)
+    after = _worked()
+    if before is None or after is None:
+        return None
+    passed = time.monotonic() - began
+    return max(0.0, (after - before - (time.process_time() - own)) / passed)
+
+
+def _worked() -> float | None:
+    """Seconds that all processors together have worked since the start."""
+    try:
+        ticks = [int(number) for number in STAT.read_text().split("\n", 1)[0].split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    return sum(tick for place, tick in enumerate(ticks) if place not in IDLE_FIELDS) / os.sysconf("SC_CLK_TCK")
 
 
 def _memory() -> tuple[int, int]:

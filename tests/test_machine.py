@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -144,3 +146,15 @@ def test_freed_memory_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert before - after > 32 << 20
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())  # a C library without the call
     machine.give_back_freed()
+
+
+def test_what_others_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy neighbour shows; a search that has just ended does not, as it would in a load average."""
+    with subprocess.Popen([sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE) as busy:
+        assert busy.stdout is not None
+        busy.stdout.readline()
+        taken = machine.taken_by_others(0.5)
+        busy.kill()
+    assert taken is not None and taken > 0.3
+    monkeypatch.setattr(machine, "STAT", tmp_path / "none")
+    assert machine.taken_by_others(0.01) is None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from typing import Any
 
 from ..kernels.native import NativeOps
 from ..loading import LoadedModel, apply_policy, fingerprint
+from ..machine import taken_by_others
 from ..policy import Gain, KernelChoice, Policy, policy_path, save
 from .journal import Journal
 from .kernels import ModelKernels
@@ -32,7 +32,7 @@ from .report import spread
 from .search import Search, Verdict, Watch
 from .stages import Itself, bucket_questions, by_bytes, kernel_questions, setting_questions, thread_question, whole_questions, with_kernels
 
-BUSY = 1.0  # load average; loading the model itself is part of it
+BUSY = 0.2  # cores that others take
 # Where each stage ends, as a share of the budget; what one does not need is left to the next.
 THREADS, KERNELS, STEPS, SETTINGS = 0.1, 0.55, 0.7, 0.82
 
@@ -169,8 +169,8 @@ def kernels_of(loaded: LoadedModel) -> ModelKernels:
 
 def _busy() -> str:
     """A warning where other programs were running before the search began: it finds what is fastest beside them."""
-    load = os.getloadavg()[0]
-    return f"other programs kept {load:.1f} cores busy when the search began: what it found may not hold on a quiet machine" if load > BUSY else ""
+    taken = taken_by_others() or 0.0
+    return f"other programs kept {taken:.1f} cores busy when the search began: what it found may not hold on a quiet machine" if taken > BUSY else ""
 
 
 def _gain(one: Interval) -> Gain:
