@@ -104,23 +104,8 @@ void PackedWeight::round_table() {
 
 #include "bind_cache.inl.h"
 
-// Every number of a step that becomes an address is checked here, once.
-Step checked_step(Vector<int32_t> tokens, Vector<int32_t> positions, Vector<int32_t> slots, Vector<int32_t> starts, Vector<int32_t> lengths,
-                  Matrix<int32_t> tables, Vector<int32_t> select, int vocabulary, int most_positions, int pages) {
-  Step s;
-  s.rows = int32_t(tokens.size());
-  s.sequences = int32_t(lengths.size());
-  s.logit_rows = int32_t(select.size());
-  s.table_stride = int32_t(tables.shape(1));
-  s.tokens = tokens.data();
-  s.positions = positions.data();
-  s.slots = slots.data();
-  s.starts = starts.data();
-  s.lengths = lengths.data();
-  s.tables = tables.data();
-  s.select = select.data();
-  if (positions.size() != tokens.size() || slots.size() != tokens.size()) bad("step: tokens, positions and slots differ in length");
-  if (starts.size() != lengths.size() + 1 || tables.shape(0) != lengths.size()) bad("step: starts, lengths and tables do not fit");
+// Every number of a step that becomes an address is checked here, once; `starts` and `tables` are known to fit `sequences`.
+void check_step(const Step& s, int vocabulary, int most_positions, int pages) {
   bool ascending = s.starts[0] == 0 && s.starts[s.sequences] == s.rows;  // before any of them is used as an index
   for (int q = 0; q < s.sequences; q++) ascending = ascending && s.starts[q] < s.starts[q + 1];
   if (!ascending) bad("step: starts must ascend from 0 to the number of rows");
@@ -148,14 +133,50 @@ Step checked_step(Vector<int32_t> tokens, Vector<int32_t> positions, Vector<int3
   if (std::adjacent_find(written.begin(), written.end()) != written.end()) bad("step: two rows are written to the same slot");
   for (int i = 0; i < s.logit_rows; i++)
     if (s.select[i] < 0 || s.select[i] >= s.rows) bad("step: select points outside the rows");
+}
+
+Step checked_step(Vector<int32_t> tokens, Vector<int32_t> positions, Vector<int32_t> slots, Vector<int32_t> starts, Vector<int32_t> lengths,
+                  Matrix<int32_t> tables, Vector<int32_t> select, const Program& program, int pages) {
+  Step s;
+  s.rows = int32_t(tokens.size());
+  s.sequences = int32_t(lengths.size());
+  s.logit_rows = int32_t(select.size());
+  s.table_stride = int32_t(tables.shape(1));
+  s.tokens = tokens.data();
+  s.positions = positions.data();
+  s.slots = slots.data();
+  s.starts = starts.data();
+  s.lengths = lengths.data();
+  s.tables = tables.data();
+  s.select = select.data();
+  if (positions.size() != tokens.size() || slots.size() != tokens.size()) bad("step: tokens, positions and slots differ in length");
+  if (starts.size() != lengths.size() + 1 || tables.shape(0) != lengths.size()) bad("step: starts, lengths and tables do not fit");
+  check_step(s, program.vocabulary(), program.positions(), pages);
   return s;
+}
+
+// How tokens are drawn from some of `count` rows of `width` logits, by the `us` numbers of u
+std::vector<Draw> checked_draws(const float* logits, size_t count, size_t width, const std::vector<int>& rows, const std::vector<float>& temperature,
+                                const std::vector<int>& top_k, const std::vector<double>& top_p, const std::vector<float>& min_p, const double* u, size_t us) {
+  const size_t n = rows.size();
+  if (temperature.size() != n || top_k.size() != n || top_p.size() != n || min_p.size() != n || us != n) bad("draw: as many settings as rows expected");
+  std::vector<Draw> draws(n);
+  for (size_t i = 0; i < n; i++) {
+    if (rows[i] < 0 || size_t(rows[i]) >= count) bad("draw: there is no row " + std::to_string(rows[i]));
+    if (!(temperature[i] > 0.f) || !(u[i] >= 0 && u[i] < 1)) bad("draw: a temperature above 0 and u in [0, 1) expected");
+    draws[i] = {logits + size_t(rows[i]) * width, temperature[i], top_k[i], top_p[i], min_p[i], u[i]};
+  }
+  return draws;
 }
 
 struct PyProgram {
   Program program;
   std::vector<nb::object> owners;
 
-  PyProgram(std::shared_ptr<Team> team, const std::string& isa) : program(std::move(team), kernels_for(isa)) {}
+  std::shared_ptr<Team> team;
+  std::vector<DrawSpace> space;  // to draw tokens in
+
+  PyProgram(std::shared_ptr<Team> t, const std::string& isa) : program(t, kernels_for(isa)), team(std::move(t)) {}
 
   int weight(nb::object w) {
     const int id = program.weight(nb::cast<PackedWeight&>(w).packed);
@@ -170,16 +191,27 @@ struct PyProgram {
 
   int places(Vector<int32_t> a) { return program.places(std::vector<int32_t>(a.data(), a.data() + a.size())); }
 
-  void run(Vector<int32_t> tokens, Vector<int32_t> positions, Vector<int32_t> slots, Vector<int32_t> starts, Vector<int32_t> lengths,
-           Matrix<int32_t> tables, Vector<int32_t> select, const std::vector<Layer*>& layers, int result, Rows2 logits, Out<int32_t> place, Out<float> value) {
+  // The layers of a cache; the pages that all of them have
+  int cache_of(const std::vector<Layer*>& layers, std::vector<CacheLayer>& cache) const {
     if (int(layers.size()) < program.layers()) bad("cache: fewer layers than the model has");
-    std::vector<CacheLayer> cache;
     int pages = layers.empty() ? 0 : INT32_MAX;
     for (const Layer* l : layers) {
       cache.push_back(l->layer);
       pages = std::min(pages, l->layer.pages);
     }
-    const Step step = checked_step(tokens, positions, slots, starts, lengths, tables, select, program.vocabulary(), program.positions(), pages);
+    return pages;
+  }
+
+  void ahead(Vector<int32_t> tokens, Vector<int32_t> positions, Vector<int32_t> slots, Vector<int32_t> starts, Vector<int32_t> lengths, Matrix<int32_t> tables,
+             Vector<int32_t> select, const std::vector<Layer*>& layers, int result, Rows2 logits, int steps, Out<int32_t> places, Out<float> values,
+             const std::vector<int>& drawn, const std::vector<float>& temperature, const std::vector<int>& top_k, const std::vector<double>& top_p,
+             const std::vector<float>& min_p, const std::vector<double>& u);
+
+  void run(Vector<int32_t> tokens, Vector<int32_t> positions, Vector<int32_t> slots, Vector<int32_t> starts, Vector<int32_t> lengths,
+           Matrix<int32_t> tables, Vector<int32_t> select, const std::vector<Layer*>& layers, int result, Rows2 logits, Out<int32_t> place, Out<float> value) {
+    std::vector<CacheLayer> cache;
+    const int pages = cache_of(layers, cache);
+    const Step step = checked_step(tokens, positions, slots, starts, lengths, tables, select, program, pages);
     if (logits.shape(0) != size_t(step.logit_rows) || logits.shape(1) != size_t(program.at(result).width)) bad("logits: the array has the wrong shape");
     if (step.rows == 0) return;
     if (place.size() < logits.shape(0) || value.size() < logits.shape(0)) bad("logits: no room for the largest of each row");
@@ -203,14 +235,8 @@ struct Drawer {
   std::vector<int32_t> draw(Matrix<float> logits, const std::vector<int>& rows, const std::vector<float>& temperature, const std::vector<int>& top_k,
                             const std::vector<double>& top_p, const std::vector<float>& min_p, const std::vector<double>& u) {
     const size_t n = rows.size();
-    if (temperature.size() != n || top_k.size() != n || top_p.size() != n || min_p.size() != n || u.size() != n) bad("draw: as many settings as rows expected");
     if (logits.shape(1) < 1 || logits.shape(1) > size_t(INT32_MAX)) bad("draw: rows of at least one logit expected");
-    std::vector<Draw> draws(n);
-    for (size_t i = 0; i < n; i++) {
-      if (rows[i] < 0 || size_t(rows[i]) >= logits.shape(0)) bad("draw: there is no row " + std::to_string(rows[i]));
-      if (!(temperature[i] > 0.f) || !(u[i] >= 0 && u[i] < 1)) bad("draw: a temperature above 0 and u in [0, 1) expected");
-      draws[i] = {logits.data() + size_t(rows[i]) * logits.shape(1), temperature[i], top_k[i], top_p[i], min_p[i], u[i]};
-    }
+    std::vector<Draw> draws = checked_draws(logits.data(), logits.shape(0), logits.shape(1), rows, temperature, top_k, top_p, min_p, u.data(), u.size());
     std::vector<int32_t> tokens(n);
     const int width = int(logits.shape(1));
     nb::gil_scoped_release released;
@@ -222,6 +248,7 @@ struct Drawer {
 #include "bind_immediate.inl.h"
 #include "bind_rounding.inl.h"
 #include "bind_rows.inl.h"
+#include "bind_ahead.inl.h"
 
 // ---- single kernels, for tests and benchmarks: one thread, chosen instruction set ----
 
@@ -342,6 +369,7 @@ NB_MODULE(_native, m) {
       .def("attention", [](PyProgram& p, int q, int k, int v, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window, float cap) {
         p.program.attention(q, k, v, out, layer, heads, kv_heads, head_dim, scale, window, cap); })
       .def("run", &PyProgram::run)
+      .def("ahead", &PyProgram::ahead)
       .def("linears", [](const PyProgram& p) {
         nb::list found;
         for (const auto& l : p.program.linears()) {

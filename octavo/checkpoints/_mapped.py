@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,8 @@ class MappedFile:
         self.path = path
         try:
             with path.open("rb") as file:
-                self.size = path.stat().st_size
+                found = os.fstat(file.fileno())
+                self.size, self._inode = found.st_size, found.st_ino
                 if self.size == 0:
                     raise CheckpointError("is empty", where=str(path), remedy="fetch it again")
                 self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
@@ -45,7 +48,14 @@ class MappedFile:
             raise CheckpointError(reason, where=str(path), remedy="fetch the model again") from None
 
     def bytes(self, start: int, count: int) -> bytes:
-        """A copy, for headers."""
+        """A copy, for headers. Read past the mapping where that can be: from there the system would read ahead, in small pages."""
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError), self.path.open("rb", buffering=0) as file:
+                if os.fstat(file.fileno()).st_ino == self._inode:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+                    found = os.pread(file.fileno(), min(count, max(0, self.size - start)), start)
+                    if len(found) == count:
+                        return found
         return self._map[start : start + count]
 
     def array(self, dtype: Any, count: int, start: int) -> np.ndarray:
@@ -53,6 +63,12 @@ class MappedFile:
         if count == 0:  # an empty slice may begin at the end of the file, where there is nothing to view
             return np.empty(0, dtype)
         return np.frombuffer(self._map, dtype, count, start)
+
+    def in_large_pages(self) -> None:
+        """Ask for pages of 2 MB, which most of the file must be read in at once; does nothing where system or file system have none."""
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):
+                self._map.madvise(mmap.MADV_HUGEPAGE)
 
     def release(self, start: int, count: int) -> None:
         """Let the system drop these pages; reading them again fetches them from the file."""

@@ -187,6 +187,8 @@ class OctavoCodec:
         if not isinstance(described, dict) or not isinstance(claims, dict) or described.get("version") != VERSION:
             raise CheckpointError(f"is no octavo checkpoint of version {VERSION}", where=str(path / "config.json"), remedy="quantize the model again")
         entries, homes = map_tensors(path)
+        for file in {id(file): file for file in homes.values()}.values():
+            file.in_large_pages()
         for name in claims:
             if name not in entries:
                 raise CheckpointError(f"tensor {shown(name)} is missing", where=str(path), remedy="remove the folder; it will be made again")

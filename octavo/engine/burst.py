@@ -55,6 +55,11 @@ class Chooser:
         for tokens, largest in self.arriving:
             yield tokens, np.isfinite(largest)
 
+    def take(self, tokens: np.ndarray, largest: np.ndarray) -> None:
+        """What several steps gave: int32 and float32 [steps, sequences]."""
+        self.tokens += list(tokens)
+        self.sound += list(np.isfinite(largest))
+
     def __call__(self, logits: np.ndarray, turn: int) -> np.ndarray:
         best, top = self._loaded.best(logits)
         tokens, sound = best.copy(), np.isfinite(top)  # a NaN counts as the largest, so this tells whether the whole row is sound

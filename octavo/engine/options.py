@@ -9,7 +9,7 @@ from ..errors import CapacityError, UsageError
 
 USUAL_KV_MEMORY = 1 << 30  # of a server that was told nothing: a hundred chats of a small model
 SERVED_BATCH, SERVED_ROWS = 128, 512  # max_batch and max_batch_tokens of `octavo serve`, where neither the user nor a policy says
-BURST, GPU_BURST = 0.012, 0.05        # seconds
+BURST, GPU_BURST = 0.03, 0.05         # seconds
 GPU_BATCH, GPU_ROWS = 256, 2048       # the same on a GPU, which is idle with fewer rows
 
 
@@ -33,7 +33,7 @@ class EngineOptions:
     gpu_memory_share  part of a GPU's memory that weights, cache and all other programs there may take together; the rest is for activations and captured
                       steps
     burst_seconds     steps that only decode may be computed in bursts that take about as long as this; their tokens are handed out together (on a
-                      GPU one by one, while it computes the next). 0: no bursts; None: 12 ms, on a GPU 50
+                      GPU one by one, while it computes the next). 0: no bursts; None: 30 ms, on a GPU 50
     """
 
     max_batch: int = 64

@@ -39,6 +39,10 @@ class Runner:
         if ahead is not None and (made := ahead(step, self.pool, steps, choose.draws(steps))) is not None and (first := next(made, None)) is not None:
             choose.arriving = chain([first], made)
             return
+        together = getattr(self.loaded, "together", None)
+        if together is not None and (found_together := together(step, self.pool, steps, choose.draws(steps))) is not None:
+            choose.take(*found_together)
+            return
         for turn in range(steps):
             tokens = choose(self.loaded.forward(step, self.pool), turn)
             if turn + 1 == steps:

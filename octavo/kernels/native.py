@@ -19,7 +19,7 @@ from ..errors import KernelError, UsageError
 from ..machine import detect
 from ..qtensor import QTensor
 from ..schemes import CacheSpec, TensorSpec
-from .op import Ops, Problem, cache_refusal, scale_refusal
+from .op import Draws, Ops, Problem, cache_refusal, scale_refusal
 
 GATES = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 WHOLE_ROW = 1 << 24
@@ -158,6 +158,7 @@ class NativeProgram:
         self._native, self._keep, self._result, self._width = recording.program, recording.keep, result.id, result.width
         self._hold = result  # its buffer must not be reused
         self.threads, self.isa = threads, isa
+        self._traced = False
         self._layers: tuple[KVPool, list[Any]] | None = None
         self._logits, self._place, self._value = _rows(0, self._width)
 
@@ -183,6 +184,7 @@ class NativeProgram:
     def trace(self, on: bool) -> None:
         """While on, every run leaves its marks for `last_trace`."""
         self._native.trace(on)
+        self._traced = on
 
     def last_trace(self) -> tuple[int, int, list[list[tuple[int, int, int]]]]:
         """(entered, left, [member: [(op, what, until)]]) of the last traced run: times of perf_counter_ns; what: 0 begin, 1 work, 2 wait; from its
@@ -204,15 +206,35 @@ class NativeProgram:
 
     def run(self, step: Step, pool: KVPool) -> np.ndarray:
         """float32 [logit_rows, vocab], a view that the next run overwrites. Raises ValueError for a step that points outside its arrays."""
+        layers, logits = self._room(step, pool)
+        self._native.run(step.tokens, step.positions, step.slots, step.starts, step.lengths, step.tables, step.select, layers, self._result, logits,
+                         self._place, self._value)
+        return logits
+
+    def _room(self, step: Step, pool: KVPool) -> tuple[list[Any], np.ndarray]:
+        """The layers of the cache as the kernels know them, and where the logits go."""
         if self._layers is None or self._layers[0] is not pool:
             self._layers = (pool, [_layer(pool, i) for i in range(len(pool.layers))])
         rows = len(step.select)
         if rows > len(self._logits):
             self._logits, self._place, self._value = _rows(rows, self._width)
-        logits = self._logits[:rows]
-        self._native.run(step.tokens, step.positions, step.slots, step.starts, step.lengths, step.tables, step.select, self._layers[1], self._result, logits,
-                         self._place, self._value)
-        return logits
+        return self._layers[1], self._logits[:rows]
+
+    def together(self, step: Step, pool: KVPool, steps: int, draws: Draws | None = None) -> tuple[np.ndarray, np.ndarray] | None:
+        """(tokens int32, largest logits float32) [steps, sequences] of so many steps in one call. `step` computes one row for each sequence, in order, and its
+        tables reach to the last of them. None while traced: marks are of single runs. Raises ValueError as `run` does."""
+        if self._traced:
+            return None
+        layers, logits = self._room(step, pool)
+        rows = len(step.select)
+        tokens, largest = np.empty((steps, rows), np.int32), np.empty((steps, rows), np.float32)
+        drawn = [] if draws is None else np.flatnonzero(draws.temperature).tolist()
+        how: list[list[float]] = [[]] * 5
+        if draws is not None:
+            how = [a[drawn].tolist() for a in (draws.temperature, draws.top_k, draws.top_p, draws.min_p)] + [draws.u[:steps, drawn].reshape(-1).tolist()]
+        self._native.ahead(step.tokens, step.positions, step.slots, step.starts, step.lengths, step.tables, step.select, layers, self._result, logits, steps,
+                           tokens.reshape(-1), largest.reshape(-1), drawn, *how)
+        return tokens, largest
 
     def best(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(place, value) of the largest logit of each row of the last run; a NaN counts as the largest of all. Views, like the logits."""

@@ -118,6 +118,11 @@ class LoadedModel:
         go = getattr(self.program, "ahead", None)
         return None if go is None else go(step, pool, steps, draws)
 
+    def together(self, step: Step, pool: KVPool, steps: int, draws: Draws | None = None) -> tuple[np.ndarray, np.ndarray] | None:
+        """(tokens, largest logits) [steps, sequences] of so many steps that a program computes in one call, greedy or drawn. None: go step by step."""
+        go = getattr(self.program, "together", None)
+        return None if go is None else go(step, pool, steps, draws)
+
     def copy_page(self, pool: KVPool, source: int, target: int) -> None:
         """Make page `target` of the key-value cache equal to page `source`."""
         pool.copy_page(source, target)
