@@ -18,6 +18,7 @@ from .kernels.costs import Shape
 from .kernels.native import NativeProgram
 
 if TYPE_CHECKING:
+    from .kernels.op import Draws
     from .loading import LoadedModel
 
 
@@ -69,6 +70,17 @@ class _Watched:
         shape = Shape(np.diff(step.starts).tolist(), step.lengths.tolist(), len(step.select))
         self.steps.append(Timed(shape, 0, began, ended, marks=native_program(self.loaded).last_trace() if self.traced else None))
         return logits
+
+
+    def together(self, step: Step, pool: KVPool, steps: int, draws: Draws | None = None) -> tuple[np.ndarray, np.ndarray] | None:
+        """Of steps that are computed in one call, each is said to take an equal part."""
+        began = time.perf_counter_ns()
+        found = self.loaded.together(step, pool, steps, draws)
+        each = (time.perf_counter_ns() - began) // steps
+        for turn in range(steps if found is not None else 0):
+            shape = Shape(np.diff(step.starts).tolist(), (step.lengths + turn).tolist(), len(step.select))
+            self.steps.append(Timed(shape, 0, began + turn * each, began + (turn + 1) * each))
+        return found
 
 
 def prefill(loaded: LoadedModel, prompt: int, *, repetitions: int = 1, traced: bool = False, note: Callable[[], None] = lambda: None) -> Iterator[list[Timed]]:
