@@ -26,10 +26,10 @@ BlockShape block_shape(BlockType type) {
 }
 
 static const BlockKernels& blocks_for(const std::string& isa) {
-  const std::string name = kernels_for(isa).isa;  // refuses what cannot run here
+  const std::string name = base_isa(isa);
 #if defined(__x86_64__)
-  if (name == "avx512vnni" || name == "amx") return *avx512vnni_blocks();
-  if (name == "avx2" || name == "amx_emulated") return *avx2_blocks();
+  if (name == "avx512vnni") return *avx512vnni_blocks();
+  if (name == "avx2") return *avx2_blocks();
 #endif
   return *portable_blocks();
 }

@@ -14,6 +14,7 @@ const CeilingKernels& ceilings_for(const std::string& isa) {
 #if defined(__x86_64__)
   if (name == "avx2" || name == "amx_emulated") return *avx2_ceilings();
   if (name == "avx512vnni") return *avx512vnni_ceilings();
+  if (name == "avx512bf16") return *avx512bf16_ceilings();
   if (name == "amx") return *amx_ceilings();
 #endif
   return *portable_ceilings();

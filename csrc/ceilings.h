@@ -13,11 +13,12 @@ struct CeilingKernels {
   const char* isa;
   double (*read)(const uint8_t* data, size_t bytes, bool prefetched);  // data: 64-byte aligned, bytes: a multiple of 256
   double (*int8)(int64_t rounds);                    // operations: products of int8 and sums of them, from registers
-  double (*floats)(int64_t rounds);                  // operations: float32 multiplications and additions, from registers
+  double (*floats)(int64_t rounds);                  // operations: multiplications and additions to float32 sums, from registers
 };
 const CeilingKernels* portable_ceilings();
 const CeilingKernels* avx2_ceilings();
 const CeilingKernels* avx512vnni_ceilings();
+const CeilingKernels* avx512bf16_ceilings();
 const CeilingKernels* amx_ceilings();
 // Of an instruction set that kernels_for takes
 const CeilingKernels& ceilings_for(const std::string& isa);

@@ -5,10 +5,10 @@
 namespace octavo {
 
 static const LatticeKernels& lattice_for(const std::string& isa) {
-  const std::string name = kernels_for(isa).isa;  // refuses what cannot run here
+  const std::string name = base_isa(isa);
 #if defined(__x86_64__)
-  if (name == "avx512vnni" || name == "amx") return *avx512vnni_lattice();
-  if (name == "avx2" || name == "amx_emulated") return *avx2_lattice();
+  if (name == "avx512vnni") return *avx512vnni_lattice();
+  if (name == "avx2") return *avx2_lattice();
 #endif
   return *portable_lattice();
 }

@@ -80,6 +80,7 @@ std::vector<std::string> available_isas() {
   };
   const bool vnni = has({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "fma", "f16c"});
   if (vnni && has({"amx_tile", "amx_int8", "amx_bf16", "gfni"}) && tiles_granted()) isas.emplace_back("amx");
+  if (vnni && has({"avx512bf16"})) isas.emplace_back("avx512bf16");
   if (vnni) isas.emplace_back("avx512vnni");
   if (has({"avx2", "fma", "f16c"})) isas.emplace_back("avx2");
 #endif
@@ -96,6 +97,7 @@ const Kernels& kernels_for(const std::string& isa) {
 #if defined(__x86_64__)
     if (name == "avx2") return *avx2_kernels();
     if (name == "avx512vnni") return *avx512vnni_kernels();
+    if (name == "avx512bf16") return *avx512bf16_kernels();
     if (name == "amx") return *amx_kernels();
 #endif
   }
@@ -103,6 +105,12 @@ const Kernels& kernels_for(const std::string& isa) {
   if (isa == "amx_emulated" && known.find("avx2") != std::string::npos) return *amx_emulated_kernels();
 #endif
   throw std::invalid_argument("instruction set '" + isa + "' cannot run here; available: " + known);
+}
+
+std::string base_isa(const std::string& isa) {
+  const std::string name = kernels_for(isa).isa;  // refuses what cannot run here
+  if (name == "amx" || name == "avx512bf16") return "avx512vnni";
+  return name == "amx_emulated" ? "avx2" : name;
 }
 
 }  // namespace octavo

@@ -9,10 +9,10 @@
 namespace octavo {
 
 static const TrellisKernels& trellis_for(const std::string& isa) {
-  const std::string name = kernels_for(isa).isa;  // refuses what cannot run here
+  const std::string name = base_isa(isa);
 #if defined(__x86_64__)
-  if (name == "avx512vnni" || name == "amx") return *avx512vnni_trellis();
-  if (name == "avx2" || name == "amx_emulated") return *avx2_trellis();
+  if (name == "avx512vnni") return *avx512vnni_trellis();
+  if (name == "avx2") return *avx2_trellis();
 #endif
   return *portable_trellis();
 }

@@ -4,7 +4,7 @@
 |-----------------|---------------|------------------------------------------------------------|
 | OCTAVO_CACHE    | --cache-dir   | where quantized checkpoints are kept                       |
 | OCTAVO_THREADS  | --threads     | threads of the native kernels                              |
-| OCTAVO_ISA      | --isa         | force an instruction set: portable, avx2, avx512vnni, amx  |
+| OCTAVO_ISA      | --isa         | the kernels' instruction set: portable, avx2, avx512vnni, avx512bf16, amx |
 | OCTAVO_API_KEY  | --api-key     | the key that clients of the server must send               |
 | OTEL_EXPORTER_OTLP_ENDPOINT | --otlp-endpoint | the collector that traces are sent to (OpenTelemetry's own name) |
 """

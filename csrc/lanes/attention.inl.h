@@ -1,4 +1,5 @@
-// Writing the paged cache, and attention over it. Included inside a namespace that has vec.h's names and elementwise.inl.h's exp and tanh.
+// Writing the paged cache, and attention over it. Included inside a namespace that has vec.h's names and elementwise.inl.h's exp and tanh. OCTAVO_PAGES: a file
+// that meets pages in another way than pages.inl.h, with the same names.
 //
 // Online softmax (arXiv 2205.14135) over spans of whole pages in ascending order: their boundaries are absolute, so a query's sum has the
 // same terms in the same order however its prompt was chunked and whatever else is in the batch. Keys lie [head_dim][kPage], so vector lanes
@@ -7,6 +8,8 @@
 // Sequences that decode and begin with the same pages go in gangs (gangs.h): their shared pages are read and widened once for all.
 
 constexpr int kBlockRows = 96;  // query rows (tokens x heads of one group) in a work item
+constexpr int kSpan = kPage;    // tokens between two looks at the maximum; longer spans were no faster (LOG)
+constexpr int kRows = 6;        // query rows worked on together: 12 sums of 8 lanes on AVX2
 
 #include "rotate.inl.h"
 #include "cache_write.inl.h"
@@ -20,6 +23,19 @@ static inline f32x16 exp_below_zero(f32x16 x) {
 
 #include "attention_items.inl.h"
 
+// So few query rows that they wait for memory: one tile, if dimensions fill their lanes
+static inline bool few_rows(int rows, int dim) { return rows <= kRows && dim % 32 == 0; }
+
+// What the dimensions sum to: of a query, or of its products with `y`
+static float sum_of(const float* x, const float* y, int dim) {
+  f32x16 total = zero();
+  for (int d = 0; d < dim; d += 16) {
+    const int n = dim - d < 16 ? dim - d : 16;
+    total = y ? fmadd(load_n(x + d, n), load_n(y + d, n), total) : add(total, load_n(x + d, n));
+  }
+  return reduce_add(total);
+}
+
 // What one work item holds while it walks over the pages, for each of its query rows (token and head)
 struct Walk {
   int span_start;
@@ -29,7 +45,10 @@ struct Walk {
   float *q_sum, *q_base, *q_jump, *raised;                // what a query's dimensions sum to; its products with the mean key and the jump; weights times offsets
 };
 
-#include "pages.inl.h"
+#ifndef OCTAVO_PAGES
+#define OCTAVO_PAGES "pages.inl.h"
+#endif
+#include OCTAVO_PAGES
 static inline int padded_dim(const AttentionCall& c) { return (c.cache->key_rows() + kDimStep - 1) / kDimStep * kDimStep; }
 
 int attention_items(const AttentionCall& call) { return items_of(call, tokens_of(call, kBlockRows)); }
@@ -270,6 +289,6 @@ void attention(const AttentionCall& call, int item, void* scratch) {
         for (int d = 0; d < dim; d += 16) store(o + d, add(load(o + d), raised));
         rotate(o, dim);
       }
-      for (int d = 0; d < dim; d += 16) store_n(y + d, mul(load(o + d), inverse), dim - d < 16 ? dim - d : 16);
+      for (int d = 0; d < dim; d += 16) store_n(y + d, mul(mixed(o, d), inverse), dim - d < 16 ? dim - d : 16);
     }
 }

@@ -1,14 +1,9 @@
 // What attention does to one page of the cache, on float lanes. Included by attention.inl.h.
 
 constexpr int kDimStep = 16;    // rows of floats are padded to a multiple of this
-constexpr int kSpan = kPage;    // tokens between two looks at the maximum; longer spans were no faster (LOG)
-constexpr int kRows = 6;        // query rows worked on together: 12 sums of 8 lanes on AVX2
 // Vectors of sixteen tokens, or dimensions, that so many rows meet together: few rows take more lanes each
 constexpr int score_width(int rows) { return kManyRegisters || rows <= 2 ? 2 : 1; }
 constexpr int mix_width(int rows) { return kManyRegisters ? (rows <= 3 ? 4 : 2) : rows == 1 ? 4 : rows == 2 ? 2 : 1; }
-
-// So few query rows that they wait for memory: one tile, if dimensions fill their lanes
-static inline bool few_rows(int rows, int dim) { return rows <= kRows && dim % 32 == 0; }
 
 // What the bytes of a cache stand for
 struct Fp8 { uint8_t code; };
@@ -165,16 +160,6 @@ static void mix(int rows, const float* p, const float* alpha, const T* v, int di
   mix_rows<R, mix_width(R), First>(p, alpha, v, dim, tokens, o, stride, ahead);
 }
 
-// What the dimensions sum to: of a query, or of its products with `y`
-static float sum_of(const float* x, const float* y, int dim) {
-  f32x16 total = zero();
-  for (int d = 0; d < dim; d += 16) {
-    const int n = dim - d < 16 ? dim - d : 16;
-    total = y ? fmadd(load_n(x + d, n), load_n(y + d, n), total) : add(total, load_n(x + d, n));
-  }
-  return reduce_add(total);
-}
-
 // Queries of a tile lie [dim][rows], so that one pointer walks over them
 static void lay_out(const float* q, int dim, float* tiles, int row, int rows) {
   const int tile = row / kRows * kRows, n = rows - tile < kRows ? rows - tile : kRows;
@@ -228,3 +213,6 @@ static void mix_page(const AttentionCall& c, const Walk& w, int64_t cell, int ro
     blend(static_cast<const float*>(w.values), nullptr);
   });
 }
+
+// Sixteen of a row's sums, from dimension d on
+static inline f32x16 mixed(const float* o, int d) { return load(o + d); }

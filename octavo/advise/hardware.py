@@ -116,7 +116,7 @@ _GENERATIONS = (((10, 0), "blackwell"), ((9, 0), "hopper"), ((8, 9), "ada"), ((8
 
 def rows_of(machine: Machine) -> frozenset[str]:
     """Keys of the rows that this machine is: its CPU by the kernels that run, and its GPUs by their compute capability."""
-    found = {machine.isa} if machine.isa in ("amx", "avx512vnni", "avx2") else set()
+    found = {"avx512vnni" if machine.isa == "avx512bf16" else machine.isa} & {"amx", "avx512vnni", "avx2"}
     if machine.features & {"neon", "asimd", "dotprod", "asimddp"}:
         found.add("neon")
     for gpu in machine.gpus:

@@ -42,7 +42,7 @@ class ModelOptions(ModelName):
     """Threads of the kernels; default and at most: as many as this process may use cores (or OCTAVO_THREADS)."""
 
     isa: str | None = None
-    """Instruction set: portable, avx2, avx512vnni, amx; default: OCTAVO_ISA, or the best there is."""
+    """Instruction set: portable, avx2, avx512vnni, avx512bf16, amx; default: OCTAVO_ISA, or the best there is."""
 
     max_model_len: int | None = None
     """Longest prompt and answer together, in tokens; default: what the model was made for."""

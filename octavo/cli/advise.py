@@ -70,7 +70,7 @@ class Options:
     """Threads of the kernels; default and at most: as many as this process may use cores."""
 
     isa: str | None = None
-    """Instruction set: portable, avx2, avx512vnni, amx; default: the best there is."""
+    """Instruction set: portable, avx2, avx512vnni, avx512bf16, amx; default: the best there is."""
 
     allow_pickle: bool = False
     """Read pickled weights (.bin, .pt) where there are no others."""

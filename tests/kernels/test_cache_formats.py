@@ -80,6 +80,16 @@ def text(length: int, seed: int = 1) -> list[int]:
 
 
 PAGES = [3, 0, 7, 2]
+BEST = _native.available_isas()[0]
+
+
+def rounds(isa: str, name: str) -> bool:
+    """Whether queries and weights of attention are rounded to bfloat16 (csrc/avx512bf16), and the bits are other ones than those of float lanes."""
+    return isa == "avx512bf16" and name.startswith("C8")
+
+
+def tolerance(isa: str, name: str, usual: float) -> float:
+    return 2**-7 if rounds(isa, name) else usual
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -91,7 +101,7 @@ def test_attention_over_what_is_stored(isa: str, name: str) -> None:
             steps = [step_of([(text(66), 0, PAGES), (text(3, 2), 0, [5])]), step_of([(text(1, 3), 66, PAGES), (text(31, 4), 3, [5, 6])])]
             got, pool = attend(ops_of(isa), steps, name, qkv, shape, **kind)
             want = exact(steps[1], pool, qkv[0], **named(shape), **kind)
-            np.testing.assert_allclose(got[1], want, atol=3e-4 * np.abs(want).max(), err_msg=f"{shape} {kind}")
+            np.testing.assert_allclose(got[1], want, atol=tolerance(isa, name, 3e-4) * np.abs(want).max(), err_msg=f"{shape} {kind}")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -114,7 +124,8 @@ def test_the_native_cache_holds_what_the_reference_stores(name: str, tuned: bool
 def test_the_same_bits_whole_in_chunks_and_in_company(name: str) -> None:
     shape = (9, 3, 64)
     qkv, words = vectors(*shape), text(81)
-    whole = attend(ops_of("avx2", 2) if "avx2" in ISAS else ops_of("portable", 2), [step_of([(words, 0, PAGES)])], name, qkv, shape)[0][0]
+    other = BEST if rounds(BEST, name) else "avx2" if "avx2" in ISAS else "portable"
+    whole = attend(ops_of(other, 2), [step_of([(words, 0, PAGES)])], name, qkv, shape)[0][0]
     ops = NativeOps(1)
     parts = attend(ops, [step_of([(words[a:b], a, PAGES)]) for a, b in ((0, 10), (10, 11), (11, 50), (50, 80), (80, 81))], name, qkv, shape)[0]
     assert np.array_equal(np.concatenate(parts), whole)
@@ -134,7 +145,7 @@ def test_zeros_extremes_and_what_is_no_number(name: str) -> None:
     (got,), pool = attend(NativeOps(1), [step], name, qkv, shape, tuned=False)
     want = exact(step, pool, qkv[0], **named(shape))
     assert np.isfinite(got).all() and not got[0].any()
-    np.testing.assert_allclose(got, want, atol=1e-4 * 1e30)
+    np.testing.assert_allclose(got, want, atol=tolerance(BEST, name, 1e-4) * 1e30)
     _, values = read_cache(pool, 0, step.tables[0], 4)
     np.testing.assert_allclose(values[:, 1], 1e30, rtol=0.07 if "4" in name else 0.01)
 
