@@ -83,6 +83,7 @@ class Connection(asyncio.Protocol):
         self.first = 0.0
         self.head = self.last = b""
         self.tail: deque[bytes] = deque()
+        self.closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -103,6 +104,7 @@ class Connection(asyncio.Protocol):
             self._end(None)
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.closed = True
         self._end(error or ConnectionError("the server closed the connection"))
 
     def _end(self, error: Exception | None) -> None:
@@ -114,6 +116,9 @@ class Connection(asyncio.Protocol):
 
     async def ask(self, host: str, data: bytes, tokens: int) -> Visit:
         assert self.transport is not None
+        if self.closed:
+            self.head = b""
+            raise ConnectionError("the server closed the connection")
         self.first, self.head, self.last, self.done = 0.0, b"", b"", asyncio.get_running_loop().create_future()
         self.tail.clear()
         began = time.perf_counter()
@@ -136,16 +141,30 @@ def usage_of(tail: bytes) -> dict[str, Any]:
 
 
 async def user(host: str, port: int, model: str, number: int, seed: int, requests: int) -> list[Visit]:
-    _, connection = await asyncio.get_running_loop().create_connection(Connection, host, port)
+    """One after the other over one connection. A server may close it between two answers (llama-server now and then does): then over a new one, as any
+    client would."""
+    visits: list[Visit] = []
+    connection = await connected(host, port)
     try:
-        visits = []
         for turn in range(requests):
             text, tokens = question(seed, number, turn)
-            visits.append(await connection.ask(host, body(model, text, tokens), tokens))
+            data = body(model, text, tokens)
+            try:
+                visits.append(await connection.ask(host, data, tokens))
+            except ConnectionError:
+                if not connection.closed or connection.head or not turn:
+                    raise
+                connection = await connected(host, port)
+                visits.append(await connection.ask(host, data, tokens))
         return visits
     finally:
         assert connection.transport is not None
         connection.transport.close()
+
+
+async def connected(host: str, port: int) -> Connection:
+    _, connection = await asyncio.get_running_loop().create_connection(Connection, host, port)
+    return connection
 
 
 def quantile(values: list[float], share: float) -> float:
