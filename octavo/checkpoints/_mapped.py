@@ -48,7 +48,11 @@ class MappedFile:
             raise CheckpointError(reason, where=str(path), remedy="fetch the model again") from None
 
     def bytes(self, start: int, count: int) -> bytes:
-        """A copy, for headers. Read past the mapping where that can be: from there the system would read ahead, in small pages."""
+        """A copy of a few bytes."""
+        return self._map[start : start + count]
+
+    def header(self, start: int, count: int) -> bytes:
+        """A copy of much, read once. Past the mapping where that can be: from there the system would read ahead, in small pages."""
         if hasattr(os, "posix_fadvise"):
             with contextlib.suppress(OSError), self.path.open("rb", buffering=0) as file:
                 if os.fstat(file.fileno()).st_ino == self._inode:
@@ -56,7 +60,7 @@ class MappedFile:
                     found = os.pread(file.fileno(), min(count, max(0, self.size - start)), start)
                     if len(found) == count:
                         return found
-        return self._map[start : start + count]
+        return self.bytes(start, count)
 
     def array(self, dtype: Any, count: int, start: int) -> np.ndarray:
         """`count` numbers from byte `start` on: a read-only view."""

@@ -38,11 +38,11 @@ def parse_header(file: MappedFile) -> dict[str, Entry]:
     where = str(file.path)
     if file.size < 8:
         raise CheckpointError(f"is too short for a safetensors file: {file.size} bytes", where=where, remedy="fetch it again")
-    (length,) = struct.unpack("<Q", file.bytes(0, 8))
+    (length,) = struct.unpack("<Q", file.header(0, 8))
     if length > min(file.size - 8, LARGEST_HEADER):
         raise CheckpointError(f"the header claims {length} bytes, the file has {file.size}", where=where,
                               remedy="it is truncated or no safetensors file: fetch it again")
-    header = parse_object(file.bytes(8, length).rstrip(b" "), f"{where}: header", deepest=4)
+    header = parse_object(file.header(8, length).rstrip(b" "), f"{where}: header", deepest=4)
     begin, size = 8 + length, file.size - 8 - length
     entries = {name: read_entry(file.path, name, claim, begin, size) for name, claim in header.items() if name != "__metadata__"}
     end, previous = begin, ""
@@ -88,8 +88,8 @@ def _whole_numbers(values: object) -> TypeGuard[list[int]]:
 def read_metadata(file: MappedFile) -> dict[str, str]:
     """The free text by key that a header carries beside its tensors (`parse_header` has checked the rest). Raises CheckpointError."""
     where = str(file.path)
-    (length,) = struct.unpack("<Q", file.bytes(0, 8))
-    found = parse_object(file.bytes(8, min(length, LARGEST_HEADER)).rstrip(b" "), f"{where}: header", deepest=4).get("__metadata__", {})
+    (length,) = struct.unpack("<Q", file.header(0, 8))
+    found = parse_object(file.header(8, min(length, LARGEST_HEADER)).rstrip(b" "), f"{where}: header", deepest=4).get("__metadata__", {})
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise CheckpointError("has metadata that is no text by key", where=where, remedy="the file is corrupted: fetch it again")
     return found

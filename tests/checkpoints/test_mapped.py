@@ -14,15 +14,15 @@ def test_headers_are_of_the_file_that_is_mapped(tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "weights"
     path.write_bytes(b"header and more")
     file = MappedFile(path)
-    assert file.bytes(0, 6) == b"header" and file.bytes(11, 99) == b"more"
+    assert file.header(0, 6) == b"header" and file.header(11, 99) == b"more"
     (tmp_path / "other").write_bytes(b"another header!")
     os.replace(tmp_path / "other", path)
-    assert file.bytes(0, 6) == b"header"
+    assert file.header(0, 6) == b"header"
     path.unlink()
-    assert file.bytes(0, 6) == b"header"
+    assert file.header(0, 6) == b"header"
     path.write_bytes(b"header and more")
     monkeypatch.delattr(os, "posix_fadvise")  # a system without it
-    assert MappedFile(path).bytes(11, 99) == b"more"
+    assert MappedFile(path).header(11, 99) == b"more"
 
 
 def test_asking_for_large_pages_changes_no_byte(tmp_path: Path) -> None:
