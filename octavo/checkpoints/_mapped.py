@@ -47,10 +47,6 @@ class MappedFile:
             reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {getattr(error, 'strerror', None) or error}"
             raise CheckpointError(reason, where=str(path), remedy="fetch the model again") from None
 
-    def bytes(self, start: int, count: int) -> bytes:
-        """A copy of a few bytes."""
-        return self._map[start : start + count]
-
     def header(self, start: int, count: int) -> bytes:
         """A copy of much, read once. Past the mapping where that can be: from there the system would read ahead, in small pages."""
         if hasattr(os, "posix_fadvise"):
@@ -61,6 +57,10 @@ class MappedFile:
                     if len(found) == count:
                         return found
         return self.bytes(start, count)
+
+    def bytes(self, start: int, count: int) -> bytes:
+        """A copy of a few bytes."""
+        return self._map[start : start + count]
 
     def array(self, dtype: Any, count: int, start: int) -> np.ndarray:
         """`count` numbers from byte `start` on: a read-only view."""
