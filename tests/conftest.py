@@ -53,6 +53,16 @@ def tiny_model(shared_data: Path) -> Path:
 
 
 @pytest.fixture
+def float_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention multiplies float32, for tests of what weights and activations do that are sharper than rounding queries to bfloat16 allows (csrc/avx512bf16;
+    tests/kernels/test_attention_tiles.py bounds that)."""
+    from octavo import _native
+
+    if _native.available_isas()[0] == "avx512bf16":
+        monkeypatch.setenv("OCTAVO_ISA", "avx512vnni")
+
+
+@pytest.fixture
 def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder of the test's own, set as OCTAVO_CACHE."""
     folder = tmp_path / "cache"

@@ -45,7 +45,8 @@ def test_least_memory_within_a_loss(tiny_model: Path, kept: Path, tmp_path: Path
         assert one["sweep"][4]["operations"] > 15 * one["sweep"][0]["operations"]
     assert [(one["few"], one["many"], len(one["gains"])) for one in found["break_even"]] == [("4bit", "8bit", 6), ("8bit", "16bit", 6), ("4bit", "16bit", 6)]
     marked = [row["key"] for row in found["hardware"] if row["this_machine"]]
-    assert marked == ([detect().isa] if detect().isa != "portable" else marked)
+    row = "avx512vnni" if detect().isa == "avx512bf16" else detect().isa  # the table is about what multiplies integers
+    assert marked == ([row] if row != "portable" else marked)
     text = page.read_text()
     assert text.count("<svg") == 5 and "http-equiv" not in text and "src=" not in text and f"Take {decision['choice']}" in text
 
