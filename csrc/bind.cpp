@@ -172,7 +172,6 @@ std::vector<Draw> checked_draws(const float* logits, size_t count, size_t width,
 struct PyProgram {
   Program program;
   std::vector<nb::object> owners;
-
   std::shared_ptr<Team> team;
   std::vector<DrawSpace> space;  // to draw tokens in
 
@@ -202,10 +201,10 @@ struct PyProgram {
     return pages;
   }
 
-  void ahead(Vector<int32_t> tokens, Vector<int32_t> positions, Vector<int32_t> slots, Vector<int32_t> starts, Vector<int32_t> lengths, Matrix<int32_t> tables,
-             Vector<int32_t> select, const std::vector<Layer*>& layers, int result, Rows2 logits, int steps, Out<int32_t> places, Out<float> values,
-             const std::vector<int>& drawn, const std::vector<float>& temperature, const std::vector<int>& top_k, const std::vector<double>& top_p,
-             const std::vector<float>& min_p, const std::vector<double>& u);
+  void together(Vector<int32_t> tokens, Vector<int32_t> positions, Vector<int32_t> slots, Vector<int32_t> starts, Vector<int32_t> lengths, Matrix<int32_t> tables,
+                Vector<int32_t> select, const std::vector<Layer*>& layers, int result, Rows2 logits, int steps, Out<int32_t> places, Out<float> values,
+                const std::vector<int>& drawn, const std::vector<float>& temperature, const std::vector<int>& top_k, const std::vector<double>& top_p,
+                const std::vector<float>& min_p, const std::vector<double>& u);
 
   void run(Vector<int32_t> tokens, Vector<int32_t> positions, Vector<int32_t> slots, Vector<int32_t> starts, Vector<int32_t> lengths,
            Matrix<int32_t> tables, Vector<int32_t> select, const std::vector<Layer*>& layers, int result, Rows2 logits, Out<int32_t> place, Out<float> value) {
@@ -248,7 +247,7 @@ struct Drawer {
 #include "bind_immediate.inl.h"
 #include "bind_rounding.inl.h"
 #include "bind_rows.inl.h"
-#include "bind_ahead.inl.h"
+#include "bind_together.inl.h"
 
 // ---- single kernels, for tests and benchmarks: one thread, chosen instruction set ----
 
@@ -369,7 +368,7 @@ NB_MODULE(_native, m) {
       .def("attention", [](PyProgram& p, int q, int k, int v, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window, float cap) {
         p.program.attention(q, k, v, out, layer, heads, kv_heads, head_dim, scale, window, cap); })
       .def("run", &PyProgram::run)
-      .def("ahead", &PyProgram::ahead)
+      .def("together", &PyProgram::together)
       .def("linears", [](const PyProgram& p) {
         nb::list found;
         for (const auto& l : p.program.linears()) {

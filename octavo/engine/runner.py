@@ -35,13 +35,14 @@ class Runner:
         found = self._decoding(chunks, steps)
         assert found is not None
         step = found[0]
+        draws = choose.draws(steps)
         ahead = getattr(self.loaded, "ahead", None)
-        if ahead is not None and (made := ahead(step, self.pool, steps, choose.draws(steps))) is not None and (first := next(made, None)) is not None:
+        if ahead is not None and (made := ahead(step, self.pool, steps, draws)) is not None and (first := next(made, None)) is not None:
             choose.arriving = chain([first], made)
             return
         together = getattr(self.loaded, "together", None)
-        if together is not None and (found_together := together(step, self.pool, steps, choose.draws(steps))) is not None:
-            choose.take(*found_together)
+        if together is not None and (at_once := together(step, self.pool, steps, draws)) is not None:
+            choose.take(*at_once)
             return
         for turn in range(steps):
             tokens = choose(self.loaded.forward(step, self.pool), turn)

@@ -232,8 +232,8 @@ class NativeProgram:
         how: list[list[float]] = [[]] * 5
         if draws is not None:
             how = [a[drawn].tolist() for a in (draws.temperature, draws.top_k, draws.top_p, draws.min_p)] + [draws.u[:steps, drawn].reshape(-1).tolist()]
-        self._native.ahead(step.tokens, step.positions, step.slots, step.starts, step.lengths, step.tables, step.select, layers, self._result, logits, steps,
-                           tokens.reshape(-1), largest.reshape(-1), drawn, *how)
+        self._native.together(step.tokens, step.positions, step.slots, step.starts, step.lengths, step.tables, step.select, layers, self._result, logits, steps,
+                              tokens.reshape(-1), largest.reshape(-1), drawn, *how)
         return tokens, largest
 
     def best(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
