@@ -225,8 +225,9 @@ struct Kernels {
   void (*add_rows)(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int width, float* y, int64_t y_stride, int row0, int row1);
   // y[r][j] = x[r][order[j]] * factors[j] for j < width; order null: j itself; factors null: 1. y is not x.
   void (*columns)(const float* x, int64_t x_stride, const int32_t* order, const float* factors, int width, float* y, int64_t y_stride, int row0, int row1);
-  // x in blocks of `block` values (a power of two that divides the width) that lie width / block apart: each to its Walsh-Hadamard transform / sqrt(block)
-  void (*rotate_rows)(float* x, int64_t stride, int width, int block, int row0, int row1);
+  // y = x in blocks of `block` values (a power of two that divides the width) that lie width / block apart: each to its Walsh-Hadamard transform / sqrt(block).
+  // y may be x.
+  void (*rotate_rows)(const float* x, int64_t x_stride, int width, int block, float* y, int64_t y_stride, int row0, int row1);
   // softcap > 0: y = softcap * tanh(x / softcap)
   void (*softcap)(float* x, int64_t stride, int width, float cap, int row0, int row1);
   // k, v float32 [rows, kv_heads * head_dim] -> the cache, rows [row0, row1)

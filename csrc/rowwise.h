@@ -119,14 +119,11 @@ struct Columns : RowOp {
     const int32_t* places = order < 0 ? nullptr : p.places(order).data();
     const float* by = factors < 0 ? nullptr : p.values(factors).data();
     const float* from = rows == 1 && own_x ? p.own_row(in, member) : in.data();
-    if (copies && rows == 1) {
-      p.kernels().columns(from, in.stride, places, by, y.width, p.own_row(y, member), y.stride, 0, 1);
-      if (rotation) p.kernels().rotate_rows(p.own_row(y, member), y.stride, y.width, rotation, 0, 1);
-      return;
-    }
-    const auto [a, b] = p.share(rows, member);
-    p.kernels().columns(from, in.stride, places, by, y.width, y.data(), y.stride, a, b);
-    if (rotation) p.kernels().rotate_rows(y.data(), y.stride, y.width, rotation, a, b);
+    const bool own = copies && rows == 1, moves = places || by || !rotation;
+    float* to = own ? p.own_row(y, member) : y.data();
+    const auto [a, b] = own ? std::pair<int, int>{0, 1} : p.share(rows, member);
+    if (moves) p.kernels().columns(from, in.stride, places, by, y.width, to, y.stride, a, b);
+    if (rotation) p.kernels().rotate_rows(moves ? to : from, moves ? y.stride : in.stride, y.width, rotation, to, y.stride, a, b);
   }
   OpInfo info(const Program& p, int) const override { return info_of("columns", p, out, "", 2, (factors < 0 ? 0 : 1) + (rotation ? 1 + __builtin_ctz(unsigned(rotation)) : 0)); }
 };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,10 +35,16 @@ def specs(draw: st.DrawFn, role: str) -> TensorSpec:
     symmetric = number.kind != "int" or draw(st.booleans())
     outliers = role == "activation" and number.kind == "int" and dynamic and granularity != "tensor"
     threshold = draw(st.just(0.0) | st.integers(1, 10**6).map(float) | st.floats(0.001, 1e6)) if outliers else 0.0
-    return TensorSpec(number.token, granularity, size, columns, symmetric, draw(st.sampled_from(["fp32", "fp16", "bf16", "e8m0"])), dynamic, threshold)
+    rotated = role == "activation" and dynamic and granularity != "tensor" and draw(st.booleans())
+    scale = draw(st.sampled_from(["fp32", "fp16", "bf16", "e8m0"]))
+    return TensorSpec(number.token, granularity, size, columns, symmetric, scale, dynamic, threshold, rotated)
 
 
-SCHEMES = st.builds(Scheme, specs("weight"), specs("activation"), specs("cache"))
+def scheme_of(weight: TensorSpec, activation: TensorSpec, cache: TensorSpec) -> Scheme:
+    return Scheme(weight, activation if weight.quantized else replace(activation, rotated=False), cache)
+
+
+SCHEMES = st.builds(scheme_of, specs("weight"), specs("activation"), specs("cache"))
 
 
 @given(SCHEMES)
@@ -83,6 +90,7 @@ def test_canonical_names() -> None:
         "W8": "W8A16C16", "wint2": "W2g64A16C16", "FP8_BLOCK": "Wfp8b128x128Afp8g128C16", "block_wise_fp8": "Wfp8b128x128Afp8g128C16",
         "FP8_DYNAMIC": "Wfp8Afp8C16", "FP8": "Wfp8tAfp8tsC16", "NVFP4A16": "Wnvfp4A16C16", "Q4_K_M": "W4g32zA16C16", "Q8_0": "W8g32A16C16",
         "Q6_K": "W6g16A16C16", "llm.int8": "W8A8o6C16", "W8A8o0": "W8A8C16",
+        "w8a8hc8": "W8A8hC8", "W4g64A8g32o6h@fp16": "W4g64A8g32o6h@fp16C16",
         "W4g64A8g64o2.50C8": "W4g64A8g64o2.5C8", "EETQ": "W8A16C16", "INT8": "W8A8C16", "W4A16_ASYM": "W4zA16C16", "Wfp32Afp32Cfp32": "W32A32C32",
         "bf16": "W16A16C16", "W4 A16 C8": "W4A16C8", "W5g32@fp32A8g128sC4g32z": "W5g32@fp32A8g128sC4g32z", "W8rA8r": "W8A8C16",
     }.items():
@@ -114,7 +122,8 @@ def test_bits_per_weight_count_everything() -> None:
     ("W4g64Q8", 6, "W4g64A8"), ("WNF5", 2, "did you mean .*WNF4"), ("FP8_BLCK", 1, "FP8_BLOCK"), ("W8W8", 3, "given twice"), ("", 1, "empty"),
     ("W8A9", 4, "no number format for the activation"), ("Wnf4z", 1, "only integers have zero points"), ("Wmxfp4g64", 1, "fixes groups of 32"),
     ("W8A8b1x1", 3, "cannot have one scale per block"), ("W4g0", 1, "size 0"), ("W8s", 3, "cannot read"), ("W8o6", 3, "cannot read"),
-    ("W8A8C8o6", 7, "cannot read"),
+    ("W8A8C8o6", 7, "cannot read"), ("W8h", 3, "cannot read"), ("W8A8C8h", 7, "cannot read"), ("W8A8sh", 3, "quantized as it comes"),
+    ("W8A16h", 3, "unquantized"), ("W8A8ho6", 6, "cannot read"),
     ("W8A8ts o6", 8, "expected"), ("W8A8so6", 3, "only integers whose scales are computed"), ("W8Afp8o6", 3, "only integers"),
     ("W8A8o9999999", 3, "outliers begin at"), ("W8A8o", 5, "cannot read"), ("W4g99999999999", 1, "do not fit"),
 ])
@@ -134,6 +143,10 @@ def test_impossible_specs_are_refused() -> None:
                       {"format": "int8", "granularity": "channel", "scale_format": "fp8e4m3"}, {"format": "int8", "granularity": "row"}):
         with pytest.raises(SchemeError):
             TensorSpec(**arguments)  # type: ignore[arg-type]
+    with pytest.raises(SchemeError, match="this one is not"):
+        parse("W16A8h")
+    with pytest.raises(SchemeError, match="only activations"):
+        Scheme(TensorSpec("int8", "channel"), TensorSpec("bf16"), TensorSpec("int8", "token", dynamic=True, rotated=True))
     with pytest.raises(SchemeError, match="stored"):
         Scheme(TensorSpec("int8", "channel", dynamic=True), TensorSpec("bf16"), TensorSpec("bf16"))
 
@@ -157,7 +170,7 @@ def test_plans_keep_the_outer_layers_at_8_bits_unless_told() -> None:
 
 
 @pytest.mark.parametrize(("preset", "capability", "name", "why"), [
-    ("8bit", None, "W8g64A8g64C16", "INT8"), ("4bit", None, "W4g64A8g64C16", "groups of 64"), ("16bit", None, "W16A16C16", ""),
+    ("8bit", None, "W8A8hC16", "INT8"), ("4bit", None, "W4g64A8g64C16", "groups of 64"), ("16bit", None, "W16A16C16", ""),
     ("32bit", None, "W32A32C32", ""),
     ("8-bit", (8, 9), "Wfp8Afp8C16", "FP8"), ("8bit", (9, 0), "Wfp8Afp8C16", "FP8"), ("8bit", (8, 0), "W8A8C16", "no FP8"),
     ("8bit", (7, 0), "W8A16C16", "neither"), ("4bit", (9, 0), "W4Afp8C16", "Hopper"), ("4bit", (12, 0), "Wnvfp4Anvfp4C16", "FP4"),

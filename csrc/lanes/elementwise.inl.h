@@ -118,11 +118,38 @@ void columns(const float* x, int64_t x_stride, const int32_t* order, const float
   }
 }
 
-void rotate_rows(float* x, int64_t stride, int width, int block, int row0, int row1) {
+// y: three stages of butterflies between eight runs of values of x that lie `run` apart, n <= 16 of each; what lies between stays in registers. y may be x.
+static inline void eight_runs(const float* x, float* y, int run, int n, bool scaled, f32x16 scale) {
+  f32x16 v[8];
+  for (int i = 0; i < 8; i++) v[i] = n == 16 ? load(x + i * run) : load_n(x + i * run, n);
+#pragma GCC unroll 3
+  for (int half = 1; half < 8; half *= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+      if (!(i & half)) {
+        const f32x16 one = v[i], other = v[i + half];
+        v[i] = add(one, other);
+        v[i + half] = sub(one, other);
+      }
+  for (int i = 0; i < 8; i++) {
+    if (scaled) v[i] = mul(v[i], scale);
+    if (n == 16) store(y + i * run, v[i]);
+    else store_n(y + i * run, v[i], n);
+  }
+}
+
+void rotate_rows(const float* x, int64_t x_stride, int width, int block, float* y, int64_t y_stride, int row0, int row1) {
   const int apart = width / block;
   const f32x16 norm = set1(float(1.0 / std::sqrt(double(block))));
   for (int r = row0; r < row1; r++) {
-    float* row = x + r * stride;
+    const float* from = x + r * x_stride;
+    float* row = y + r * y_stride;
+    if (block == 64) {  // the usual one, in two passes instead of seven
+      for (int i = 0; i < width; i += 8 * apart) each16(apart, [&](int j, int n) { eight_runs(from + i + j, row + i + j, apart, n, false, norm); });
+      each16(8 * apart, [&](int j, int n) { eight_runs(row + j, row + j, 8 * apart, n, true, norm); });
+      continue;
+    }
+    if (row != from) std::memcpy(row, from, sizeof(float) * size_t(width));
     for (int run = apart; run < width; run *= 2)  // butterflies between runs of values
       for (int i = 0; i < width; i += 2 * run)
         each16(run, [&](int j, int n) {

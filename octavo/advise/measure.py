@@ -22,7 +22,7 @@ from .predict import without_measuring
 if TYPE_CHECKING:
     from ..loading import LoadedModel
 
-CANDIDATES = ("16bit", "8bit", "W8g64A8g64C8", "4bit", "W4g64A8g64C8", "nf4")
+CANDIDATES = ("16bit", "8bit", "W8A8hC8", "4bit", "W4g64A8g64C8", "nf4")
 WARM = 3   # decoding steps that are not counted
 STEPS = 12  # that are
 SWEPT = ("16bit", "8bit", "4bit")  # whose break-even is looked for

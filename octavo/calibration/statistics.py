@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..qtensor import rotate
+
 
 @dataclass
 class Statistics:
@@ -40,6 +42,13 @@ class Statistics:
         inverse = (1 / factors).astype(np.float32)
         gram = None if self.gram is None else self.gram * inverse[:, None] * inverse[None, :]
         return Statistics(self.rows, self.mean * inverse, self.mean_abs * inverse, self.mean_square * inverse**2, self.low * inverse, self.high * inverse, gram)
+
+    def rotated(self, block: int) -> Statistics:
+        """Of the inputs rotated in blocks of `block` (qtensor.rotate), without moments but the mean square; needs `gram`."""
+        assert self.gram is not None
+        gram = np.ascontiguousarray(rotate(rotate(self.gram, block).T, block))
+        none = np.empty(0)
+        return Statistics(self.rows, none, none, np.diagonal(gram).copy(), none, none, gram)
 
 
 def of_rows(x: np.ndarray, gram: bool, moments: bool = True) -> Statistics:

@@ -189,6 +189,9 @@ def _wanted(checkpoint: Checkpoint, infos: Sequence[TensorInfo], chosen: set[str
         if scheme.activation.quantized:
             if not scheme.activation.dynamic:
                 raise UsageError("static scales of activations come from calibration", where="--quantization", remedy="name a scheme with dynamic ones")
+            if scheme.activation.rotated:
+                raise UsageError("no format written here says that inputs are rotated when the model runs", where="--quantization",
+                                 remedy="leave the h out (W8A8); `octavo quantize --to octavo` keeps it")
             activations[info.name] = scheme.activation
     return specs, activations
 

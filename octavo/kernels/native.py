@@ -320,14 +320,15 @@ class NativeOps:
 
     def embed(self, weight: NativeWeight, factor: float = 1.0) -> Recorded:
         now = self._now
-        if weight.rotation:
-            raise KernelError("is of rotated inputs: its rows are no embeddings", where="native", remedy="keep the embedding out of --method trellis")
+        if weight.rotation and (weight.order is not None or weight.packed.factors is not None):
+            raise KernelError("permutes or scales inputs before they are rotated: its rows are no embeddings", where="native",
+                              remedy="keep the embedding plain")
         out = Recorded(now, weight.k, False)
         now.program.embed(now.weight(weight), factor, out.id)
         if weight.columns is None:
             return out
         place = None if weight.order is None else np.argsort(weight.order).astype(np.int32)
-        return now.columns(out, place, weight.packed.factors)
+        return now.columns(out, place, weight.packed.factors, weight.rotation)  # a rotation is its own inverse
 
     def linear(self, x: Recorded, weights: Sequence[NativeWeight], biases: Sequence[Constant | None] | None = None,
                residual: Recorded | None = None) -> tuple[Recorded, ...]:

@@ -17,6 +17,7 @@ from ..kernels.op import Problem
 from ..layers import Wanted
 from ..models import Decoder
 from ..policy import Dispatch
+from ..qtensor import rotation_of
 from ..schemes import Plan, TensorSpec, write_tensor
 from ._report import Runs
 
@@ -28,7 +29,8 @@ SHOWN = 3  # names in an error
 @dataclass(frozen=True)
 class Job:
     """One weight. `asked` is what the plan says; `kept` is how it lies in memory: the same, or bf16 where no kernel reads `asked`, and then the
-    numbers are those of `asked`, rounded to bf16. `input_scale`: of a static `activation`, else 0; `size`: bytes in memory where they are not in panels."""
+    numbers are those of `asked`, rounded to bf16. `input_scale`: of a static `activation`, else 0; `size`: bytes in memory where they are not in panels;
+    `rotation`: block of the rotation of the inputs, 0 for none."""
 
     name: str
     stored: str              # the tensor's name in the checkpoint
@@ -39,6 +41,7 @@ class Job:
     kernel: str
     input_scale: float = 0.0
     size: int = 0
+    rotation: int = 0
 
     @cached_property
     def nbytes(self) -> int:
@@ -110,7 +113,9 @@ def _job(want: Wanted, info: TensorInfo, plan: Plan, dispatch: Dispatch, stored:
         except KernelError as error:
             first = first or error
             continue
-        return Job(want.name, info.name, (rows, columns), asked, kept, act, kernels[0], scale if act.quantized and not act.dynamic else 0.0), note
+        turned = rotation_of(columns) if act.rotated and kept.quantized else 0
+        return Job(want.name, info.name, (rows, columns), asked, kept, act, kernels[0], scale if act.quantized and not act.dynamic else 0.0,
+                   rotation=turned if turned > 1 else 0), note
     assert first is not None
     raise first
 

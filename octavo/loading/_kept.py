@@ -130,4 +130,5 @@ def fits(packed: Packed, job: Job) -> bool:
     """Whether a blob is this weight in the precision wanted; wider scales count as the same."""
     spec = packed.meta.spec
     wanted = replace(job.kept, scale_format=spec.scale_format)
-    return (packed.meta.n, packed.meta.k) == job.shape and spec == wanted and spec.scale_format in (job.kept.scale_format, "fp32")
+    turned = packed.rotation == job.rotation or not job.rotation
+    return turned and (packed.meta.n, packed.meta.k) == job.shape and spec == wanted and spec.scale_format in (job.kept.scale_format, "fp32")

@@ -13,7 +13,7 @@ from .. import formats, layouts
 from ..checkpoints import Checkpoint, TensorInfo
 from ..errors import CheckpointError, KernelError
 from ..layouts import Packed
-from ..qtensor import NonFiniteError, QTensor, quantize
+from ..qtensor import NonFiniteError, QTensor, quantize, rotate
 from ..schemes import TensorSpec
 from ._assign import Job
 
@@ -70,7 +70,7 @@ def make_packed(checkpoint: Checkpoint, job: Job) -> Packed:
     try:
         spec = checkpoint.tensors[job.stored].spec
         moved = spec is not None and same_numbers(spec, job.asked)
-        if not moved and not by_rows(job.asked):
+        if not by_rows(job.asked) and (not moved or job.rotation):
             return layouts.pack(make_tensor(checkpoint, job), job.kept)
         narrow = job.kept.scale_format in ("fp16", "bf16")  # scales that may turn out not to fit
         for kept in (job.kept, replace(job.kept, scale_format="fp32")) if narrow else (job.kept,):
@@ -85,10 +85,10 @@ def make_packed(checkpoint: Checkpoint, job: Job) -> Packed:
 def make_tensor(checkpoint: Checkpoint, job: Job) -> QTensor:
     """The weight as one QTensor: for precisions whose scales need all of it, and for backends that take no panels."""
     stored = checkpoint.read(job.stored)
-    tensor = stored if same_numbers(stored.spec, job.asked) else quantize(stored.dequantize(), job.asked)
+    tensor = stored if _as_asked(stored, job) else quantize(stored.dequantize(), job.asked, rotation=job.rotation)
     del stored
     checkpoint.release(job.stored)
-    return tensor if same_numbers(tensor.spec, job.kept) else quantize(tensor.dequantize(), job.kept)
+    return tensor if same_numbers(tensor.spec, job.kept) else quantize(tensor.dequantize(), job.kept, rotation=job.rotation)
 
 
 def piece(jobs: Iterable[Job]) -> int:
@@ -118,10 +118,10 @@ def on_device(checkpoint: Checkpoint, job: Job, move: Callable[[QTensor], QTenso
     try:
         extent = None
         if not stored and (asked.granularity == "tensor" or number.two_level):
-            extent = _extent(move(part).dequantize() for _, part in read_rows(checkpoint, job.stored, numbers, cells))
+            extent = _extent(_turned(move(part).dequantize(), job) for _, part in read_rows(checkpoint, job.stored, numbers, cells))
         for _, part in read_rows(checkpoint, job.stored, numbers, cells):
-            tensor = part if stored else quantize(move(part).dequantize(), asked, extent=extent)
-            yield tensor if same_numbers(tensor.spec, kept) else quantize(move(tensor).dequantize(), kept)
+            tensor = part if stored and _as_asked(part, job) else quantize(move(part).dequantize(), asked, extent=extent, rotation=job.rotation)
+            yield tensor if same_numbers(tensor.spec, kept) else quantize(move(tensor).dequantize(), kept, rotation=job.rotation)
             del part, tensor
             checkpoint.release(job.stored)
     except NonFiniteError as error:
@@ -140,10 +140,10 @@ def _by_rows(checkpoint: Checkpoint, job: Job, kept: TensorSpec) -> Packed | Non
     asked = replace(job.asked, scale_format=kept.scale_format) if job.asked == job.kept else job.asked
     for rows, part in read_rows(checkpoint, job.stored):
         rounded = False
-        if not same_numbers(part.spec, asked):
-            part, rounded = quantize(part.dequantize(), asked), True
+        if not same_numbers(part.spec, asked) or not _meets_rotation(part, job):
+            part, rounded = quantize(part.dequantize(), asked, rotation=job.rotation), True
         if asked.format != kept.format:
-            part, rounded = quantize(part.dequantize(), kept), True
+            part, rounded = quantize(part.dequantize(), kept, rotation=job.rotation), True
         packed = packed or layouts.blank(kept, *job.shape, part)
         if part.spec.scale_format != kept.scale_format if rounded else not layouts.holds(packed.meta, part):
             return None
@@ -151,6 +151,19 @@ def _by_rows(checkpoint: Checkpoint, job: Job, kept: TensorSpec) -> Packed | Non
         del part
         checkpoint.release(job.stored)
     return packed
+
+
+def _as_asked(stored: QTensor, job: Job) -> bool:
+    return same_numbers(stored.spec, job.asked) and _meets_rotation(stored, job)
+
+
+def _meets_rotation(stored: QTensor, job: Job) -> bool:
+    """A job that wants rotated inputs wants codes of the rotated weight; codes of a weight that is stored rotated (a trellis) suit one that does not ask."""
+    return not job.rotation or stored.rotation == job.rotation
+
+
+def _turned(values: Any, job: Job) -> Any:
+    return rotate(values, job.rotation) if job.rotation else values
 
 
 def same_numbers(stored: TensorSpec, asked: TensorSpec) -> bool:

@@ -28,6 +28,8 @@ class Inputs:
             return Inputs()
         if spec.format != "int8":
             raise SchemeError(f"activations in {spec.format} do not run in modules", where=where, remedy="A8 (dynamic), A8ts (static) or A16")
+        if spec.rotated:
+            raise SchemeError("inputs of modules are not rotated", where=where, remedy="leave the h out (A8)")
         if is_static(spec):
             if found is None:
                 raise SchemeError("static activations need data to be calibrated on", where=where, remedy="give data=..., or A8 for dynamic scales")

@@ -14,6 +14,7 @@ from ..errors import OctavoError, SchemeError
 from ..formats import NumberFormat
 from ..schemes import TensorSpec
 from ._cells import cell, chunks, extremes, flattened, grouped, per_row
+from ._rotation import rotate
 from ._tensor import QTensor
 
 Array = Any
@@ -36,7 +37,8 @@ class NonFiniteError(OctavoError):
     exit_code = 2
 
 
-def quantize(x: Array, spec: TensorSpec, *, outer: float | None = None, extent: tuple[float, float] | None = None, strict: bool = False) -> QTensor:
+def quantize(x: Array, spec: TensorSpec, *, outer: float | None = None, extent: tuple[float, float] | None = None, strict: bool = False,
+             rotation: int = 0) -> QTensor:
     """Round to nearest, with fitted scales: x [out, in] or [n], any float type, in the precision of `spec`.
 
     Scales come from the largest magnitude of each cell (from smallest and largest value, with zero points), are rounded to
@@ -49,10 +51,13 @@ def quantize(x: Array, spec: TensorSpec, *, outer: float | None = None, extent: 
     `outer` fixes the second-level scale of NVFP4 (to quantize a tensor piece by piece); it comes from the whole of x otherwise.
     `extent`, the (smallest, largest) value of the whole tensor, does the same for one scale per tensor, and gives `outer` where that is needed.
     `strict`: scales stay in the spec's format, whatever precision that has for them (a file has no room for wider ones).
+    `rotation`: x is rotated first, in blocks of so many inputs (see `rotate`), which the result says; 0: not at all.
     For scales per row or group, quantizing slices of rows gives the same codes as the whole.
     Raises NonFiniteError where x holds NaN or infinity.
     """
     xp = array_namespace(x)
+    if rotation:
+        return replace(quantize(rotate(x, rotation), spec, outer=outer, extent=extent, strict=strict), rotation=rotation)
     number = formats.get(spec.format)
     flat, low, high = _extremes(x, spec, number)
     if not spec.quantized:

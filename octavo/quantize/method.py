@@ -14,7 +14,7 @@ from ..calibration.blocks import Weights
 from ..checkpoints import Checkpoint
 from ..errors import UsageError
 from ..models import Decoder
-from ..qtensor import QTensor
+from ..qtensor import QTensor, rotate
 from ..registry import find
 from ..schemes import Scheme, TensorSpec
 
@@ -82,6 +82,20 @@ def round_group(method: Rounder, weights: Sequence[np.ndarray], specs: Sequence[
     if isinstance(method, GroupRounder):
         return method.round_group(weights, specs, statistics, threads)
     return [method.round(weight, spec, statistics) for weight, spec in zip(weights, specs, strict=True)]
+
+
+def round_rotated(method: Rounder, weights: Sequence[np.ndarray], specs: Sequence[TensorSpec], statistics: Statistics | None, threads: int,
+                  block: int) -> list[QTensor]:
+    """As `round_group`, of weights whose inputs will be rotated in blocks of `block` (0: not at all) when the model runs. `statistics` are those of the
+    inputs as they are here. Raises UsageError where the method permutes the inputs."""
+    if not block:
+        return round_group(method, weights, specs, statistics, threads)
+    turned = [np.ascontiguousarray(rotate(weight, block), np.float32) for weight in weights]
+    tensors = round_group(method, turned, specs, None if statistics is None else statistics.rotated(block), threads)
+    if any(tensor.order is not None for tensor in tensors):
+        raise UsageError("permutes inputs that are to be rotated when the model runs", where="--set gptq.groups=dynamic",
+                         remedy="leave it out, or the h of the precision")
+    return [dataclasses.replace(tensor, rotation=block) for tensor in tensors]
 
 
 class Transform(Protocol):

@@ -35,7 +35,7 @@ from ..schemes import CacheSpec, Plan, TensorSpec
 from . import own
 from .kv_cache import cache_of_plan
 from .method import options_of
-from .run import RECIPE, UNREAD, OnProgress, Report, Wish, check_target, methods_of, quantize, samples_of, target_of
+from .run import RECIPE, UNREAD, OnProgress, Report, Wish, check_target, methods_of, quantize, rotations_of, samples_of, target_of
 from .search import CONTEXT, OUTER, Candidates, Goal, Kept, Search, Solution, candidates, measure, measure_caches, split, units
 
 HELD = 4         # sequences after those of calibration, on which the result's KL is measured
@@ -130,6 +130,9 @@ def quantize_mixed(source: str | Path, out: str | Path, wish: Wish, goal: Goal, 
     possible.check(goal)
     _check_method(possible, wish.method.lower())
     to = rest.get("to", "compressed-tensors")
+    for which in range(max(map(len, possible.wanted.values()))):
+        chosen = {name: schemes[which % len(schemes)] for name, schemes in possible.wanted.items()}
+        rotations_of(method, chosen, {name: checkpoint.tensors[found[name]].shape[-1] for name in chosen}, to)
     caches = [cache_of_plan(Plan.parse(name), model.layers, f"--candidates {name}") for name in for_caches]
     if not caches:
         caches = [cache_of_plan(Plan.parse(wish.cache), model.layers, f"--scheme {wish.cache}") if wish.cache else None]

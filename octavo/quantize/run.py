@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
+from .. import __version__, formats
 from ..calibration import Block, Blocks, Group, Samples, Statistics, read_samples
 from ..calibration.blocks import Weights
 from ..calibration.extra import check_extra
@@ -29,7 +29,7 @@ from ..errors import CheckpointError, UsageError
 from ..loading import open_model
 from ..machine import detect
 from ..models import Decoder
-from ..qtensor import NonFiniteError, QTensor
+from ..qtensor import NonFiniteError, QTensor, rotation_of
 from ..qtensor import quantize as nearest
 from ..quality.texts import calibration_text
 from ..schemes import CacheSpec, Plan, Scheme, TensorSpec, write_tensor
@@ -37,7 +37,7 @@ from ..text import Text
 from . import own
 from .inputs import check_observer, is_static, scale_of, with_static_inputs
 from .kv_cache import CacheScales, cache_of_plan, is_measured, remarks
-from .method import BlockRounder, Correction, Needs, RemarkingRounder, Retargeting, Rounder, Transform, needs_of, options_of, round_group, rounder, transform
+from .method import BlockRounder, Correction, Needs, RemarkingRounder, Retargeting, Rounder, Transform, needs_of, options_of, round_rotated, rounder, transform
 from .nearest import Nearest
 from .store import QuantizedCheckpoint, Store
 
@@ -121,6 +121,7 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
     check_target(checkpoint, found, schemes, target, to, wish, overwrite, cache)
     static = [scheme.activation for scheme in schemes.values() if is_static(scheme.activation)]
     observer = check_observer(wish.observer, static)
+    rotations = rotations_of(method, schemes, {name: checkpoint.tensors[found[name]].shape[-1] for name in schemes}, to)
     measured = CacheScales(cache, model.layers, wish.observer) if cache is not None and is_measured(cache) else None
     looks = bool(transforms or static or measured) or isinstance(method, BlockRounder) or needs_of(method) != "nothing"
     samples = samples_of(checkpoint, model, wish) if looks else None
@@ -131,7 +132,8 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
     signature = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     store = Store(target, settings)
     weights = Weights(checkpoint, found)
-    work = _Work(model, weights, method, transforms, schemes, store, threads or detect(None).cores, on_progress, observer, samples is not None, measured)
+    work = _Work(model, weights, method, transforms, schemes, store, threads or detect(None).cores, on_progress, observer, samples is not None,
+                 measured, rotations)
     resumed = sum(store.has(layer) for layer in range(model.layers))
     errors = work.run(samples)
     outer = work.run_outer()
@@ -209,6 +211,21 @@ def kept(checkpoint: Checkpoint, found: Mapping[str, str], schemes: Mapping[str,
     return [escape(stored) for name, stored in found.items() if name not in schemes and len(checkpoint.tensors[stored].shape) == 2]
 
 
+def rotations_of(method: Rounder, schemes: Mapping[str, Scheme], widths: Mapping[str, int], to: str) -> dict[str, int]:
+    """Weight -> the block of its inputs' rotation when the model runs, for those whose scheme wants it. Raises UsageError where that cannot be."""
+    wanted = {name: rotation_of(widths[name]) for name, scheme in schemes.items() if scheme.activation.rotated and scheme.weight.quantized}
+    found = {name: block for name, block in wanted.items() if block > 1 and formats.get(schemes[name].weight.format).kind != "trellis"}  # rotates by itself
+    if not found:
+        return {}
+    asked = f"--scheme {schemes[next(iter(found))]}"
+    if to != own.TARGET:
+        raise UsageError(f"{to} cannot say that inputs are rotated when the model runs", where=asked, remedy="write --to octavo, or leave the h out")
+    if isinstance(method, BlockRounder):
+        raise UsageError(f"{type(method).__name__.lower()} learns codes of weights as they are, not of rotated ones", where=asked,
+                         remedy="choose --method gptq, or leave the h out")
+    return found
+
+
 def check_target(checkpoint: Checkpoint, found: Mapping[str, str], schemes: Mapping[str, Scheme], target: Path, to: str, wish: Wish, overwrite: bool,
                  cache: TensorSpec | CacheSpec | None = None) -> None:
     """Asks the target, before hours of work, whether it could hold the result."""
@@ -260,7 +277,8 @@ class _Work:
     """Layer after layer: transform, round, keep."""
 
     def __init__(self, model: Decoder, weights: Weights, method: Rounder, transforms: Sequence[Transform], schemes: Mapping[str, Scheme], store: Store,
-                 threads: int, on_progress: OnProgress | None, observer: str, text: bool, cache: CacheScales | None = None) -> None:
+                 threads: int, on_progress: OnProgress | None, observer: str, text: bool, cache: CacheScales | None = None,
+                 rotations: Mapping[str, int] | None = None) -> None:
         self.model, self.weights, self.method, self.transforms, self.store, self.threads = model, weights, method, transforms, store, threads
         self.schemes, self.needs = schemes, needs_of(method, text)
         self.notes: list[str] = []
@@ -268,6 +286,7 @@ class _Work:
         self.on_progress, self.observer, self.cache = on_progress, observer, cache
         self.compares = isinstance(method, BlockRounder) or any(isinstance(one, Retargeting) for one in transforms)
         self.errors: dict[str, float] = {}
+        self.rotations = rotations or {}
 
     def run(self, samples: Samples | None) -> dict[str, float]:
         self._began = time.perf_counter()
@@ -298,7 +317,8 @@ class _Work:
         """Embedding and output layer, where they take part: 1 more file in the store, or 0."""
         outer = {name: spec for name, spec in self.specs.items() if not name.startswith("model.layers.")}
         if outer and not self.store.has(self.model.layers):
-            self.store.put(self.model.layers, {name: nearest(self.weights.get(name), spec) for name, spec in outer.items()}, {})
+            rounded = {name: nearest(self.weights.get(name), spec, rotation=self.rotations.get(name, 0)) for name, spec in outer.items()}
+            self.store.put(self.model.layers, rounded, {})
         return len(outer) and 1
 
     def _tell(self, layer: int) -> None:
@@ -322,7 +342,8 @@ class _Work:
             if not mine:
                 return None
             needs: Needs = "gram" if results.keys() & set(mine) else self.needs  # of a BlockRounder's weights only the errors need it
-            statistics = None if needs == "nothing" else group.statistics(gram=needs == "gram", moments=needs == "moments")
+            gram = needs == "gram" or (needs == "moments" and any(name in self.rotations for name in mine))
+            statistics = None if needs == "nothing" else group.statistics(gram=gram, moments=needs == "moments")
             inputs.update(self._inputs(group, mine))
             ours = {matrix.name: matrix.values for matrix in group.weights if matrix.name in specs}
             results.update(self._round({name: weight for name, weight in ours.items() if name not in results}, specs, statistics))
@@ -351,14 +372,18 @@ class _Work:
 
     def _round(self, weights: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec], statistics: Statistics | None) -> dict[str, QTensor]:
         """Weights that read the same inputs."""
+        found: dict[str, QTensor] = {}
         try:
-            tensors = round_group(self.method, list(weights.values()), [specs[name] for name in weights], statistics, self.threads)
+            for block in dict.fromkeys(self.rotations.get(name, 0) for name in weights):
+                mine = {name: values for name, values in weights.items() if self.rotations.get(name, 0) == block}
+                tensors = round_rotated(self.method, list(mine.values()), [specs[name] for name in mine], statistics, self.threads, block)
+                found.update(zip(mine, tensors, strict=True))
         except NonFiniteError as error:
             raise CheckpointError(f"a tensor of {', '.join(weights)} {error.what}", where=str(self.weights.checkpoint.path), remedy=error.remedy) from None
         if isinstance(self.method, RemarkingRounder):
             self.notes += [f"{', '.join(weights)}: {remark}" for remark in self.method.remarks]
             self.method.remarks.clear()
-        return dict(zip(weights, tensors, strict=True))
+        return found
 
     def _values(self, weights: Mapping[str, np.ndarray], tensors: Mapping[str, QTensor], statistics: Statistics | None) -> dict[str, np.ndarray]:
         """The numbers that each weight has become; into `errors`, from some of the outputs, what that costs."""

@@ -39,8 +39,8 @@ class Rule:
 RULES = (
     Rule("32bit", None, "W32A32C32", "float32 throughout, as a reference"),
     Rule("16bit", None, "W16A16C16", "bfloat16 weights and cache, float32 arithmetic"),
-    Rule("8bit", None, "W8g64A8g64C16", "CPUs multiply INT8 natively; INT8 weights and INT8 activations with a scale per 64 values stay within 1% "
-                                        "of 16 bits' perplexity"),
+    Rule("8bit", None, "W8A8hC16", "CPUs multiply INT8 natively; INT8 weights and INT8 activations, rotated first so that one scale serves a row, stay "
+                                   "within 1% of 16 bits' perplexity"),
     Rule("4bit", None, "W4g64A8g64C16", "CPUs have no 4-bit arithmetic but are limited by memory: 4-bit weights in groups of 64 are widened "
                                         "to INT8 on the way and meet INT8 activations with a scale per 64 values"),
     Rule("32bit", (0, 0), "W32A32C32", "float32 throughout, as a reference"),

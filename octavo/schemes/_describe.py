@@ -28,6 +28,8 @@ def describe(spec: TensorSpec, role: Role = "weight") -> str:
         parts.append("with zero points")
     if spec.threshold:
         parts.append(f"values from {spec.threshold:g} on stay unrounded")
+    if spec.rotated:
+        parts.append("after a Hadamard rotation")
     if role != "weight":
         parts.append("computed at run time" if spec.dynamic else "static (from calibration)")
     return ", ".join(parts)

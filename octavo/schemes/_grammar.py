@@ -1,12 +1,13 @@
 """The grammar of precision: `parse` and `write` are inverse.
 
     scheme := part+                        each letter at most once; what is missing is 16
-    part   := (W|A|C|K|V) format [granularity] [s] [z|y] [o<size>] [@scale]     C: the cache; K, V: its keys and its values apart, in place of C
+    part   := (W|A|C|K|V) format [granularity] [s] [z|y] [o<size>] [h] [@scale]     C: the cache; K, V: its keys and its values apart, in place of C
     format := a number of bits (16 is bf16, 32 is fp32, others are int) or a token: nf4 fp8 fp8e5m2 mxfp4 ...
     granularity := g128 (groups) | b128x128 (blocks) | r (one scale per row) | t (one per tensor)
     s      := static scales of activations or cache, from calibration
     z      := zero points (offsets, in the cache; INT4 there has them unless `y` says that it is symmetric)
     o6     := of activations: values of that size and beyond stay unrounded, as in LLM.int8(); o0.5, o20 ...; o0: none
+    h      := of activations: a Hadamard rotation comes first (and the weights are quantized as they meet it)
     @scale := format of the scales: @fp32 @fp16 @bf16 @e8m0
 
 Case does not matter; blanks, `-` and `_` may stand between parts. Other tools' names stand in _names.py.
@@ -82,6 +83,7 @@ def _write_part(spec: TensorSpec, role: Role) -> str:
     text += "" if spec.dynamic or role == "weight" else "s"
     text += "" if spec.symmetric is even else "y" if spec.symmetric else "z"
     text += f"o{spec.threshold!r}".removesuffix(".0") if spec.threshold else ""
+    text += "h" if spec.rotated else ""
     return text if spec.scale_format == default_scale_format(spec.format, spec.granularity, role) else f"{text}@{spec.scale_format}"
 
 
@@ -136,6 +138,9 @@ def _part(text: str, at: int, name: str) -> tuple[TensorSpec, int]:
     if role == "activation" and (match := _OUTLIERS.match(text, at)):
         changes["threshold"] = float(match[1])
         at = match.end()
+    if role == "activation" and text[at : at + 1] == "h":
+        changes["rotated"] = True
+        at += 1
     if match := _SCALE.match(text, at):
         changes["scale_format"] = match[1]
         at = match.end()

@@ -30,6 +30,7 @@ class TensorSpec:
     scale_format "fp32" "fp16" "bf16" "e8m0" "fp8e4m3"
     dynamic      scales computed at run time (activations, cache) rather than stored
     threshold    of activations: values of at least this size stay as they are, beside codes of the others (LLM.int8(), arXiv 2208.07339); 0: none do
+    rotated      of activations: a Hadamard rotation (qtensor.rotate) in blocks of up to 64 comes before them, and the weight is quantized rotated, too
 
     Raises SchemeError for a combination that cannot be.
     """
@@ -42,6 +43,7 @@ class TensorSpec:
     scale_format: str = "fp32"
     dynamic: bool = False
     threshold: float = 0.0
+    rotated: bool = False
 
     def __post_init__(self) -> None:
         if (problem := self._problem()) is not None:
@@ -54,7 +56,8 @@ class TensorSpec:
         if number.scale_only:
             return "this is a format of scales, not of tensors"
         if not number.scaled:
-            plain = (self.granularity, self.size, self.columns, self.symmetric, self.dynamic, self.threshold) == ("none", 0, 0, True, False, 0)
+            plain = (self.granularity, self.size, self.columns, self.symmetric, self.dynamic, self.threshold, self.rotated) == (
+                "none", 0, 0, True, False, 0, False)
             return None if plain else "an unquantized format has no scales, groups or zero points"
         if self.granularity not in ("tensor", "channel", "token", "group", "block"):
             return f"{self.format} needs a granularity: tensor, channel, token, group or block"
@@ -71,6 +74,8 @@ class TensorSpec:
             return "only integers whose scales are computed per token or group leave outliers out"
         if self.threshold and not THRESHOLDS[0] <= self.threshold <= THRESHOLDS[1]:
             return f"outliers begin at {THRESHOLDS[0]:g} to {THRESHOLDS[1]:g}, not at {self.threshold:g}"
+        if self.rotated and not (self.dynamic and self.granularity in ("token", "group")):
+            return "only what is quantized as it comes, per token or group, is rotated before"
         micro = number.two_level or number.scale_format == "e8m0"
         if micro and (self.granularity, self.size, self.scale_format) != (number.granularity, number.size, number.scale_format):
             return f"the format fixes groups of {number.size} with {number.scale_format} scales"
@@ -142,6 +147,10 @@ class Scheme:
         for role, spec in (("weight", self.weight), ("cache", self.cache), ("cache", self.cache_values)):
             if spec.threshold:
                 raise SchemeError("only activations leave outliers out", where=role)
+            if spec.rotated:
+                raise SchemeError("only activations say that they are rotated", where=role)
+        if self.activation.rotated and not self.weight.quantized:
+            raise SchemeError("inputs are rotated for weights that are quantized, and this one is not", where="activation")
         if self.weight.dynamic:
             raise SchemeError("scales of a weight are stored, not computed at run time", where="weight")
 

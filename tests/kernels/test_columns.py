@@ -103,6 +103,39 @@ def test_embedding(isa: str) -> None:
         np.testing.assert_allclose(run(NativeOps(2, isa), describe, 40)[0], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("k", [64, 96, 160, 192, 576, 1536])
+@pytest.mark.parametrize("isa", ISAS)
+def test_rotated_inputs(isa: str, k: int) -> None:
+    """What linears see: through a weight that is 1 on its diagonal. Any instruction set, number of threads and of rows: the same bits."""
+    rng = np.random.default_rng(k)
+    x = rng.standard_normal((40, k)).astype(np.float32)
+    x[1], x[2, 3], x[3, 5] = 0, 1e30, 1e-30
+    block = qtensor.rotation_of(k)
+    eye = replace(qtensor.quantize(np.eye(k, dtype=np.float32) * 127, TensorSpec("int8", "channel")), rotation=block)
+
+    def describe(ops: Any) -> Any:
+        return ops.select(ops.linear(ops.embed(ops.prepare(QTensor(x, None, FP32, x.shape), FP32)), [ops.prepare(eye, BF16)])[0])
+
+    exact = qtensor.rotate(x.astype(np.float64), block) * 127
+    found = run(NativeOps(2, isa), describe, 40)[0]
+    assert (np.abs(found - exact) <= 1e-6 * np.abs(exact).max(axis=1, keepdims=True)).all()
+    assert np.array_equal(run(NativeOps(1, isa), describe, 40)[0], found)
+    assert np.array_equal(run(NativeOps(2, isa), describe, 3)[0], found[:3])
+    assert np.array_equal(run(NativeOps(1, "portable"), describe, 40)[0], found)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_embedding_of_a_weight_with_rotated_inputs(isa: str) -> None:
+    table = qtensor.quantize(np.random.default_rng(1).standard_normal((40, 96)).astype(np.float32), INT4, rotation=32)
+
+    def describe(ops: Any) -> Any:
+        return ops.select(ops.embed(ops.prepare(table, BF16), 2.0))
+
+    expected = table.dequantize() * 2
+    for ops in (ReferenceOps(), NativeOps(2, isa)):
+        np.testing.assert_allclose(run(ops, describe, 40)[0], expected, atol=1e-6)
+
+
 def test_packing_keeps_order_and_factors() -> None:
     for order, factors in ((True, True), (True, False), (False, True)):
         q = weight(50, 1, order, factors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import transformers as hf
 from models.tiny import BASE, Driver, build, expected_logits, random_tokens
 
 from octavo.checkpoints import open_checkpoint
+from octavo.conversion import convert
+from octavo.errors import UsageError
 from octavo.loading import load
 from octavo.quantize import Wish, quantize
 
@@ -50,3 +53,63 @@ def test_what_is_kept_stays_as_it_is(tmp_path: Path, original: tuple[Path, np.nd
     assert np.array_equal(written.read(name).dequantize(), source.read(name).dequantize())
     spec = written.tensors["model.layers.1.self_attn.q_proj.weight"].spec
     assert spec is not None and spec.format == "int4"
+
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+def outliers(folder: Path, source: Path) -> None:
+    """A copy whose down projections meet an input a hundred times as large as the others: the function stays (a row of up, a column of down)."""
+    model = hf.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.up_proj.weight[9] *= 128
+            layer.mlp.down_proj.weight[:, 9] /= 128
+    shutil.copytree(source, folder)
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("method,scheme", [("rtn", "W8g32A8"), ("gptq", "W8g32A8"), ("gptq", "W8zA8g32"), ("hqq", "W8zA8")])
+def test_down_projections_that_meet_rotated_inputs(tmp_path: Path, original: tuple[Path, np.ndarray], method: str, scheme: str) -> None:
+    """Nothing but the rotation takes the outlier from what is rounded; the codes stand for the rotated weight, and the loader knows."""
+    source, expected = original
+    outliers(tmp_path / "source", source)
+    found = {}
+    for name, plan in (("plain", scheme), ("turned", f"{scheme}; *down_proj*={scheme}h")):
+        quantize(tmp_path / "source", tmp_path / name, Wish(plan, method, (), {}, source / "ids.npy", 8, 40), to="octavo")
+        found[name] = lost(tmp_path / name, expected)
+    assert found["turned"] < found["plain"] / 2
+    tensor = open_checkpoint(tmp_path / "turned").read(DOWN)
+    assert tensor.rotation == 32  # of 160 inputs
+    values = open_checkpoint(tmp_path / "source").read(DOWN).dequantize()
+    assert np.abs(tensor.dequantize() - values).max() < 0.1 * np.abs(values).max()
+
+
+def test_a_rotation_is_refused_where_it_cannot_be_kept(tmp_path: Path, original: tuple[Path, np.ndarray]) -> None:
+    folder, _ = original
+
+    def refused(said: str, scheme: str, method: str = "rtn", to: str = "octavo", **more: str) -> None:
+        with pytest.raises(UsageError, match=said):
+            quantize(folder, tmp_path / "out", Wish(scheme, method, (), more, folder / "ids.npy", 8, 40), to=to)
+        assert not (tmp_path / "out").exists()
+
+    refused("cannot say that inputs are rotated", "W8g32A8h", to="compressed-tensors")
+    refused("learns codes of weights as they are", "W4g32A8h", "autoround")
+    refused("permutes inputs", "W4g32A8h", "gptq", **{"gptq.groups": "dynamic"})
+    with pytest.raises(UsageError, match="inputs are rotated"):
+        convert(folder, tmp_path / "out", to="compressed-tensors", quantization="W8A8h")
+
+
+def test_a_killed_run_with_a_rotation_ends_with_the_same_bytes(tmp_path: Path, original: tuple[Path, np.ndarray]) -> None:
+    folder, _ = original
+    wish = Wish("W4g32A8h", "gptq", ("qep",), {}, folder / "ids.npy", 8, 40)
+    quantize(folder, tmp_path / "whole", wish, to="octavo")
+
+    def stop(done: int, total: int, seconds: float) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(folder, tmp_path / "out", wish, to="octavo", on_progress=stop)
+    assert quantize(folder, tmp_path / "out", wish, to="octavo", threads=2).resumed == 1
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()

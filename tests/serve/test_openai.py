@@ -92,7 +92,7 @@ def say(client: OpenAI, messages: Messages = ASK, **more: Any) -> Any:
 
 
 def test_it_says_what_it_serves(server: Server) -> None:
-    assert "W8g64A8g64" in server.greeting and "curl http://127.0.0.1:" in server.greeting and MODEL in server.greeting
+    assert "W8A8h" in server.greeting and "curl http://127.0.0.1:" in server.greeting and MODEL in server.greeting
 
 
 def test_chat(client: OpenAI) -> None:

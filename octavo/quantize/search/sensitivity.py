@@ -33,7 +33,7 @@ from ...calibration.statistics import Statistics, combine, means, of_rows
 from ...kernels.reference import round_activations
 from ...layers import head
 from ...models import Decoder
-from ...qtensor import quantize
+from ...qtensor import quantize, rotate, rotation_of
 from ...schemes import Scheme, TensorSpec
 from ..inputs import USUAL, is_static
 from ..method import BlockRounder, Rounder, needs_of, round_group
@@ -280,6 +280,10 @@ def rounded_inputs(scheme: Scheme) -> TensorSpec | None:
 
 def inputs_changed(x: np.ndarray, spec: TensorSpec) -> np.ndarray:
     """What rounding changes in inputs float32 [rows, k]. A static scale is the one that the usual observer finds for all of `x`."""
+    if spec.rotated:
+        block = rotation_of(x.shape[1])
+        turned: np.ndarray = rotate(inputs_changed(rotate(x, block), replace(spec, rotated=False)), block)
+        return turned
     scale = 0.0
     if is_static(spec) and spec.format == "int8":
         seen = Observer(USUAL)
