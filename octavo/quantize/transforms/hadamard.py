@@ -4,7 +4,7 @@ What it is: the values of each head, and what o_proj reads, are rotated; with `r
 the linears that follow them first, since a rotation does not commute with them. The model computes the same; nothing is added to it.
 When to choose it: inputs of 4 bits, or of 8 bits where outlier channels hurt and smoothquant does not suffice. docs/transforms.md has what was measured.
 Limits: the residual stream only of models whose layers are plain pre-norm ones (not Gemma's). Tied embeddings come apart, since only the output layer takes the
-last norm's gain: one more table of words in 16 bits. What down_proj reads is not rotated: that would need an operation at run time.
+last norm's gain: one more table of words in 16 bits. What down_proj reads is not rotated: a precision with h (A8h) does that.
 Options: residual (no) rotates the residual stream; seed of the signs.
 Source: arXiv 2404.00456 (QuaRot), 2405.16406 (SpinQuant).
 """
