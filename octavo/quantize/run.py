@@ -27,7 +27,7 @@ from ..conversion import RefusedError, convert
 from ..conversion import Report as Written
 from ..errors import CheckpointError, UsageError
 from ..loading import open_model
-from ..machine import detect
+from ..machine import detect, give_back_freed
 from ..models import Decoder
 from ..qtensor import NonFiniteError, QTensor, rotation_of
 from ..qtensor import quantize as nearest
@@ -42,7 +42,7 @@ from .nearest import Nearest
 from .store import QuantizedCheckpoint, Store
 
 ERROR_ROWS = 64  # of a weight: of so many outputs, at least, the error is reported
-RECIPE = 4  # changes when the same wish gives other bytes
+RECIPE = 5  # changes when the same wish gives other bytes
 BF16 = TensorSpec("bf16")
 LEAST_GROUP = 16  # smaller ones cost more in scales than they save
 UNREAD = "the text of --data was not read"
@@ -358,6 +358,7 @@ class _Work:
         block.finish()
         changed = {name: values for name, values in block.tensors.items() if name not in specs and not np.array_equal(values, self.weights.stored(name))}
         self.store.put(block.layer, results, changed, inputs, None if self.cache is None else self.cache.taken())
+        give_back_freed()  # rows of all sequences, in pieces between what lives on
 
     def _transform(self, block: Block, specs: Mapping[str, TensorSpec]) -> None:
         for one in self.transforms:

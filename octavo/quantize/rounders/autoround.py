@@ -23,6 +23,7 @@ from ... import formats
 from ...calibration import Block, Group, Statistics
 from ...calibration.torch_ops import TorchOps, TorchTensors, import_torch
 from ...errors import UsageError
+from ...machine import give_back_freed
 from ...models import Decoder
 from ...qtensor import QTensor, round_scales
 from ...schemes import TensorSpec
@@ -30,7 +31,7 @@ from ..method import Needs, round_group, rounder
 from ..transforms.qep import Qep
 
 Tensor = Any
-MICRO = 1024       # rows of one backward pass: what one thread works on
+MICRO = 512        # rows of one backward pass: what one thread works on; more rows are no faster, and keep more
 EDGE = 0.3         # how far from its code a start may lie, in codes: noise alone must not carry it over the next threshold
 DECAY, DECAY_SQUARE = 0.9, 0.95  # of the running means of the gradient and its square
 HELD = 8           # one sequence in so many is not learned from; on those the stages are judged
@@ -72,9 +73,12 @@ class Autoround:
                                  remedy="choose --method gptq")
         states = self._start(block, specs)
         block.forget()
+        give_back_freed()
         if not states:
             return {}
-        return _Learning(self, block, states).run()
+        learned = _Learning(self, block, states).run()
+        give_back_freed()  # graphs and gradients: more than the layer's rows take when it runs again
+        return learned
 
     def _start(self, block: Block, specs: Mapping[str, TensorSpec]) -> dict[str, _State]:
         first, states = rounder(self.start), {}
@@ -183,10 +187,10 @@ class _Learning:
         self.held = list(range(HELD - 1, self.sequences, HELD)) or [self.sequences - 1]
         self.learned = [i for i in range(self.sequences) if i not in self.held] or self.held
 
-    def _sequences(self, node: Any) -> np.ndarray:
-        """float32 [sequences, length, width]."""
-        chunks = [node.chunk(c) for c in range(node.chunks)]
-        return np.concatenate(chunks).reshape(self.sequences, self.length, node.width)
+    def _sequences(self, node: Any) -> list[np.ndarray]:
+        """Of each sequence float32 [length, width]: views, for there are as many numbers of them as of all else together."""
+        chunks = [node.chunk(c).reshape(-1, self.length, node.width) for c in range(node.chunks)]
+        return [sequence for chunk in chunks for sequence in chunk]
 
     def run(self) -> dict[str, QTensor]:
         torch = import_torch()
@@ -225,7 +229,7 @@ class _Learning:
 
         def one(part: list[int]) -> list[Tensor]:
             leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
-            out = self.forward(self.tensors.with_weights(leaves), torch.from_numpy(self.inputs[part].reshape(-1, self.inputs.shape[-1])))
+            out = self.forward(self.tensors.with_weights(leaves), self._rows(self.inputs, part))
             return list(torch.autograd.grad(self._distance(out, part).sum(), list(leaves.values())))
 
         total: list[Tensor] = []
@@ -240,17 +244,21 @@ class _Learning:
 
         def one(part: list[int]) -> float:
             with torch.no_grad():
-                out = self.forward(bound, torch.from_numpy(self.inputs[part].reshape(-1, self.inputs.shape[-1])))
+                out = self.forward(bound, self._rows(self.inputs, part))
                 return float(self._distance(out, part).sum(dtype=torch.float64))
 
         return sum(pool.map(one, self._parts(self.held)))
 
     def _distance(self, out: Tensor, part: list[int]) -> Tensor:
         """Squared error of each row [rows], as a part of the row's mean square: what comes next norms its rows."""
-        torch = import_torch()
-        targets = torch.from_numpy(self.targets[part].reshape(out.shape))
+        targets = self._rows(self.targets, part)
         squared = (out - targets).square().mean(dim=1)
         return squared / targets.square().mean(dim=1).clamp_min(1e-20) if self.method.relative else squared
+
+    def _rows(self, sequences: list[np.ndarray], part: list[int]) -> Tensor:
+        """[rows, width] of some of them."""
+        rows: Tensor = import_torch().from_numpy(np.concatenate([sequences[i] for i in part]))
+        return rows
 
     def _parts(self, batch: list[int]) -> Iterator[list[int]]:
         for at in range(0, len(batch), self.micro):
