@@ -31,6 +31,8 @@ SCHEMES: tuple[tuple[str, str, float | None], ...] = (
     ("16bit, 8-bit cache (C8)", "W16A16C8", 0.005),
     ("W8A16", "W8A16", 0.01),
     ("8bit", "8bit", 0.01),
+    ("W8g64A8h", "W8g64A8h", None),
+    ("W8g64A8g64", "W8g64A8g64", 0.01),
     ("W8A8", "W8A8", None),
     ("W8A8, 8-bit cache", "W8A8C8", None),
     ("W4g64A16", "W4g64A16", None),
