@@ -91,3 +91,12 @@ def test_reference_rounds_rotated_inputs() -> None:
     x = rng.standard_normal((3, 64))
     x[:, 5] = 50
     assert np.abs(weight.inputs(x) @ weight.values.T - x @ w.T).max() < 0.02 * np.abs(x @ w.T).max()
+
+
+@pytest.mark.parametrize("shape,block", [((300, 576), 64), ((3, 4, 96), 32), ((0, 64), 64), ((5, 97), 1), ((1, 64), 64)])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_numpy_and_torch_rotate_alike(shape: tuple[int, ...], block: int, kind: type) -> None:
+    x = np.random.default_rng(0).standard_normal(shape).astype(kind)
+    found = qtensor.rotate(x, block)
+    assert found.dtype == x.dtype and np.array_equal(found, qtensor.rotate(torch.from_numpy(x), block).numpy())
+    assert np.allclose(qtensor.rotate(found, block), x, atol=1e-5)
