@@ -42,7 +42,7 @@ def _in_cache(x: np.ndarray, block: int) -> np.ndarray:
     width = x.shape[-1]
     flat, out = x.reshape(-1, width), np.empty((x.size // max(1, width), width), kind)
     for row in range(0, len(flat), ROWS):
-        now = np.ascontiguousarray(flat[row : row + ROWS].T, kind)
+        now = np.array(flat[row : row + ROWS].T, kind, order="C")
         other, step = np.empty_like(now), width // block
         while step < width:
             pairs, sums = (buffer.reshape(-1, 2, step * now.shape[1]) for buffer in (now, other))
