@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,17 @@ def test_a_record_leads_the_second_start_past_the_source(tiny_model: Path, cache
     np.testing.assert_array_equal(logits_of(first), logits_of(second))
     with pytest.raises(AssertionError, match="opened"):
         load(tiny_model, quantization="8bit")
+
+
+def test_a_preset_that_means_something_else_now_is_not_recalled(tiny_model: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an upgrade: the record and the copy of the old meaning are still there."""
+    from octavo.schemes import _choose
+
+    before = load(tiny_model, quantization="8bit")
+    rules = tuple(replace(rule, name="W8g32A8g32C16") if rule.preset == "8bit" and rule.since is None else rule for rule in _choose.RULES)
+    monkeypatch.setattr(_choose, "RULES", rules)
+    after = load(tiny_model, quantization="8bit")
+    assert (before.plan.short, after.plan.short, after.report.cache_hit) == ("W8A8hC16", "W8g32A8g32C16", False)
 
 
 @pytest.mark.parametrize("change", ["touch", "more", "record", "copy"])

@@ -1,9 +1,9 @@
 """What one start leaves for the next: which copy in the cache a source became, so that the source need not be opened again.
 
-A record is good while the source's files are the same (path, size, modification time, inode of each, and no file more or less), the program and
-the machine are the same, and the copy still is the one that was made. Anything else, and anything odd, means that there is no record: the
-source is then opened, and its contents decide as ever. Files younger than two seconds leave no record, since a write within the clock's
-resolution would not show.
+A record is good while the source's files are the same (path, size, modification time, inode of each, and no file more or less), the program,
+what it means by its presets, and the machine are the same, and the copy still is the one that was made. Anything else, and anything odd, means
+that there is no record: the source is then opened, and its contents decide as ever. Files younger than two seconds leave no record, since a
+write within the clock's resolution would not show.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from .. import __version__, layouts
 from ..machine import Machine
+from ..schemes import meaning_of_presets
 from ._kept import RECIPE
 
 SETTLED_SECONDS = 2.0
@@ -52,7 +53,7 @@ class Starts:
         path = Path(source).expanduser()
         key = json.dumps([os.path.realpath(path), quantization, backend])
         self._file = cache_dir / "starts" / (hashlib.sha256(key.encode()).hexdigest()[:32] + ".json")
-        self._made_by = [RECORD, __version__, layouts.LAYOUT, RECIPE, machine.fingerprint]
+        self._made_by = [RECORD, __version__, layouts.LAYOUT, RECIPE, machine.fingerprint, meaning_of_presets()]
         try:
             self._files = _identity(path)
         except OSError:  # a hub id: only the hub knows what it means today

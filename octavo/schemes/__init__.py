@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from ._cache import CacheSpec, cache_name, cache_of, cache_pairs, parse_cache
-from ._choose import Choice, choose
+from ._choose import Choice, choose, meaning_of_presets
 from ._describe import describe
 from ._grammar import parse, parse_tensor, write_tensor
 from ._names import NAMES, PRESETS, known_names, normalize
@@ -16,4 +16,4 @@ from ._plan import Plan, plan_text
 from ._types import Granularity, Scheme, TensorSpec
 
 __all__ = ["NAMES", "PRESETS", "CacheSpec", "Choice", "Granularity", "Plan", "Scheme", "TensorSpec", "cache_name", "cache_of", "cache_pairs", "choose",
-           "describe", "known_names", "normalize", "parse", "parse_cache", "parse_tensor", "plan_text", "write_tensor"]
+           "describe", "known_names", "meaning_of_presets", "normalize", "parse", "parse_cache", "parse_tensor", "plan_text", "write_tensor"]

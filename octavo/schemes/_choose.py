@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,11 @@ RULES = (
     Rule("4bit", (9, 0), "W4Afp8C16", "Hopper has no FP4: 4-bit weights meet FP8 activations"),
     Rule("4bit", (0, 0), "W4A16C16", "no FP4 before Blackwell: 4-bit weights are widened to 16 bits"),
 )
+
+
+def meaning_of_presets() -> str:
+    """Changes when a preset, or a plan that has a name, comes to mean something else on some machine."""
+    return hashlib.sha256(repr((RULES, PLANS)).encode()).hexdigest()[:16]
 
 
 def choose(quantization: str, machine: Machine, capability: tuple[int, int] | None = None) -> Choice:
