@@ -20,6 +20,7 @@ def check_extra() -> None:
 def one_blas_thread() -> Any:
     """A context in which BLAS has one thread: pieces are the parallel work, and a BLAS of several would add in another order. Raises MissingExtraError."""
     check_extra()
+    import_module("scipy.linalg")  # it has a BLAS of its own, which is only bounded if it is there by now
     from threadpoolctl import threadpool_limits
 
     return threadpool_limits(1)

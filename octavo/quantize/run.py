@@ -336,6 +336,9 @@ class _Work:
         if isinstance(self.method, BlockRounder):
             results = self.method.round_block(block, specs)
             block.changes = []
+            if isinstance(self.method, RemarkingRounder):
+                self.notes += [remark for remark in self.method.remarks if remark not in self.notes]
+                self.method.remarks.clear()
 
         def visit(group: Group) -> list[np.ndarray] | None:
             mine = [matrix.name for matrix in group.weights if matrix.name in specs]

@@ -5,7 +5,8 @@ code and a factor for each scale are learned by gradients, of which little more 
 feed-forward together), on inputs that carry all earlier rounding, come closest to those of the unrounded model. Sequences held out from learning decide
 whether it went too far, so a layer never gets worse by it.
 When to choose it: 2 bits with much calibration text for each weight, and time; at 3 bits it gained nothing over its start. LOG.md has what was measured.
-Limits: integer codes with scales per group or row; needs torch; a pass forward and back through the layer for every step, so much slower than GPTQ.
+Limits: integer codes with scales per group or row; needs torch; a pass forward and back through the layer for every step, so much slower than GPTQ. In
+models with norms between a layer's outputs and the residual stream (Gemma) the start is kept: learning there ended far worse than it began.
 Source: SignRound, arXiv 2309.05516. Ours: the start from GPTQ (arXiv 2210.17323) and qep (arXiv 2504.09629), which is what remains where learning gains
 nothing; steps of Adam's form (arXiv 1412.6980) instead of signs, because where samples are few the sign of noise moves every code; the held-out judge.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -61,6 +62,7 @@ class Autoround:
     start: str = "gptq"
     correct: bool = True
     seed: int = 0
+    remarks: list[str] = field(default_factory=list, init=False, compare=False, repr=False)
 
     def round(self, weight: np.ndarray, spec: TensorSpec, statistics: Statistics | None) -> QTensor:
         """One weight by itself, as the start rounds it."""
@@ -76,6 +78,11 @@ class Autoround:
         give_back_freed()
         if not states:
             return {}
+        if type(block.model).layer is not Decoder.layer:
+            if not self.remarks:
+                self.remarks.append(f"nothing is learned in {type(block.model).__name__}, whose norms stand between a layer's outputs and the residual stream: "
+                                    f"the codes are those of {self.start}")
+            return {name: state.tensor for name, state in states.items()}
         learned = _Learning(self, block, states).run()
         give_back_freed()  # graphs and gradients: more than the layer's rows take when it runs again
         return learned
