@@ -12,7 +12,7 @@ from typing import Any
 
 Row = dict[str, Any]
 # our method -> (the library, its name for the same method)
-RIVALS = {"gptq": (("llmcompressor", "gptq"), ("gptqmodel", "gptq")),
+RIVALS = {"gptq": (("llmcompressor", "gptq"), ("gptqmodel", "gptq"), ("autoround", "signround")),
           "qep-gptq": (("llmcompressor", "gptq"), ("gptqmodel", "gptq"), ("autoround", "signround")), "autoround": (("autoround", "signround"),),
           "awq-rtn": (("llmcompressor", "awq"),), "awq-gptq": (("llmcompressor", "awq-gptq"),),
           "smoothquant-gptq": (("llmcompressor", "smoothquant-gptq"),), "smoothquant-rtn": (("llmcompressor", "smoothquant"),),
