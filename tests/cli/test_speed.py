@@ -52,7 +52,7 @@ def test_rows_of_a_tiny_model(tiny_model: Path, kept: Path, capsys: pytest.Captu
 
 
 def test_a_real_model(smollm2_path: Path, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = speed(capsys, kept, smollm2_path, "--quantization", "4bit", "--prompt", "600", "--new", "4", "--batch", "2", "--context", "16",
+    found = speed(capsys, kept, smollm2_path, "--quantization", "4bit", "--prompt", "600", "--new", "24", "--batch", "2", "--context", "16",
                   "--repetitions", "1")
     check(found)
     prefill, decode = found["rows"]
