@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-# our method -> (the library, its name for the same method)
+# our method -> (the library, its name for the same method, or for one that spends more on the same scheme)
 RIVALS = {"gptq": (("llmcompressor", "gptq"), ("gptqmodel", "gptq"), ("autoround", "signround")),
           "qep-gptq": (("llmcompressor", "gptq"), ("gptqmodel", "gptq"), ("autoround", "signround")), "autoround": (("autoround", "signround"),),
           "awq-rtn": (("llmcompressor", "awq"),), "awq-gptq": (("llmcompressor", "awq-gptq"),),

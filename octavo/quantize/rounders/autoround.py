@@ -79,9 +79,8 @@ class Autoround:
         if not states:
             return {}
         if type(block.model).layer is not Decoder.layer:
-            if not self.remarks:
-                self.remarks.append(f"nothing is learned in {type(block.model).__name__}, whose norms stand between a layer's outputs and the residual stream: "
-                                    f"the codes are those of {self.start}")
+            self.remarks.append(f"nothing is learned in {type(block.model).__name__}, whose norms stand between a layer's outputs and the residual stream: "
+                                f"the codes are those of {self.start}")
             return {name: state.tensor for name, state in states.items()}
         learned = _Learning(self, block, states).run()
         give_back_freed()  # graphs and gradients: more than the layer's rows take when it runs again
