@@ -77,6 +77,11 @@ class Decoder:
         c = self.config
         return GatedMLP(self.hidden, c.size("intermediate_size"), c.activation("hidden_act"), c.flag("mlp_bias"))
 
+    @property
+    def adds_outputs_as_they_are(self) -> bool:
+        """Whether attention and feed-forward write into the residual stream without a norm between (plain pre-norm layers; not Gemma's)."""
+        return type(self).layer is Decoder.layer
+
     def layer(self, t: Tensors, x: Value, layer: int) -> Value:
         """[rows, hidden] after one layer."""
         at = f"model.layers.{layer}"

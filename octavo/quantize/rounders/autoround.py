@@ -25,7 +25,6 @@ from ...calibration import Block, Group, Statistics
 from ...calibration.torch_ops import TorchOps, TorchTensors, import_torch
 from ...errors import UsageError
 from ...machine import give_back_freed
-from ...models import Decoder
 from ...qtensor import QTensor, round_scales
 from ...schemes import TensorSpec
 from ..method import Needs, round_group, rounder
@@ -78,7 +77,7 @@ class Autoround:
         give_back_freed()
         if not states:
             return {}
-        if type(block.model).layer is not Decoder.layer:
+        if not block.model.adds_outputs_as_they_are:
             self.remarks.append(f"nothing is learned in {type(block.model).__name__}, whose norms stand between a layer's outputs and the residual stream: "
                                 f"the codes are those of {self.start}")
             return {name: state.tensor for name, state in states.items()}
@@ -92,7 +91,7 @@ class Autoround:
         def visit(group: Group) -> list[np.ndarray] | None:
             if not any(matrix.name in specs for matrix in group.weights):
                 return None
-            if self.correct and not block.changes and type(block.model).layer is Decoder.layer:  # elsewhere it gains nothing
+            if self.correct and not block.changes and block.model.adds_outputs_as_they_are:  # elsewhere it gains nothing
                 Qep().retarget(block, group, specs)
             statistics = group.statistics(moments=False)
             mine = [matrix for matrix in group.weights if matrix.name in specs]

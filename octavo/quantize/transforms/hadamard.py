@@ -36,7 +36,7 @@ class Hadamard:
         """Both ends of the model."""
         if not self.residual:
             return
-        if type(model).layer is not Decoder.layer:
+        if not model.adds_outputs_as_they_are:
             raise UsageError(f"{type(model).__name__} has norms between its layers' outputs and the residual stream, which do not commute with a rotation",
                              where="--set hadamard.residual", remedy="leave it out: the values of attention are rotated anyway")
         stream = self._stream(model)
