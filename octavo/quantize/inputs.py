@@ -1,4 +1,4 @@
-"""Static scales of a linear's inputs: one number for all of them, found by an observer over the calibration text.
+"""What is stored of a linear's inputs: static scales, one number for all of them, found by an observer over the calibration text; and their rotation.
 
 A scheme asks for them with `s`: W8A8ts is int8 inputs with one stored scale, Wfp8tAfp8ts the same in FP8. An input of several linears (q, k and v) has one
 scale, so that it is rounded once. What lies beyond the range that the observer chose is clipped.
@@ -14,6 +14,7 @@ from .. import formats
 from ..calibration import Group
 from ..calibration.observers import METHODS, Observer
 from ..errors import SchemeError, UsageError
+from ..qtensor import rotation_of
 from ..registry import lookup
 from ..schemes import Scheme, TensorSpec
 
@@ -23,6 +24,13 @@ OF_FLOATS = ("min-max", "percentile")  # the others weigh 255 equal steps agains
 
 def is_static(spec: TensorSpec) -> bool:
     return spec.quantized and not spec.dynamic
+
+
+def rotation_for(scheme: Scheme, width: int) -> int:
+    """The block in which `width` inputs of a linear with this scheme are rotated when the model runs (qtensor.rotate); 0: they are not."""
+    wanted = scheme.activation.rotated and scheme.weight.quantized and formats.get(scheme.weight.format).kind != "trellis"  # that rotates by itself
+    block = rotation_of(width) if wanted else 0
+    return block if block > 1 else 0
 
 
 def with_static_inputs(scheme: Scheme, where: str) -> Scheme:

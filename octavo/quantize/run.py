@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__, formats
+from .. import __version__
 from ..calibration import Block, Blocks, Group, Samples, Statistics, read_samples
 from ..calibration.blocks import Weights
 from ..calibration.extra import check_extra
@@ -29,13 +29,13 @@ from ..errors import CheckpointError, UsageError
 from ..loading import open_model
 from ..machine import detect, give_back_freed
 from ..models import Decoder
-from ..qtensor import NonFiniteError, QTensor, rotation_of
+from ..qtensor import NonFiniteError, QTensor
 from ..qtensor import quantize as nearest
 from ..quality.texts import calibration_text
 from ..schemes import CacheSpec, Plan, Scheme, TensorSpec, write_tensor
 from ..text import Text
 from . import own
-from .inputs import check_observer, is_static, scale_of, with_static_inputs
+from .inputs import check_observer, is_static, rotation_for, scale_of, with_static_inputs
 from .kv_cache import CacheScales, cache_of_plan, is_measured, remarks
 from .method import BlockRounder, Correction, Needs, RemarkingRounder, Retargeting, Rounder, Transform, needs_of, options_of, round_rotated, rounder, transform
 from .nearest import Nearest
@@ -213,8 +213,7 @@ def kept(checkpoint: Checkpoint, found: Mapping[str, str], schemes: Mapping[str,
 
 def rotations_of(method: Rounder, schemes: Mapping[str, Scheme], widths: Mapping[str, int], to: str) -> dict[str, int]:
     """Weight -> the block of its inputs' rotation when the model runs, for those whose scheme wants it. Raises UsageError where that cannot be."""
-    wanted = {name: rotation_of(widths[name]) for name, scheme in schemes.items() if scheme.activation.rotated and scheme.weight.quantized}
-    found = {name: block for name, block in wanted.items() if block > 1 and formats.get(schemes[name].weight.format).kind != "trellis"}  # rotates by itself
+    found = {name: block for name, scheme in schemes.items() if (block := rotation_for(scheme, widths[name]))}
     if not found:
         return {}
     asked = f"--scheme {schemes[next(iter(found))]}"

@@ -101,6 +101,24 @@ def test_rounded_inputs_cost_what_is_measured(tiny_model: Path, tokens: np.ndarr
     assert 0.5 < predicted / (more - less) < 2
 
 
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_weights_are_rounded_as_their_inputs_are_rotated(tiny_model: Path, tokens: np.ndarray, method: str) -> None:
+    """With the h of a scheme other codes are written, for other errors: of the layers' linears and of the outer weights."""
+    checkpoint, model, found = open_model(open_checkpoint(tiny_model), LENGTH)
+    schemes = ("W4g16A8h", "W4g16A16")
+    possible = candidates(checkpoint, model, found, schemes)
+    with Sensitivities(model, Weights(checkpoint, found), tokens, possible.wanted, rounder(method), 1) as work:
+        measured = work.measure()
+    for name, one in measured.items():
+        assert one.kl[0] - one.inputs[0] != one.kl[1], name
+    if method == "rtn":  # as online loading rounds
+        plans = [f"{scheme}; *embed_tokens*={scheme}" for scheme in schemes]
+        original, *others = (load(tiny_model, quantization=plan, use_cache=False, threads=1) for plan in ("32bit", *plans))
+        windows = Windows(tokens, np.full(len(tokens), LENGTH - 1))
+        for place, comparison in enumerate(compare_all(original, others, windows, threads=1)):
+            assert 0.5 < sum(float(one.kl[place]) for one in measured.values()) / comparison.kl.value < 2
+
+
 def test_any_number_of_threads_gives_the_same_bits(tiny_model: Path, tokens: np.ndarray) -> None:
     checkpoint, model, found = open_model(open_checkpoint(tiny_model), LENGTH)
     possible = candidates(checkpoint, model, found, ("W3g16", "W4g16"))

@@ -6,7 +6,8 @@ by x (Q - W)^T, so <g, change> = <dW, Q - W> where dW is the weight's gradient o
 weight after another would need. How well this predicts, and what it was compared with, stands in docs/mixed-precision.md.
 
 Inputs that are rounded, too (W8A8), change the outputs by (round(x) - x) W^T: <g, change> of a token is <g W, round(x) - x>. Errors of different tokens hardly
-add up, so every token is a draw of its own, and there is little noise. Weights that read the same inputs are counted each for itself.
+add up, so every token is a draw of its own, and there is little noise. Weights that read the same inputs are counted each for itself. Where inputs are
+rotated before they are rounded (W8A8h), the weight is rounded rotated, and both changes are turned back.
 
 The output layer needs no gradient: there the form is the variance of the change of the logits under p, exact for every token.
 
@@ -35,8 +36,8 @@ from ...layers import head
 from ...models import Decoder
 from ...qtensor import quantize, rotate, rotation_of
 from ...schemes import Scheme, TensorSpec
-from ..inputs import USUAL, is_static
-from ..method import BlockRounder, Rounder, needs_of, round_group
+from ..inputs import USUAL, is_static, rotation_for
+from ..method import BlockRounder, Rounder, needs_of, round_rotated
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ROWS = 1024            # rows run through a layer at a time, about: whole sequences
@@ -133,15 +134,17 @@ class Sensitivities:
         needs = needs_of(self.method)
         if needs == "nothing":
             return None
+        gram = needs == "gram" or any(scheme.activation.rotated for schemes in self.wanted.values() for scheme in schemes)
         total: Statistics | None = None
-        for part in self._pool.map(lambda x: of_rows(x, needs == "gram", needs != "gram"), xs):
+        for part in self._pool.map(lambda x: of_rows(x, gram, needs != "gram"), xs):
             total = combine(total, part)
         return None if total is None else means(total)
 
     def _linear(self, seen: Sequence[Linear], statistics: Statistics | None) -> None:
         weight = seen[0].weight
         schemes = tuple(self.wanted[weight.name])
-        specs = tuple(dict.fromkeys(scheme.weight for scheme in schemes))
+        rounded = {scheme: (scheme.weight, rotation_for(scheme, weight.k)) for scheme in schemes}
+        specs = tuple(dict.fromkeys(rounded.values()))
         changes = self._changes(weight.values, specs, statistics)
         x = np.concatenate([one.x.value for one in seen])
         g = np.concatenate([_grad(one.y) for one in seen])
@@ -160,7 +163,7 @@ class Sensitivities:
         kl = steadied(self._squares(np.asarray(projected, np.float64)), 0.5 * np.asarray(errors))
         of_weights, of_inputs = dict(zip(specs, kl, strict=True)), self._inputs(schemes, weight.values, x, g)
         inputs = np.array([of_inputs[rounded_inputs(scheme)] for scheme in schemes])
-        self.found[weight.name] = Sensitivity(schemes, np.array([of_weights[scheme.weight] for scheme in schemes]) + inputs, inputs)
+        self.found[weight.name] = Sensitivity(schemes, np.array([of_weights[rounded[scheme]] for scheme in schemes]) + inputs, inputs)
 
     def _inputs(self, schemes: Sequence[Scheme], weight: np.ndarray, x: np.ndarray, g: np.ndarray) -> dict[TensorSpec | None, float]:
         """nats per token that rounding the inputs `x` [rows, k] of a weight costs, in each precision of them; `g`: gradients of its outputs [rows, n]."""
@@ -171,16 +174,17 @@ class Sensitivities:
                 found[spec] = 0.5 * float(np.square(dots).mean())
         return found
 
-    def _changes(self, values: np.ndarray, specs: tuple[TensorSpec, ...], statistics: Statistics | None) -> np.ndarray:
-        """What rounding changes in a weight, float32 [specs, n, k]."""
-        method, rounded = self.method, [spec for spec in specs if spec.quantized]
-        if isinstance(method, BlockRounder):
-            tensors = [quantize(values, spec) for spec in rounded]
-        else:
-            tensors = round_group(method, [values] * len(rounded), rounded, statistics, self.threads)
-        found = np.zeros((len(specs), *values.shape), np.float32)
-        for i, tensor in zip((i for i, spec in enumerate(specs) if spec.quantized), tensors, strict=True):
-            np.subtract(tensor.dequantize(), values, out=found[i])
+    def _changes(self, values: np.ndarray, specs: tuple[tuple[TensorSpec, int], ...], statistics: Statistics | None) -> np.ndarray:
+        """What rounding to each spec, rotated in blocks of so many inputs (0: not), changes in a weight: float32 [specs, n, k]."""
+        method, found = self.method, np.zeros((len(specs), *values.shape), np.float32)
+        for block in dict.fromkeys(block for _, block in specs):
+            mine = {i: spec for i, (spec, its) in enumerate(specs) if its == block and spec.quantized}
+            if isinstance(method, BlockRounder):
+                tensors = [quantize(values, spec, rotation=block) for spec in mine.values()]
+            else:
+                tensors = round_rotated(method, [values] * len(mine), list(mine.values()), statistics, self.threads, block)
+            for i, tensor in zip(mine, tensors, strict=True):
+                np.subtract(tensor.dequantize(), values, out=found[i])
         return found
 
     def _squares(self, projected: np.ndarray) -> np.ndarray:
@@ -233,8 +237,9 @@ class Sensitivities:
     def _head(self, name: str, x: np.ndarray, table: np.ndarray) -> None:
         """1/2 of the variance under p of what rounding the output layer does to the logits, mean over `x` [rows, k]."""
         schemes, cap = tuple(self.wanted[name]), self.model.logit_softcap
-        specs = tuple(dict.fromkeys((scheme.weight, rounded_inputs(scheme)) for scheme in schemes))
-        seen = {spec: x if spec is None else x + inputs_changed(x, spec) for _, spec in specs}
+        rounded = {scheme: (scheme.weight, rounded_inputs(scheme), rotation_for(scheme, x.shape[1])) for scheme in schemes}
+        specs = tuple(dict.fromkeys(rounded.values()))
+        seen = {spec: x if spec is None else x + inputs_changed(x, spec) for _, spec, _ in specs}
         logits = x @ table.T
         slope = None
         if cap:
@@ -244,8 +249,8 @@ class Sensitivities:
 
         def moments(piece: slice) -> np.ndarray:
             found = np.empty((len(specs), 2, len(x)))
-            for i, (spec, inputs) in enumerate(specs):
-                change = seen[inputs] @ _change(table[piece], spec).T
+            for i, (spec, inputs, block) in enumerate(specs):
+                change = seen[inputs] @ _change(table[piece], spec, block).T
                 if inputs is not None:
                     change += (seen[inputs] - x) @ table[piece].T
                 change = change if slope is None else change * slope[:, piece]
@@ -256,7 +261,7 @@ class Sensitivities:
         both = np.sum(list(self._pool.map(moments, _pieces(len(table)))), axis=0)
         first, second = both[:, 0], both[:, 1]
         kl = dict(zip(specs, 0.5 * np.maximum(second - first**2, 0).mean(axis=1), strict=True))
-        total = np.array([kl[scheme.weight, rounded_inputs(scheme)] for scheme in schemes])
+        total = np.array([kl[rounded[scheme]] for scheme in schemes])
         self.found[name] = Sensitivity(schemes, total, np.zeros(len(schemes)))
 
     def _embedding(self, grads: list[np.ndarray]) -> None:
@@ -267,7 +272,7 @@ class Sensitivities:
         grad = np.concatenate(grads) * np.float32(self.model.embed_factor)
         used, where = np.unique(tokens, return_inverse=True)
         rows = self.weights.rows(EMBEDDING, used)
-        projected = np.stack([np.einsum("rk,rk->r", grad, _change(rows, scheme.weight)[where]) for scheme in schemes])
+        projected = np.stack([np.einsum("rk,rk->r", grad, _change(rows, scheme.weight, rotation_for(scheme, rows.shape[1]))[where]) for scheme in schemes])
         output = self.found[EMBEDDING].kl if self.model.tied else 0.0
         wide = projected.reshape(len(schemes), self.sequences, self.length).sum(axis=2, dtype=np.float64)
         self.found[EMBEDDING] = Sensitivity(schemes, self._squares(wide) + output, np.zeros(len(schemes)))
@@ -310,9 +315,9 @@ def _pieces(rows: int) -> Iterator[slice]:
     return (slice(a, min(a + PIECE, rows)) for a in range(0, rows, PIECE))
 
 
-def _change(values: np.ndarray, spec: TensorSpec) -> np.ndarray:
-    """What rounding to nearest changes; an unquantized precision means that the weight stays as it is stored."""
-    change: np.ndarray = quantize(values, spec).dequantize() - values if spec.quantized else np.zeros_like(values)
+def _change(values: np.ndarray, spec: TensorSpec, block: int) -> np.ndarray:
+    """What rounding to nearest changes, rotated in blocks of so many inputs (0: not); an unquantized precision means that the weight stays as it is stored."""
+    change: np.ndarray = quantize(values, spec, rotation=block).dequantize() - values if spec.quantized else np.zeros_like(values)
     return change
 
 
