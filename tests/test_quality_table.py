@@ -36,6 +36,14 @@ def test_only_the_same_method_is_a_rival() -> None:
     assert pairs([clipped, row("llmcompressor", "awq", "w4g64", 0.2)]) == []
 
 
+def test_learned_rounding_is_held_against_ours_where_both_learned() -> None:
+    ours, theirs = row("octavo", "gptq", "w2g64z", 0.2), row("autoround", "signround", "w2g64z", 0.3)
+    assert pairs([ours, theirs]) == [(ours, theirs)]
+    learned = row("octavo", "autoround", "w2g64z", 0.1)
+    assert pairs([ours, theirs, learned]) == [(learned, theirs)]
+    assert pairs([ours, theirs, row("octavo", "autoround", "w4g64", 0.1)]) == [(ours, theirs)]
+
+
 def test_table_holds_ratios_and_every_checkpoint_by_size() -> None:
     rows = [row("llmcompressor", "gptq", "w4g64", 0.2), row("octavo", "gptq", "w4g64", 0.1), row("gptqmodel", "gptq", "w2g64z", 0.5, 2.3)]
     text = markdown({"model": "m", "text": "t.txt", "context": 512, "windows": 1, "rows": rows})

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-# our method -> (the library, its name for the same method, or for one that spends more on the same scheme)
+# our method -> (the library, its name for the same method, or for one that spends more on the same scheme: where ours that spends as much is not there)
 RIVALS = {"gptq": (("llmcompressor", "gptq"), ("gptqmodel", "gptq"), ("autoround", "signround")),
           "qep-gptq": (("llmcompressor", "gptq"), ("gptqmodel", "gptq"), ("autoround", "signround")), "autoround": (("autoround", "signround"),),
           "awq-rtn": (("llmcompressor", "awq"),), "awq-gptq": (("llmcompressor", "awq-gptq"),),
@@ -25,9 +25,12 @@ SIZES = {"w4g32": ("q4_0", "iq4_nl", "q4_k"), "w4g64": ("iq4_xs",), "w4g128": ("
 def pairs(rows: list[Row]) -> list[tuple[Row, Row]]:
     """(ours, theirs) of the same method and scheme, and llama.cpp's coding of about the same size."""
     found = []
+    learned = {row["scheme"] for row in rows if (row["library"], row["method"]) == ("octavo", "autoround")}
     for ours in rows:
         if ours["library"] == "octavo":
             rivals = RIVALS.get(ours["method"], ())
+            if ours["method"] != "autoround" and ours["scheme"] in learned:
+                rivals = tuple(one for one in rivals if one[1] != "signround")
             sizes = SIZES.get(ours["scheme"], ()) if ours["method"] in ("rtn", "gptq", "qep-gptq", "autoround") else ()
             found += [(ours, row) for row in rows if ((row["library"], row["method"]) in rivals and row["scheme"] == ours["scheme"])
                       or ((row["library"], row["method"]) == ("llamacpp", "folded") and row["scheme"] in sizes)]
