@@ -12,7 +12,7 @@ from octavo.cache import PAGE, KVPool
 from octavo.errors import KernelError, SchemeError, UsageError
 from octavo.loading import CacheChoice, CacheSearch, load
 from octavo.loading._sensitivity import candidates_for, solve
-from octavo.loading._tuning import static_scales
+from octavo.loading._tuning import FAR, PLACES, _step, static_scales
 from octavo.schemes import CacheSpec, Plan, cache_pairs, parse, parse_cache
 
 
@@ -51,6 +51,19 @@ def test_stored_scales_by_layer() -> None:
     names = {f"model.layers.{i}.self_attn.{half}": np.array([0.5 + i], np.float32) for i in range(2) for half in "kv"}
     assert static_scales(names, 2) == [(0.5, 0.5), (1.5, 1.5)]
     assert static_scales({}, 2) is None and static_scales({**names, "model.layers.1.self_attn.v": np.ones(3, np.float32)}, 2) is None
+
+
+@pytest.mark.parametrize("context", [64, 1000, 128])
+def test_balance_is_measured_over_the_whole_context(tiny_model: Path, context: int) -> None:
+    """Rotary embedding turns the keys' offset: what was measured near the beginning is wrong far from it (docs/kv-cache.md)."""
+    loaded = load(tiny_model, use_cache=False)
+    loaded.max_model_len = context
+    step = _step(loaded)
+    texts = [step.positions[a:b] for a, b in itertools.pairwise(step.starts[: PLACES + 1])]
+    assert texts[0][0] == 0 and texts[-1][-1] == min(context, FAR) - 1 and len(texts) == PLACES
+    begins = np.diff([text[0] for text in texts])
+    assert begins.min() >= 0 and begins.max() - begins.min() <= 1
+    assert all(np.array_equal(np.diff(text), np.ones(len(text) - 1)) for text in texts)
 
 
 def test_every_format_loads_and_answers(tiny_model: Path, cache_dir: Path) -> None:

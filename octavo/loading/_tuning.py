@@ -22,11 +22,11 @@ from ..text.beginning import beginning
 if TYPE_CHECKING:
     from ._model import LoadedModel
 
-FILE = "octavo-key-channels-{}.npz"  # beside the copy of the model; of which context
-PLACES, TOKENS = 8, 96        # of the context where the text is read, from its beginning to its end; tokens at each
+PLACES, TOKENS = 16, 96       # of the context where the text is read, from its beginning to its end; tokens at each
+FILE = f"octavo-key-channels-{PLACES}-{{}}.npz"  # beside the copy of the model; of which context
 SINKS = 4                     # first tokens, whose keys are like no others
 FIRST = 8                     # tokens that are tried as the first of a text, where the tokenizer does not begin each with the same
-FAR = 8192                    # tokens: beyond, offsets are measured for shorter contexts
+FAR = 32768                   # tokens: beyond, offsets are measured for shorter contexts
 LARGEST = 64.0                # by which a channel is scaled at most
 TEXT = """The harbour froze in the second week of January, and for nine days nothing moved but the mail sled. Old Henrik, who had carried letters across the ice
 since he was fourteen, said the trick was to listen: good ice rings, bad ice is silent. Nobody asked him how he had learned the second part.
