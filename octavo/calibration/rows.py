@@ -160,13 +160,17 @@ class RowsOps:
 
     def statistics(self, x: Node, *, gram: bool = True, moments: bool = True) -> Statistics:
         """See Group.statistics."""
-        if self.rows * x.width * 4 <= KEPT_BYTES:
-            x.keep(len(self.parts))
+        self._keep(x)
         total: Statistics | None = None
         for part in self.each(x, lambda chunk: of_rows(chunk, gram, moments)):
             total = combine(total, part)
         assert total is not None
         return means(total)
+
+    def _keep(self, x: Node) -> None:
+        """Inputs of a linear, which are wanted again: by whatever else looks at them, and by the outputs."""
+        if self.rows * x.width * 4 <= KEPT_BYTES:
+            x.keep(len(self.parts))
 
     def mean(self, x: Node, work: Callable[[np.ndarray], np.ndarray] | None) -> np.ndarray:
         """See Group.mean."""
@@ -177,8 +181,7 @@ class RowsOps:
 
     def observed(self, x: Node, method: str, heads: int = 1) -> list[Observer]:
         """For each of `heads` equal parts of the columns an observer of that method that has counted all of it."""
-        if self.rows * x.width * 4 <= KEPT_BYTES:
-            x.keep(len(self.parts))
+        self._keep(x)
         observers = [Observer(method) for _ in range(heads)]
         for chunk in self.each(x, lambda chunk: chunk):
             for observer, part in zip(observers, np.split(chunk, heads, axis=1), strict=True):
@@ -188,6 +191,7 @@ class RowsOps:
     def missed(self, x: Node, weights: Sequence[np.ndarray], bias: np.ndarray | None, residual: Node | None, reference: Call) -> list[np.ndarray]:
         """See Group.missed."""
         whole = residual is not None and len(weights) == 1
+        self._keep(x)
 
         def part(index: int) -> np.ndarray:
             rows = x.chunk(index)
@@ -212,6 +216,7 @@ class RowsOps:
 
     def sampled(self, x: Node, most: int) -> np.ndarray:
         """See Group.inputs."""
+        self._keep(x)
         step = max(1, -(-self.rows // most))
         found = []
         for index, part in enumerate(self.parts):

@@ -22,6 +22,7 @@ from .. import __version__
 from ..calibration import Block, Blocks, Group, Samples, Statistics, read_samples
 from ..calibration.blocks import Weights
 from ..calibration.extra import check_extra
+from ..calibration.statistics import means, of_rows
 from ..checkpoints import Checkpoint, open_checkpoint
 from ..conversion import RefusedError, convert
 from ..conversion import Report as Written
@@ -37,12 +38,13 @@ from ..text import Text
 from . import own
 from .inputs import check_observer, is_static, rotation_for, scale_of, with_static_inputs
 from .kv_cache import CacheScales, cache_of_plan, is_measured, remarks
-from .method import BlockRounder, Correction, Needs, RemarkingRounder, Retargeting, Rounder, Transform, needs_of, options_of, round_rotated, rounder, transform
+from .method import BlockRounder, Correction, RemarkingRounder, Retargeting, Rounder, Transform, needs_of, options_of, round_rotated, rounder, transform
 from .nearest import Nearest
 from .store import QuantizedCheckpoint, Store
 
 ERROR_ROWS = 64  # of a weight: of so many outputs, at least, the error is reported
-RECIPE = 5  # changes when the same wish gives other bytes
+ERROR_INPUTS = 2048  # of a weight that was rounded with its whole layer: from so many rows, at most
+RECIPE = 6  # changes when the same wish gives other bytes
 BF16 = TensorSpec("bf16")
 LEAST_GROUP = 16  # smaller ones cost more in scales than they save
 UNREAD = "the text of --data was not read"
@@ -343,9 +345,7 @@ class _Work:
             mine = [matrix.name for matrix in group.weights if matrix.name in specs]
             if not mine:
                 return None
-            needs: Needs = "gram" if results.keys() & set(mine) else self.needs  # of a BlockRounder's weights only the errors need it
-            gram = needs == "gram" or (needs == "moments" and any(name in self.rotations for name in mine))
-            statistics = None if needs == "nothing" else group.statistics(gram=gram, moments=needs == "moments")
+            statistics = self._statistics(group, mine, rounded=bool(results.keys() & set(mine)))
             inputs.update(self._inputs(group, mine))
             ours = {matrix.name: matrix.values for matrix in group.weights if matrix.name in specs}
             results.update(self._round({name: weight for name, weight in ours.items() if name not in results}, specs, statistics))
@@ -361,6 +361,15 @@ class _Work:
         changed = {name: values for name, values in block.tensors.items() if name not in specs and not np.array_equal(values, self.weights.stored(name))}
         self.store.put(block.layer, results, changed, inputs, None if self.cache is None else self.cache.taken())
         give_back_freed()  # rows of all sequences, in pieces between what lives on
+
+    def _statistics(self, group: Group, names: Sequence[str], rounded: bool) -> Statistics | None:
+        """Of the inputs of these weights. `rounded`: by a BlockRounder, so only their errors are left to be told, for which some rows do."""
+        if rounded:
+            return means(of_rows(group.inputs(ERROR_INPUTS), gram=True, moments=False))
+        if self.needs == "nothing":
+            return None
+        gram = self.needs == "gram" or any(name in self.rotations for name in names)
+        return group.statistics(gram=gram, moments=self.needs == "moments")
 
     def _transform(self, block: Block, specs: Mapping[str, TensorSpec]) -> None:
         for one in self.transforms:

@@ -35,7 +35,7 @@ MICRO = 512        # rows of one backward pass: what one thread works on; more r
 EDGE = 0.3         # how far from its code a start may lie, in codes: noise alone must not carry it over the next threshold
 DECAY, DECAY_SQUARE = 0.9, 0.95  # of the running means of the gradient and its square
 HELD = 8           # one sequence in so many is not learned from; on those the stages are judged
-STAGES = 4         # how often they are
+STAGES = 4         # how often they are, at most: not after every single step
 LEAST, MOST = 0.8, 1.25  # of the factors of scales
 
 
@@ -127,7 +127,8 @@ class _State:
 
     def spread(self, by_group: Tensor) -> Tensor:
         """[n, groups] -> [n, k]"""
-        return by_group.repeat_interleave(self.width, 1)[:, : self.weight.shape[1]]
+        n, groups = by_group.shape
+        return by_group.unsqueeze(-1).expand(n, groups, self.width).reshape(n, groups * self.width)[:, : self.weight.shape[1]]
 
     def values(self) -> tuple[Tensor, Tensor, Tensor]:
         """(the weight that the codes stand for, the codes less their zero points, True where a code is free to move)."""
@@ -164,14 +165,18 @@ class _State:
 
     def result(self) -> QTensor:
         """The codes as they are now, with scales as they are stored."""
+        torch = import_torch()
         scales = round_scales((self.scales * self.factor).numpy(), self.tensor.spec.scale_format)
         empty = np.asarray(self.tensor.scales) == 0
-        columns = np.arange(self.weight.shape[1]) // self.width
-        divisor = np.where(scales == 0, np.float32(1), scales)[:, columns]
-        place = self.weight.numpy() / divisor + self.offset.numpy() + self.zeros.numpy()[:, columns]
-        codes = np.rint(place).clip(self.low, self.high).astype(self.tensor.codes.dtype)
-        codes = np.where(empty[:, columns], self.tensor.codes, codes)
-        return replace(self.tensor, codes=codes, scales=np.where(empty, np.float32(0), scales))
+        place = self.weight / self.spread(torch.from_numpy(np.where(scales == 0, np.float32(1), scales)))
+        place += self.offset
+        if self.tensor.zeros is not None:
+            place += self.spread(self.zeros)
+        codes = place.round_().clamp_(self.low, self.high).numpy().astype(self.tensor.codes.dtype)
+        if empty.any():
+            columns = np.arange(self.weight.shape[1]) // self.width
+            codes, scales = np.where(empty[:, columns], self.tensor.codes, codes), np.where(empty, np.float32(0), scales)
+        return replace(self.tensor, codes=codes, scales=scales)
 
 
 class _Learning:
@@ -206,27 +211,34 @@ class _Learning:
             with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 best = {name: state.tensor for name, state in states.items()}
                 least = self._loss(pool, best)
+                stages = min(STAGES, max(1, method.steps // 2))
                 rate = method.rate or 1 / max(1, method.steps)
                 random = np.random.default_rng(method.seed)
-                stages = {method.steps * (i + 1) // STAGES for i in range(STAGES)}
+                judged = {method.steps * (i + 1) // stages for i in range(stages)}
                 order: list[int] = []
                 for step in range(method.steps):
                     while len(order) < min(method.batch, len(self.learned)):
                         order += random.permutation(self.learned).tolist()
                     batch, order = order[: method.batch], order[method.batch :]
                     now = rate * (1 - step / method.steps)
-                    known = {name: state.values() for name, state in states.items()}
-                    gradients = self._gradients(pool, {name: values for name, (values, _, _) in known.items()}, batch)
-                    for name, state in states.items():
-                        _, codes, free = known[name]
-                        state.step(gradients[name], codes, free, now, now * method.scale_rate)
-                    if step + 1 in stages:
-                        found = {name: state.result() for name, state in states.items()}
+                    self._step(pool, batch, now)
+                    if step + 1 in judged:
+                        found = dict(zip(states, pool.map(_State.result, states.values()), strict=True))
                         if (loss := self._loss(pool, found)) < least:
                             best, least = found, loss
                 return best
         finally:
             torch.set_num_threads(before)
+
+    def _step(self, pool: ThreadPoolExecutor, batch: list[int], rate: float) -> None:
+        known = dict(zip(self.states, pool.map(_State.values, self.states.values()), strict=True))
+        gradients = self._gradients(pool, {name: values for name, (values, _, _) in known.items()}, batch)
+
+        def move(name: str) -> None:
+            _, codes, free = known[name]
+            self.states[name].step(gradients[name], codes, free, rate, rate * self.method.scale_rate)
+
+        list(pool.map(move, self.states))
 
     def _gradients(self, pool: ThreadPoolExecutor, values: dict[str, Tensor], batch: list[int]) -> dict[str, Tensor]:
         """Of the squared error by each weight, summed over the batch in its order."""
@@ -245,7 +257,8 @@ class _Learning:
     def _loss(self, pool: ThreadPoolExecutor, tensors: Mapping[str, QTensor]) -> float:
         """Of the sequences that are held out."""
         torch = import_torch()
-        bound = self.tensors.with_weights({name: torch.from_numpy(np.asarray(tensor.dequantize())) for name, tensor in tensors.items()})
+        values = pool.map(lambda tensor: torch.from_numpy(np.asarray(tensor.dequantize())), tensors.values())
+        bound = self.tensors.with_weights(dict(zip(tensors, values, strict=True)))
 
         def one(part: list[int]) -> float:
             with torch.no_grad():
