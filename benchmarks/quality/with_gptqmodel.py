@@ -32,11 +32,11 @@ def main() -> None:
     def quantize(folder: Path) -> dict[str, Any]:
         more = {"format": "gptq_v2"} if zero else {}
         config = GPTQConfig(bits=bits, group_size=group, sym=not zero, device="cpu", **more)
-        model = GPTQModel.load(str(options.model), config, dtype=torch.float32)
+        model = GPTQModel.load(str(options.model), config, dtype=getattr(torch, options.dtype))
         rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in record.calibration(options)]
         model.quantize(rows, batch_size=1)
         model.save(str(folder))
-        return {"sym": not zero, "act_group_aware": config.act_group_aware, "damp_percent": config.damp_percent, "dtype": "float32"}
+        return {"sym": not zero, "act_group_aware": config.act_group_aware, "damp_percent": config.damp_percent, "dtype": options.dtype}
 
     record.run(options, "gptqmodel", quantize)
 

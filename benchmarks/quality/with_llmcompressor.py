@@ -2,7 +2,7 @@
 
     python benchmarks/quality/with_llmcompressor.py MODEL IDS.npy OUT NAME [--rows 128] [--group 128]
 
-The model is loaded in float32: bfloat16 is emulated, and ten times slower, on processors without its instructions.
+The model is loaded in float32, but for --dtype bfloat16: that is emulated, and ten times slower, on processors without its instructions.
 
 NAME: method-scheme, such as gptq-w4g128 or awq-w4g128z (z: with zero points).
 """
@@ -62,7 +62,7 @@ def main() -> None:
         torch.Tensor.pin_memory = lambda self, *_: self  # type: ignore[method-assign]
 
     def quantize(folder: Path) -> dict[str, Any]:
-        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
         rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in record.calibration(options)]
         steps = recipe(method, scheme)
         told = {type(step).__name__: step.model_dump(exclude_none=True, exclude_defaults=True, mode="python") for step in steps}
@@ -73,7 +73,7 @@ def main() -> None:
                     num_calibration_samples=len(rows), shuffle_calibration_samples=False)
         model.save_pretrained(folder, save_compressed=True)
         AutoTokenizer.from_pretrained(options.model).save_pretrained(folder)
-        return {"recipe": {name: str(fields) for name, fields in told.items()}, "dtype": "float32",
+        return {"recipe": {name: str(fields) for name, fields in told.items()}, "dtype": options.dtype,
                 "version": f"{version('llmcompressor')} (compressed-tensors {version('compressed-tensors')})"}
 
     record.run(options, "llmcompressor", quantize)
