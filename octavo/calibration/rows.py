@@ -218,11 +218,7 @@ class RowsOps:
         """See Group.inputs."""
         self._keep(x)
         step = max(1, -(-self.rows // most))
-        found = []
-        for index, part in enumerate(self.parts):
-            first = part.start * self.length
-            found.append(x.chunk(index)[-first % step :: step])
-        return np.concatenate(found)
+        return np.concatenate(list(self._each_index(lambda index: x.chunk(index)[-(self.parts[index].start * self.length) % step :: step])))
 
     # The op contract -------------------------------------------------------------------------------------------------------------
 
