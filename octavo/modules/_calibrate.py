@@ -19,7 +19,8 @@ ROWS_AT_ONCE = 4096
 
 
 def statistics(module: nn.Module, found: list[Found], data: Iterable[Any], needs: str) -> dict[str, dict[str, Statistics]]:
-    """{layer: {matrix: of the rows that it meets while `data` runs through `module`}}; nothing of what the data does not reach. needs: "moments" or "gram".
+    """{layer: {matrix: of the rows that it meets while `data` runs through `module`}}; nothing of what the data does not reach. needs: "gram", or
+    what comes without it.
     An item of `data` is what the module takes: a tensor, a tuple of arguments, or a mapping of them. Raises UsageError for no data."""
     sums: dict[str, dict[str, Statistics]] = {}
 

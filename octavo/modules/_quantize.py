@@ -29,7 +29,7 @@ KEPT_AS = "_octavo_report"  # under which a module keeps its Report
 
 
 class Rounder(Protocol):
-    """How weights are rounded; the rounders of `octavo quantize` are such. needs: "nothing", "moments" or "gram" (calibration.Statistics)."""
+    """How weights are rounded; the rounders of `octavo quantize` are such. needs: "nothing", "squares" or "gram" (calibration.Statistics)."""
 
     @property
     def needs(self) -> Any: ...

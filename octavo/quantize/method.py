@@ -18,11 +18,11 @@ from ..qtensor import QTensor, rotate
 from ..registry import find
 from ..schemes import Scheme, TensorSpec
 
-Needs = Literal["nothing", "moments", "gram"]
+Needs = Literal["nothing", "squares", "gram"]
 
 
 class Rounder(Protocol):
-    """needs   what `round` must know of the inputs: nothing, their moments (Statistics without gram), or the gram (Statistics without moments)"""
+    """needs   what `round` must know of the inputs: nothing, the mean of each squared, or the gram (Statistics without moments)"""
 
     @property
     def needs(self) -> Needs: ...

@@ -369,7 +369,7 @@ class _Work:
         if self.needs == "nothing":
             return None
         gram = self.needs == "gram" or any(name in self.rotations for name in names)
-        return group.statistics(gram=gram, moments=self.needs == "moments")
+        return group.statistics(gram=gram, moments=False)
 
     def _transform(self, block: Block, specs: Mapping[str, TensorSpec]) -> None:
         for one in self.transforms:

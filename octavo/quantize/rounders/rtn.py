@@ -37,11 +37,11 @@ class Rtn:
 
     @property
     def needs(self) -> Needs:
-        return "moments" if self.importance == "mean_square" else "nothing"
+        return "squares" if self.importance == "mean_square" else "nothing"
 
     @property
     def with_text(self) -> Needs:
-        return "nothing" if self.importance == "none" else "moments"
+        return "nothing" if self.importance == "none" else "squares"
 
     def round(self, weight: np.ndarray, spec: TensorSpec, statistics: Statistics | None) -> QTensor:
         statistics = None if self.importance == "none" else statistics

@@ -136,7 +136,7 @@ class Sensitivities:
             return None
         gram = needs == "gram" or any(scheme.activation.rotated for schemes in self.wanted.values() for scheme in schemes)
         total: Statistics | None = None
-        for part in self._pool.map(lambda x: of_rows(x, gram, needs != "gram"), xs):
+        for part in self._pool.map(lambda x: of_rows(x, gram, moments=False), xs):
             total = combine(total, part)
         return None if total is None else means(total)
 
