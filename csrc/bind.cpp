@@ -365,6 +365,9 @@ NB_MODULE(_native, m) {
       .def("columns", [](PyProgram& p, int x, int order, int factors, int rotation, int out) { p.program.columns(x, order, factors, rotation, out); })
       .def("softcap", [](PyProgram& p, int x, float cap) { p.program.softcap(x, cap); })
       .def("select", [](PyProgram& p, int x, int out) { p.program.select(x, out); })
+      .def("squares", [](PyProgram& p, int x, Out<double> sums) {
+        if (int64_t(sums.size()) != p.program.at(x).width) bad("squares: one sum for each column of x");
+        p.program.squares(x, sums.data()); }, nb::keep_alive<1, 3>())
       .def("attention", [](PyProgram& p, int q, int k, int v, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window, float cap) {
         p.program.attention(q, k, v, out, layer, heads, kv_heads, head_dim, scale, window, cap); })
       .def("run", &PyProgram::run)

@@ -222,6 +222,14 @@ void Program::softcap(int x, float cap) {
   ops_.push_back(std::move(op));
 }
 
+void Program::squares(int x, double* sums) {
+  same_rows("squares", {x});
+  auto op = std::make_unique<Squares>();
+  op->x = x;
+  op->sums = sums;
+  ops_.push_back(std::move(op));
+}
+
 void Program::select(int x, int out) {
   if (at(x).width != at(out).width) throw std::invalid_argument("select: buffers do not fit");
   same_rows("select", {x}, &kStepRows);

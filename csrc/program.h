@@ -90,6 +90,7 @@ class Program {
   void columns(int x, int order, int factors, int rotation, int out);
   void softcap(int x, float cap);
   void select(int x, int out);
+  void squares(int x, double* sums);  // see rowwise.h; the sums [width of x] stay with the caller
   void attention(int q, int k, int v, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window, float softcap);
 
   void layer_norm(int x, int gain, int bias, float eps, int out);  // bias: -1 for none

@@ -163,6 +163,35 @@ struct Softcap : RowOp {
   OpInfo info(const Program& p, int) const override { return info_of("softcap", p, x, "", 2, 10); }
 };
 
+// The squares of all rows, added to sums of the caller, one for each column: what calibration asks of a linear's inputs. Members share the columns, so
+// that any number of them gives the same bits.
+struct Squares : Op {
+  static constexpr int kStrip = 64, kTogether = 16;  // columns, and rows that are added in float32
+  int x;
+  double* sums;
+  Touched touched() const override { return {{x}, {x}}; }
+  void run(Program& p, const Step& step, int member) override {
+    const Buffer& in = p.at(x);
+    const int rows = p.rows(x, step), strips = (in.width + kStrip - 1) / kStrip;
+    const auto [a, b] = p.share(strips, member);
+    for (int first = a * kStrip; first < b * kStrip; first += kStrip) {
+      const int n = in.width - first < kStrip ? in.width - first : kStrip;
+      for (int r = 0; r < rows; r += kTogether) {
+        float part[kStrip] = {};
+        for (int i = r; i < r + kTogether && i < rows; i++) {
+          const float* row = in.data() + i * in.stride + first;
+          if (n == kStrip)
+            for (int c = 0; c < kStrip; c++) part[c] += row[c] * row[c];
+          else
+            for (int c = 0; c < n; c++) part[c] += row[c] * row[c];
+        }
+        for (int c = 0; c < n; c++) sums[first + c] += part[c];
+      }
+    }
+  }
+  OpInfo info(const Program& p, int) const override { return info_of("squares", p, x, "", 1, 2); }
+};
+
 struct Select : Op {
   int x, out;
   Need needs() const override { return Selection; }

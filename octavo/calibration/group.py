@@ -44,17 +44,28 @@ class Group:
                  residual: Node | None = None, reference: Call | None = None) -> None:
         self._ops, self.x, self.weights, self.biases, self.source = ops, x, list(weights), list(biases), source
         self._residual, self._reference = residual, reference
-        self._known: dict[tuple[bool, bool], Statistics] = {}
+        self._known: dict[tuple[bool, bool, bool], Statistics] = {}
+        self._counts: list[np.ndarray] | None = None
 
     @property
     def names(self) -> list[str]:
         return [weight.name for weight in self.weights]
 
-    def statistics(self, *, gram: bool = True, moments: bool = True) -> Statistics:
-        """Of the inputs, over all rows. The inputs are then computed, and stay until the outputs are. gram, moments: see Statistics."""
-        if (gram, moments) not in self._known:
-            self._known[gram, moments] = self._ops.statistics(self.x, gram=gram, moments=moments)
-        return self._known[gram, moments]
+    def statistics(self, *, gram: bool = True, moments: bool = True, counted: bool = True) -> Statistics:
+        """Of the inputs, over all rows. The inputs are then computed, and stay until the outputs are. gram, moments: see Statistics; counted: rows count in
+        squares as `counts` says."""
+        asked = gram, moments, counted
+        if asked not in self._known:
+            self._known[asked] = self._ops.statistics(self.x, self.counts() if counted else None, gram=gram, moments=moments)
+        return self._known[asked]
+
+    def counts(self) -> list[np.ndarray]:
+        """What a squared error of the outputs counts at each row, float32 [rows] of each chunk, for the weights as they are when this is first asked for:
+        see tokens.py."""
+        if self._counts is None:
+            biases = [None if bias is None else bias.values for bias in self.biases]
+            self._counts = self._ops.counts(self.x, [weight.values for weight in self.weights], biases, self._residual)
+        return self._counts
 
     @property
     def into_stream(self) -> bool:
@@ -62,13 +73,14 @@ class Group:
         return self._residual is not None
 
     def missed(self) -> list[np.ndarray] | None:
-        """float32 [n, k] for each weight: the mean over all rows of d^T x, where x are the inputs here and d what the outputs lack, with these weights,
-        of those in the unrounded model. Where the outputs are added to the residual stream, d is what the stream then lacks, earlier rounding included.
-        None where the unrounded model is not at hand (Block.refer)."""
+        """float32 [n, k] for each weight: the mean over all rows, which count as `counts` says, of d^T x, where x are the inputs here and d what the outputs
+        lack, with these weights, of those in the unrounded model. Where the outputs are added to the residual stream, d is what the stream then lacks,
+        earlier rounding included. None where the unrounded model is not at hand (Block.refer)."""
         if self._reference is None:
             return None
         (bias, *_) = self.biases
-        return self._ops.missed(self.x, [weight.values for weight in self.weights], None if bias is None else bias.values, self._residual, self._reference)
+        return self._ops.missed(self.x, [weight.values for weight in self.weights], None if bias is None else bias.values, self._residual, self._reference,
+                                self.counts())
 
     def mean(self, work: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
         """float64 [k]: the mean over all rows of the inputs, or of work(some of them [rows, k])."""
@@ -81,3 +93,7 @@ class Group:
     def inputs(self, most: int) -> np.ndarray:
         """float32 [at most `most`, k]: rows spread evenly over all, the same ones every time."""
         return self._ops.sampled(self.x, most)
+
+    def sampled_counts(self, most: int) -> np.ndarray:
+        """`counts` of the rows that `inputs` returns, float32 [at most `most`]."""
+        return np.concatenate([part[self._ops.sample_of(index, most)] for index, part in enumerate(self.counts())])

@@ -23,6 +23,7 @@ from ..errors import KernelError
 from .group import Group, Source
 from .observers import Observer
 from .statistics import Statistics, combine, means, of_rows
+from .tokens import Projection, counts
 
 CHUNK = 2048           # rows worked on at a time, about: Gram matrices of fewer rows are slower
 TILE = 128             # query rows of attention at a time
@@ -158,14 +159,21 @@ class RowsOps:
         for _ in self.each(node, lambda chunk: None):
             pass
 
-    def statistics(self, x: Node, *, gram: bool = True, moments: bool = True) -> Statistics:
+    def statistics(self, x: Node, counts: Sequence[np.ndarray] | None, *, gram: bool = True, moments: bool = True) -> Statistics:
         """See Group.statistics."""
         self._keep(x)
         total: Statistics | None = None
-        for part in self.each(x, lambda chunk: of_rows(chunk, gram, moments)):
+        for part in self._each_index(lambda index: of_rows(x.chunk(index), gram, moments, None if counts is None else counts[index])):
             total = combine(total, part)
         assert total is not None
         return means(total)
+
+    def counts(self, x: Node, weights: Sequence[np.ndarray], biases: Sequence[np.ndarray | None], residual: Node | None) -> list[np.ndarray]:
+        """See Group.counts."""
+        self._keep(x)
+        single = residual if len(weights) == 1 else None
+        projection = Projection(weights, biases)
+        return counts(list(self._each_index(lambda i: projection.sizes(x.chunk(i), None if single is None else single.chunk(i)))))
 
     def _keep(self, x: Node) -> None:
         """Inputs of a linear, which are wanted again: by whatever else looks at them, and by the outputs."""
@@ -188,7 +196,8 @@ class RowsOps:
                 observer.update(part)
         return observers
 
-    def missed(self, x: Node, weights: Sequence[np.ndarray], bias: np.ndarray | None, residual: Node | None, reference: Call) -> list[np.ndarray]:
+    def missed(self, x: Node, weights: Sequence[np.ndarray], bias: np.ndarray | None, residual: Node | None, reference: Call,
+               counts: Sequence[np.ndarray]) -> list[np.ndarray]:
         """See Group.missed."""
         whole = residual is not None and len(weights) == 1
         self._keep(x)
@@ -196,7 +205,9 @@ class RowsOps:
         def part(index: int) -> np.ndarray:
             rows = x.chunk(index)
             if not whole:
-                found: np.ndarray = (reference.x.chunk(index) - rows).T @ rows
+                lacking = reference.x.chunk(index) - rows
+                lacking *= counts[index][:, None]
+                found: np.ndarray = lacking.T @ rows
                 return found
             assert residual is not None
             lacking = rows @ weights[0].T
@@ -204,6 +215,7 @@ class RowsOps:
                 lacking += bias
             lacking += residual.chunk(index)
             np.subtract(reference.outs[0].chunk(index), lacking, out=lacking)
+            lacking *= counts[index][:, None]
             found = lacking.T @ rows
             return found
 
@@ -217,8 +229,12 @@ class RowsOps:
     def sampled(self, x: Node, most: int) -> np.ndarray:
         """See Group.inputs."""
         self._keep(x)
+        return np.concatenate(list(self._each_index(lambda index: x.chunk(index)[self.sample_of(index, most)])))
+
+    def sample_of(self, index: int, most: int) -> slice:
+        """Which rows of a chunk are among `most` of all, spread evenly."""
         step = max(1, -(-self.rows // most))
-        return np.concatenate(list(self._each_index(lambda index: x.chunk(index)[-(self.parts[index].start * self.length) % step :: step])))
+        return slice(-(self.parts[index].start * self.length) % step, None, step)
 
     # The op contract -------------------------------------------------------------------------------------------------------------
 

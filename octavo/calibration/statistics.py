@@ -13,7 +13,7 @@ from ..qtensor import rotate
 class Statistics:
     """Of x [rows, k]: mean, mean of |x|, mean of x^2, largest |x|, smallest and largest x, each float32 [k].
 
-    Without moments all but the mean of x^2 are empty.
+    Without moments all but the mean of x^2 are empty. It, and the gram, may be means in which tokens count differently (`of_rows`).
 
     gram   float32 [k, k]: X^T X / rows, symmetric; None where it was not asked for. With W [n, k] and an error D = W - Q of its rounding,
            the mean squared error of the outputs is trace(D gram D^T): what GPTQ (arXiv 2210.17323) and its relatives minimise.
@@ -51,14 +51,22 @@ class Statistics:
         return Statistics(self.rows, none, none, np.diagonal(gram).copy(), none, none, gram)
 
 
-def of_rows(x: np.ndarray, gram: bool, moments: bool = True) -> Statistics:
-    """Sums, not means, of one chunk: to be added by `combine` in a fixed order. moments: see Statistics."""
-    square = x.T @ x if gram else None  # NumPy calls syrk for this: half the work
-    squares = (np.diagonal(square).copy() if square is not None else np.einsum("rk,rk->k", x, x)).astype(np.float64)
+def of_rows(x: np.ndarray, gram: bool, moments: bool = True, counts: np.ndarray | None = None) -> Statistics:
+    """Sums, not means, of one chunk: to be added by `combine` in a fixed order. moments: see Statistics; counts [rows]: what the squares of each row count,
+    1 on average over all chunks, see tokens.py; None: 1."""
+    counted = x if counts is None else x * np.sqrt(counts)[:, None]
+    square = counted.T @ counted if gram else None  # NumPy calls syrk for this: half the work
+    squares = (np.diagonal(square).copy() if square is not None else np.einsum("rk,rk->k", counted, counted)).astype(np.float64)
     if not moments:
         none = np.empty(0)
         return Statistics(len(x), none, none, squares, none, none, square)
     return Statistics(len(x), x.sum(axis=0, dtype=np.float64), np.abs(x).sum(axis=0, dtype=np.float64), squares, x.min(axis=0), x.max(axis=0), square)
+
+
+def of_squares(mean_square: np.ndarray) -> Statistics:
+    """Where that [k] is all that is known, and the number of rows is not."""
+    none = np.empty(0)
+    return Statistics(0, none, none, mean_square, none, none)
 
 
 def combine(total: Statistics | None, part: Statistics) -> Statistics:

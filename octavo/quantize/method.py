@@ -22,7 +22,8 @@ Needs = Literal["nothing", "squares", "gram"]
 
 
 class Rounder(Protocol):
-    """needs   what `round` must know of the inputs: nothing, the mean of each squared, or the gram (Statistics without moments)"""
+    """needs   what `round` must know of the inputs: nothing, the mean of each squared, or the gram (Statistics without moments), in which tokens count
+    by the relative error of their outputs (Group.counts)"""
 
     @property
     def needs(self) -> Needs: ...

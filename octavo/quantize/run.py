@@ -22,12 +22,13 @@ from .. import __version__
 from ..calibration import Block, Blocks, Group, Samples, Statistics, read_samples
 from ..calibration.blocks import Weights
 from ..calibration.extra import check_extra
-from ..calibration.statistics import means, of_rows
+from ..calibration.importance import mean_squares
+from ..calibration.statistics import means, of_rows, of_squares
 from ..checkpoints import Checkpoint, open_checkpoint
 from ..conversion import RefusedError, convert
 from ..conversion import Report as Written
-from ..errors import CheckpointError, UsageError
-from ..loading import open_model
+from ..errors import CheckpointError, OctavoError, UsageError
+from ..loading import load, open_model
 from ..machine import detect, give_back_freed
 from ..models import Decoder
 from ..qtensor import NonFiniteError, QTensor
@@ -44,7 +45,7 @@ from .store import QuantizedCheckpoint, Store
 
 ERROR_ROWS = 64  # of a weight: of so many outputs, at least, the error is reported
 ERROR_INPUTS = 2048  # of a weight that was rounded with its whole layer: from so many rows, at most
-RECIPE = 6  # changes when the same wish gives other bytes
+RECIPE = 7  # changes when the same wish gives other bytes
 BF16 = TensorSpec("bf16")
 LEAST_GROUP = 16  # smaller ones cost more in scales than they save
 UNREAD = "the text of --data was not read"
@@ -81,8 +82,8 @@ class Wish:
 
 @dataclass
 class Report:
-    """errors   weight -> squared error, as a part of the square, of its outputs where the method looked at its inputs (`of_outputs`), else of the weight
-                itself; without those of layers that an earlier run finished
+    """errors   weight -> squared error, as a part of the square, of its outputs where the method looked at its inputs (`of_outputs`; tokens count as
+                calibration/tokens.py says), else of the weight itself; without those of layers that an earlier run finished
     notes     what a method had to do otherwise than asked
     written     what was written, see conversion.Report
     """
@@ -137,7 +138,9 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
     work = _Work(model, weights, method, transforms, schemes, store, threads or detect(None).cores, on_progress, observer, samples is not None,
                  measured, rotations)
     resumed = sum(store.has(layer) for layer in range(model.layers))
-    errors = work.run(samples)
+    alone = needs_of(method, samples is not None) == "squares" and not (transforms or static or measured or rotations)
+    importance = _importance(source, samples, threads, revision, allow_pickle) if alone and samples is not None else None
+    errors = work.run(samples if importance is None else None, importance)
     outer = work.run_outer()
     result = QuantizedCheckpoint(checkpoint, store, weights, {name: s.activation for name, s in schemes.items() if s.activation.quantized},
                                  model.layers + outer, signature, None if isinstance(cache, CacheSpec) else cache)
@@ -153,6 +156,16 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
     notes = [*work.notes, *_unread(wish, plan, samples is not None), *remarks(cache, to)]
     return Report(plan.short, wish.method, samples.name if samples else "", errors, written, time.perf_counter() - began, resumed, settings,
                   needs_of(method) == "gram" or isinstance(method, BlockRounder), notes)
+
+
+def _importance(source: str | Path, samples: Samples, threads: int | None, revision: str | None, allow_pickle: bool) -> dict[str, np.ndarray] | None:
+    """The mean square of each input of each linear, by the kernels that serve in 8 bits; None where they do not run this model."""
+    try:
+        loaded = load(source, quantization="8bit", threads=threads, use_cache=False, max_model_len=samples.ids.shape[1], revision=revision,
+                      allow_pickle=allow_pickle)
+    except OctavoError:  # the forward in float32 asks for less, and says what is wrong where it cannot go on either
+        return None
+    return mean_squares(loaded, samples.ids)
 
 
 def target_of(out: str | Path, overwrite: bool) -> Path:
@@ -289,7 +302,8 @@ class _Work:
         self.errors: dict[str, float] = {}
         self.rotations = rotations or {}
 
-    def run(self, samples: Samples | None) -> dict[str, float]:
+    def run(self, samples: Samples | None, importance: Mapping[str, np.ndarray] | None = None) -> dict[str, float]:
+        """importance: of the inputs of each weight, where nothing else need be known of them."""
         self._began = time.perf_counter()
         if samples is None:
             for layer in range(self.model.layers):
@@ -297,8 +311,8 @@ class _Work:
                     specs = self._specs(layer)
                     rounded: dict[str, QTensor] = {}
                     for name in specs:
-                        weight = {name: self.weights.get(name)}
-                        rounded.update(self._round(weight, specs, None))
+                        weight, known = {name: self.weights.get(name)}, None if importance is None else of_squares(importance[name])
+                        rounded.update(self._round(weight, specs, known))
                         self._values(weight, rounded, None)
                     self.store.put(layer, rounded, {})
                 self._tell(layer)
@@ -365,11 +379,11 @@ class _Work:
     def _statistics(self, group: Group, names: Sequence[str], rounded: bool) -> Statistics | None:
         """Of the inputs of these weights. `rounded`: by a BlockRounder, so only their errors are left to be told, for which some rows do."""
         if rounded:
-            return means(of_rows(group.inputs(ERROR_INPUTS), gram=True, moments=False))
+            return means(of_rows(group.inputs(ERROR_INPUTS), True, False, group.sampled_counts(ERROR_INPUTS)))
         if self.needs == "nothing":
             return None
         gram = self.needs == "gram" or any(name in self.rotations for name in names)
-        return group.statistics(gram=gram, moments=False)
+        return group.statistics(gram=gram, moments=False, counted=self.needs == "gram")
 
     def _transform(self, block: Block, specs: Mapping[str, TensorSpec]) -> None:
         for one in self.transforms:

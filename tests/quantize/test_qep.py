@@ -65,16 +65,18 @@ def test_least_squares_to_the_unrounded_outputs(tiny: Path, monkeypatch: pytest.
             def visit(group: Group, block: Block = block, wanted: list[np.ndarray] = wanted) -> list[np.ndarray]:
                 nonlocal checked
                 x = group.inputs(320).astype(np.float64)
-                gram = x.T @ x / len(x)
+                counts = group.sampled_counts(320).astype(np.float64)[:, None]
+                gram = x.T @ (counts * x) / len(x)
                 before = [matrix.values for matrix in group.weights]
                 note(group)
                 one.retarget(block, group, group.names)
                 damped = gram + 0.02 * np.trace(gram) / len(gram) * np.eye(len(gram))
                 for matrix, bias, old, y in zip(group.weights, group.biases, before, wanted[-len(before) :], strict=True):
                     lacking = y - x @ old.T - (0 if bias is None else bias.values)
-                    expected = old + np.linalg.solve(damped, (lacking.T @ x / len(x)).T).T
+                    expected = old + np.linalg.solve(damped, (lacking.T @ (counts * x) / len(x)).T).T
                     np.testing.assert_allclose(matrix.values, expected, atol=2e-3 * np.abs(expected).max())
-                    better.append(np.square(lacking).sum() - np.square(lacking - x @ (matrix.values - old).T).sum())
+                    now = lacking - x @ (matrix.values - old).T
+                    better.append((counts * np.square(lacking)).sum() - (counts * np.square(now)).sum())
                     checked += 1
                 return [to_nearest(matrix.values, GROUPS).dequantize() for matrix in group.weights]
 

@@ -20,7 +20,7 @@ from models.tiny import BASE, VOCABULARY, build
 
 from octavo.checkpoints import open_checkpoint
 from octavo.cli import main
-from octavo.errors import CheckpointError, UsageError
+from octavo.errors import CheckpointError, KernelError, UsageError
 from octavo.qtensor import quantize as to_nearest
 from octavo.quantize import Wish, quantize
 from octavo.quantize.store import SUFFIX
@@ -185,6 +185,21 @@ def test_rtn_uses_text_that_a_transform_reads_anyway(model: Path, wish: Callable
     quantize(model, tmp_path / "alone", wish("W3g32zA16", "rtn"), threads=1)
     quantize(model, tmp_path / "without", wish("W3g32zA16", "rtn", data=None), threads=1)
     assert digest(tmp_path / "alone") == digest(tmp_path / "without")
+
+
+def test_rtn_asks_the_serving_kernels_for_its_importance(model: Path, wish: Callable[..., Wish], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = wish("W3g32zA16", "rtn", options={"rtn.importance": "mean_square"})
+    for threads in (1, 2):
+        quantize(model, tmp_path / f"of-{threads}", asked, threads=threads)
+    quantize(model, tmp_path / "plain", wish("W3g32zA16", "rtn"), threads=1)
+    assert digest(tmp_path / "of-1") == digest(tmp_path / "of-2") != digest(tmp_path / "plain")
+
+    def refused(*_: object, **__: object) -> None:
+        raise KernelError("no such kernels", where="native")
+
+    monkeypatch.setattr("octavo.quantize.run.load", refused)  # then by the forward in float32
+    quantize(model, tmp_path / "float", asked, threads=1)
+    assert digest(tmp_path / "float") != digest(tmp_path / "plain")
 
 
 def test_gptq_says_when_the_damping_had_to_grow(model: Path, wish: Callable[..., Wish], tmp_path: Path) -> None:

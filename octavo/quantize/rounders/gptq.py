@@ -1,7 +1,8 @@
 """gptq: rounds input after input, and lets the inputs that follow make good what was lost.
 
 What it is: GPTQ with the largest inputs first and groups where they are (no reordering is stored), scales searched for the inputs' sizes; then scales and
-codes are changed one at a time wherever the error of the outputs falls.
+codes are changed one at a time wherever the error of the outputs falls. An error counts as a part of its token's own outputs, so that the first token of a
+text, whose outputs are hundreds of times larger in many models, does not decide alone.
 When to choose it: the default below 8 bits: some hundred sequences of text and minutes of time.
 Limits: it keeps the sums of products of all inputs, k^2 numbers for a weight of k inputs; fewer calibration tokens than inputs make it fit the text.
 Source: GPTQ, arXiv 2210.17323; coordinate descent on codes, arXiv 2309.01885 (QuantEase).

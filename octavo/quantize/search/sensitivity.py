@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import groupby
 from types import TracebackType
 from typing import Any
 
@@ -31,6 +32,7 @@ from ...calibration.gradients import Linear, TapeOps, Var
 from ...calibration.observers import Observer
 from ...calibration.rows import Vector
 from ...calibration.statistics import Statistics, combine, means, of_rows
+from ...calibration.tokens import counts
 from ...kernels.reference import round_activations
 from ...layers import head
 from ...models import Decoder
@@ -122,21 +124,27 @@ class Sensitivities:
             return linears, begin.grad
 
         done = list(self._pool.map(both, self.parts, inputs, grads))
-        known: tuple[Var | None, Statistics | None] = (None, None)
-        for seen in zip(*(linears for linears, _ in done), strict=True):
-            if seen[0].weight.name in self.wanted:
-                if known[0] is not seen[0].x:  # linears of one input share its statistics
-                    known = seen[0].x, self._statistics([one.x.value for one in seen])
-                self._linear(seen, known[1])
+        linears = list(zip(*(linears for linears, _ in done), strict=True))
+        for _, found in groupby(linears, lambda seen: id(seen[0].x)):  # linears of one input share its statistics
+            group = list(found)
+            if any(seen[0].weight.name in self.wanted for seen in group):
+                statistics = self._statistics(group)
+                for seen in group:
+                    if seen[0].weight.name in self.wanted:
+                        self._linear(seen, statistics)
         return [grad for _, grad in done]
 
-    def _statistics(self, xs: Sequence[np.ndarray]) -> Statistics | None:
+    def _statistics(self, group: Sequence[Sequence[Linear]]) -> Statistics | None:
+        """Of the inputs of some linears, which are the same: each of them once for every part of the rows."""
         needs = needs_of(self.method)
         if needs == "nothing":
             return None
         gram = needs == "gram" or any(scheme.activation.rotated for schemes in self.wanted.values() for scheme in schemes)
+        counted: Sequence[np.ndarray | None] = [None] * len(group[0])
+        if needs == "gram":
+            counted = counts([sum(np.einsum("rn,rn->r", one.y.value, one.y.value) for one in part) for part in zip(*group, strict=True)])
         total: Statistics | None = None
-        for part in self._pool.map(lambda x: of_rows(x, gram, moments=False), xs):
+        for part in self._pool.map(lambda one, count: of_rows(one.x.value, gram, False, count), group[0], counted):
             total = combine(total, part)
         return None if total is None else means(total)
 

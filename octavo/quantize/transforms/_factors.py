@@ -38,7 +38,7 @@ class Problem:
     noise      float64 [k]: what a unit of squared error of each column's weights costs
     gram       float32 [k, k], where the errors of columns meet as they are; None: `noise` is all
     index      int [k]: which factor each column takes
-    inputs     float32 [sample, k], and their spec; None where inputs stay
+    inputs     float32 [sample, k], their spec, and what an error at each counts [sample] (calibration/tokens.py; None: 1); None where inputs stay
     """
 
     weights: Sequence[np.ndarray]
@@ -49,6 +49,10 @@ class Problem:
     index: np.ndarray
     inputs: np.ndarray | None = None
     activation: TensorSpec | None = None
+    counts: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        self._weigh: np.ndarray = np.sqrt(np.ones(1, np.float32) if self.counts is None else self.counts)[:, None]  # of the rows of inputs
 
     @property
     def channels(self) -> int:
@@ -70,6 +74,7 @@ class Problem:
                 wrong = float(np.einsum("nk,nk->", difference @ self.gram, difference, dtype=np.float64))
             if missed is not None:
                 outputs = missed @ back.T
+                outputs *= self._weigh
                 wrong += float(np.einsum("tn,tn->", outputs, outputs, dtype=np.float64)) / len(outputs)
             total += part * wrong
         return total
@@ -117,7 +122,7 @@ class Problem:
         if self.inputs is not None and self.activation is not None:
             energy = sum(part * np.square(weight, dtype=np.float64).sum(axis=0) for weight, part in zip(self.weights, self.parts, strict=True)) * spread**2
             group = self.activation.size if self.activation.granularity == "group" else k
-            share, largest = _shares(self.inputs / spread, group)
+            share, largest = _shares(self.inputs * self._weigh / spread, group)
             starts = np.arange(0, k, group)
             coarse = 1 / ((2.0 ** (self.activation.bits - 1) - 0.5) ** 2 * len(self.inputs))
             up += coarse * np.repeat(largest.sum(axis=0), group)[:k] * energy

@@ -18,12 +18,13 @@ INPUTS = 256  # rows of inputs that are looked at where inputs are rounded
 
 @dataclass
 class Seen:
-    """Linears that read one input, and what they were given before anything was changed."""
+    """Linears that read one input, and what they were given before anything was changed: statistics, and some of the rows with what each counts."""
 
     names: list[str]
     source: Source | None
     statistics: Statistics
     inputs: np.ndarray | None
+    counts: np.ndarray | None
 
 
 def look(block: Block, schemes: Mapping[str, Scheme], *, inputs: bool = False) -> list[Seen]:
@@ -33,7 +34,8 @@ def look(block: Block, schemes: Mapping[str, Scheme], *, inputs: bool = False) -
     def visit(group: Group) -> None:
         if any(name in schemes for name in group.names):
             statistics = group.statistics()
-            found.append(Seen(group.names, group.source, statistics, group.inputs(INPUTS) if inputs else None))
+            rows, counts = (group.inputs(INPUTS), group.sampled_counts(INPUTS)) if inputs else (None, None)
+            found.append(Seen(group.names, group.source, statistics, rows, counts))
 
     block.run(visit)
     return found
@@ -57,7 +59,8 @@ def spread(block: Block, schemes: Mapping[str, Scheme], seen: list[Seen], choose
             changed.append(one)
             continue
         taken = fold(block, one.source, one.names, factors, schemes)
-        changed.append(Seen(one.names, one.source, one.statistics.scaled(taken), None if one.inputs is None else one.inputs / taken))
+        changed.append(Seen(one.names, one.source, one.statistics.scaled(taken), None if one.inputs is None else one.inputs / taken,
+                            one.counts))
     return changed
 
 
@@ -72,4 +75,4 @@ def _problem(block: Block, schemes: Mapping[str, Scheme], one: Seen, source: Sou
     gram = None if needs == "gram" else statistics.gram
     noise = remaining(statistics.gram) if needs == "gram" else np.diagonal(statistics.gram).astype(np.float64)
     return Problem([sample(weight) for weight in weights], specs, parts, noise, gram, columns(source, weights[0].shape[1]),
-                   one.inputs if rounded else None, activation if rounded else None)
+                   one.inputs if rounded else None, activation if rounded else None, one.counts if rounded else None)

@@ -49,7 +49,7 @@ def _channels(case: Case) -> str:
     worst: list[tuple[float, str]] = []
 
     def visit(group: Group) -> None:
-        largest = group.statistics(gram=False).largest
+        largest = group.statistics(gram=False, counted=False).largest
         worst.append((float(largest.max() / max(float(np.median(largest)), 1e-9)), group.names[0]))
 
     try:
