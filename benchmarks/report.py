@@ -26,13 +26,14 @@ AGAINST = """## Against the reference libraries
 Octavo's `quantize` and each library's own quantizer, on the same original, the same scheme and the same calibration tokens (sequences of 512 tokens,
 how they are cut: `benchmarks/quality/calibration_ids.py`), measured by one harness (`benchmarks/quality/compare.py`): Octavo loads every
 checkpoint, weights exactly as stored, 8-bit activations where the scheme has them. Embedding and head stay unquantized for all. KL: nats per token,
-with its 95% interval. The libraries compute in float32; on the Zen 4, which has bfloat16 instructions, llm-compressor's GPTQ in 4 bits takes 102 s in
-bfloat16 instead of 116, with KL 0.190.
+with its 95% interval. The libraries compute in float32; on the Zen 4, which has bfloat16 instructions, llm-compressor's GPTQ in 4 bits takes 0.88 of
+that time in bfloat16, with KL 0.190.
 `folded-TYPE` is llama.cpp's coding of the type with its importance matrix, rows joined to a multiple of 256 (at 576 and 640 columns llama-quantize falls
 back to other types; `imatrix-TYPE` is what it makes of the model as it is). Our `rtn w4g32` is weighted by the inputs of the same tokens, too
 (`--set rtn.importance=mean_square`). Learned rounding: 50 steps of 4 sequences of theirs, 3 of 4 of ours, which begins at what `qep-gptq` gives. `qep-gptq`
 has no counterpart in the libraries and stands against their GPTQ. Rows of 32 and 8 sequences are from a quiet machine, one after the other, but for those
-without a wall time, and `awq` on SmolLM2, which is from a Zen 3 with AVX2 (quiet, too). Again: `make bench-quality`.
+without a wall time, and llm-compressor's `awq` on SmolLM2, which is from a Zen 3 with AVX2 (quiet, too). Two threads for all. The wall time of Q4_0 holds
+llama.cpp's importance matrix, as ours does; those of its other types do not, it was there already. Again: `make bench-quality`.
 """
 
 

@@ -2,6 +2,8 @@
 
     python benchmarks/quality/with_llamacpp.py MODEL IDS.npy OUT NAME --bin FOLDER [--rows 128]        FOLDER: of llama-quantize and llama-imatrix
 
+OMP_NUM_THREADS is the number of threads.
+
 NAME
     imatrix-TYPE   llama-quantize as it is, embedding and head left in 16 bits. Types with blocks of 256 take only the matrices whose rows are a multiple
                    of it: SmolLM2's (576) and Gemma 3 270M's (640) mostly fall back to types of 4 and 5 bits, so the size says little about the type.
@@ -15,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -44,8 +47,8 @@ def base(options: Any) -> tuple[Path, Path]:
         tokenizer = load(options.model, quantization="16bit", use_cache=False).text
         ids = record.calibration(options)
         text.write_text(tokenizer.decode([int(i) for i in ids.ravel() if i != tokenizer.bos_id], skip_special=False), encoding="utf-8")
-        run(options.bin / "llama-imatrix", "-m", plain, "-f", text, "-o", importance, "-c", ids.shape[1], "--chunks", len(ids), "--no-ppl", "-t", 1,
-            "-ngl", 0)
+        run(options.bin / "llama-imatrix", "-m", plain, "-f", text, "-o", importance, "-c", ids.shape[1], "--chunks", len(ids), "--no-ppl", "-t",
+            os.environ.get("OMP_NUM_THREADS", "1"), "-ngl", 0)
     return plain, importance
 
 
@@ -124,7 +127,7 @@ def main() -> None:
         if method == "folded":
             return {"bits": fold_model(options, kind.upper(), importance, folder), "version": version_of(options.bin)}
         run(options.bin / "llama-quantize", "--imatrix", importance, "--token-embedding-type", "bf16", "--output-tensor-type", "bf16", plain,
-            folder / "model.gguf", kind.upper(), 1)
+            folder / "model.gguf", kind.upper(), os.environ.get("OMP_NUM_THREADS", "1"))
         return {"version": version_of(options.bin)}
 
     record.run(options, "llamacpp", quantize)
