@@ -165,6 +165,7 @@ class RowsOps:
         total: Statistics | None = None
         for part in self._each_index(lambda index: of_rows(x.chunk(index), gram, moments, None if counts is None else counts[index])):
             total = combine(total, part)
+        x.settle()
         assert total is not None
         return means(total)
 
@@ -173,7 +174,9 @@ class RowsOps:
         self._keep(x)
         single = residual if len(weights) == 1 else None
         projection = Projection(weights, biases)
-        return counts(list(self._each_index(lambda i: projection.sizes(x.chunk(i), None if single is None else single.chunk(i)))))
+        sizes = list(self._each_index(lambda index: projection.sizes(x.chunk(index), None if single is None else single.chunk(index))))
+        x.settle()
+        return counts(sizes)
 
     def _keep(self, x: Node) -> None:
         """Inputs of a linear, which are wanted again: by whatever else looks at them, and by the outputs."""
