@@ -2,7 +2,7 @@
 
     python benchmarks/quality/with_llamacpp.py MODEL IDS.npy OUT NAME --bin FOLDER [--rows 128]        FOLDER: of llama-quantize and llama-imatrix
 
-OMP_NUM_THREADS is the number of threads.
+OMP_NUM_THREADS is the number of threads; all cores without it, as for the others.
 
 NAME
     imatrix-TYPE   llama-quantize as it is, embedding and head left in 16 bits. Types with blocks of 256 take only the matrices whose rows are a multiple
@@ -28,6 +28,7 @@ import numpy as np
 import record
 
 TYPES = ("Q4_0", "Q4_1", "Q8_0", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS", "IQ4_NL")
+THREADS = os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())
 FOLDED = ("Q4_0", "Q4_K", "Q3_K", "Q2_K", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS", "IQ4_NL")
 PARTS = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
          "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
@@ -48,7 +49,7 @@ def base(options: Any) -> tuple[Path, Path]:
         ids = record.calibration(options)
         text.write_text(tokenizer.decode([int(i) for i in ids.ravel() if i != tokenizer.bos_id], skip_special=False), encoding="utf-8")
         run(options.bin / "llama-imatrix", "-m", plain, "-f", text, "-o", importance, "-c", ids.shape[1], "--chunks", len(ids), "--no-ppl", "-t",
-            os.environ.get("OMP_NUM_THREADS", "1"), "-ngl", 0)
+            THREADS, "-ngl", 0)
     return plain, importance
 
 
@@ -127,7 +128,7 @@ def main() -> None:
         if method == "folded":
             return {"bits": fold_model(options, kind.upper(), importance, folder), "version": version_of(options.bin)}
         run(options.bin / "llama-quantize", "--imatrix", importance, "--token-embedding-type", "bf16", "--output-tensor-type", "bf16", plain,
-            folder / "model.gguf", kind.upper(), os.environ.get("OMP_NUM_THREADS", "1"))
+            folder / "model.gguf", kind.upper(), THREADS)
         return {"version": version_of(options.bin)}
 
     record.run(options, "llamacpp", quantize)

@@ -128,18 +128,19 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, *, to: str = "comp
     measured = CacheScales(cache, model.layers, wish.observer) if cache is not None and is_measured(cache) else None
     looks = bool(transforms or static or measured) or isinstance(method, BlockRounder) or needs_of(method) != "nothing"
     samples = samples_of(checkpoint, model, wish) if looks else None
+    alone = needs_of(method, samples is not None) == "squares" and not (transforms or static or measured or rotations)
+    importance = _importance(source, samples, threads, revision, allow_pickle) if alone and samples is not None else None
     settings = {"octavo": __version__, "recipe": RECIPE, "plan": plan.to_json(), "keep": list(wish.keep), "include": list(wish.include),
                 "method": options_of(method), "transforms": [options_of(one) for one in transforms], "samples": samples.digest if samples else "",
                 "source": checkpoint.content_key(cache_dir), **({"observer": observer} if static else {}),
-                **({"cache_observer": measured.observer} if measured else {})}
+                **({"cache_observer": measured.observer} if measured else {}),
+                **({"importance": "float32" if importance is None else "8bit"} if alone and samples else {})}
     signature = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     store = Store(target, settings)
     weights = Weights(checkpoint, found)
     work = _Work(model, weights, method, transforms, schemes, store, threads or detect(None).cores, on_progress, observer, samples is not None,
                  measured, rotations)
     resumed = sum(store.has(layer) for layer in range(model.layers))
-    alone = needs_of(method, samples is not None) == "squares" and not (transforms or static or measured or rotations)
-    importance = _importance(source, samples, threads, revision, allow_pickle) if alone and samples is not None else None
     errors = work.run(samples if importance is None else None, importance)
     outer = work.run_outer()
     result = QuantizedCheckpoint(checkpoint, store, weights, {name: s.activation for name, s in schemes.items() if s.activation.quantized},
