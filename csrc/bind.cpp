@@ -17,6 +17,7 @@
 #include "immediate.h"
 #include "lattice.h"
 #include "pages.h"
+#include "products.h"
 #include "program.h"
 #include "sampling.h"
 #include "table.h"
@@ -245,6 +246,7 @@ struct Drawer {
 };
 
 #include "bind_immediate.inl.h"
+#include "bind_products.inl.h"
 #include "bind_rounding.inl.h"
 #include "bind_rows.inl.h"
 #include "bind_together.inl.h"
@@ -318,6 +320,7 @@ NB_MODULE(_native, m) {
     nb::gil_scoped_release released;
     populate(data, size);
   }, nb::arg("bytes"), "Bring the pages of a mapped file into memory and into this process, in order; other threads run meanwhile.");
+  bind_products(m);
   bind_rounding(m);
   m.attr("PAGE") = kPage;
   m.attr("PANEL") = kPanel;

@@ -14,7 +14,9 @@ from ..layers import Table
 from ..layers.tensors import Use
 from ..models import Decoder
 from .extra import one_blas_thread
+from .gradients import TapeOps, Var
 from .group import Group
+from .reach import SEQUENCES, reach
 from .rows import Call, Matrix, Node, RowsOps, Vector, Visitor, Watcher
 
 T = TypeVar("T")
@@ -130,6 +132,7 @@ class Block:
         self.target: Node | None = None
         self.changes: list[Callable[[Group], None]] = []
         self._calls: list[Call] = []
+        self._reach: list[dict[str, np.ndarray]] | None = None
 
     def refer(self) -> None:
         """Runs the unrounded layer, with `tensors` as they are: after transforms, which change what its linears read and give but not what it computes."""
@@ -154,12 +157,29 @@ class Block:
 
         ops = self.blocks.ops
         ops.visit, ops.references = changed if visit is not None and self.changes else visit, iter(self._calls)
-        ops.watch = watch
+        ops.watch, ops.reach = watch, self.reach
         try:
             self.output = self.blocks.model.layer(self.blocks.bound(self.tensors), self.inputs, self.layer)
         finally:
-            ops.visit, ops.watch, ops.references = None, None, iter(())
+            ops.visit, ops.watch, ops.reach, ops.references = None, None, None, iter(())
         return self.output
+
+    def reach(self, names: Sequence[str]) -> np.ndarray | None:
+        """How far errors of these linears reach at each place of a sequence, float32 [length] (see reach.py), where all of them stand before the layer's
+        attention; else None. With the weights as they are when this is first asked for."""
+        if self._reach is None:
+            blocks, ops = self.blocks, self.blocks.ops
+            self.load()
+
+            def layer(tape: TapeOps, x: Var) -> None:
+                blocks.model.layer(Bound(tape, blocks.weights, self.tensors, blocks.tables), x, self.layer)
+
+            looked_at = range(0, len(ops.tokens), max(1, len(ops.tokens) // SEQUENCES))[:SEQUENCES]
+            self._reach = self.map(lambda index: reach(layer, ops.sequence(self.inputs, index), (self.layer, index)), looked_at)
+        if not all(name in known for known in self._reach for name in names):
+            return None
+        total: np.ndarray = np.sum([known[name] for known in self._reach for name in names], axis=0)
+        return total
 
     def forget(self) -> None:
         """Lets go of what the last `run` computed: it takes several times the memory of the rows, and goes otherwise with the next run."""
@@ -206,7 +226,7 @@ class Blocks:
         self.original: Node | None = None
         self.ops = RowsOps(tokens, threads)
         self._limits: Any = None
-        self._tables: dict[str, Vector] = {}
+        self.tables: dict[str, Vector] = {}
         self.x: Node
 
     def __enter__(self) -> Blocks:
@@ -228,4 +248,4 @@ class Blocks:
 
     def bound(self, tensors: dict[str, np.ndarray]) -> Bound:
         """What a description of the model reads from, see Bound."""
-        return Bound(self.ops, self.weights, tensors, self._tables)
+        return Bound(self.ops, self.weights, tensors, self.tables)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import KernelError
+from .attention import attend
 from .rows import ACTIVATIONS, Matrix, Vector, turned
 
 
@@ -121,44 +122,24 @@ class TapeOps:
                   softcap: float = 0.0) -> Var:
         self.caches.append((k, v))
         shape = (self.sequences, self.length, kv_heads, heads // kv_heads, head_dim)
-        queries = q.value.reshape(shape).transpose(0, 2, 3, 1, 4) * np.float32(scale)             # sequence, kv head, share, token, dim
-        keys, values = (a.value.reshape(self.sequences, self.length, kv_heads, 1, head_dim).transpose(0, 2, 3, 1, 4) for a in (k, v))
-        behind = np.arange(self.length)[:, None] - np.arange(self.length)[None, :]
-        hidden = (behind < 0) | (behind >= window) if window else behind < 0
-        weights = np.empty((*queries.shape[:-1], self.length), np.float32)
-        slopes = np.empty_like(weights) if softcap else None
-        out = np.empty(queries.shape, np.float32)
-        for s in range(self.sequences):
-            scores = queries[s] @ keys[s].swapaxes(-1, -2)
-            if slopes is not None:
-                bent = np.tanh(scores / np.float32(softcap))
-                slopes[s] = 1 - bent**2
-                scores = np.float32(softcap) * bent
-            np.copyto(scores, np.float32(-np.inf), where=hidden)
-            np.exp(scores - scores.max(axis=-1, keepdims=True), out=scores)
-            weights[s] = scores / scores.sum(axis=-1, keepdims=True)
-            out[s] = weights[s] @ values[s]
-
-        def rows(a: np.ndarray, of: Var) -> np.ndarray:
-            return a.transpose(0, 3, 1, 2, 4).reshape(of.value.shape)
+        queries = q.value.reshape(shape).transpose(0, 2, 1, 3, 4) * np.float32(scale)  # sequence, kv head, token, share, dim
+        keys, values = (a.value.reshape(self.sequences, self.length, kv_heads, head_dim).transpose(0, 2, 1, 3) for a in (k, v))
+        out = np.empty_like(queries)
+        places = [(s, h) for s in range(self.sequences) for h in range(kv_heads)]
+        tiles = {at: list(attend(queries[at], keys[at], values[at], window, softcap, out[at], keep=True)) for at in places}
 
         def back(grad: np.ndarray) -> None:
-            to_q, to_k, to_v = np.empty(queries.shape, np.float32), np.empty(keys.shape, np.float32), np.empty(values.shape, np.float32)
-            grads = grad.reshape(shape).transpose(0, 2, 3, 1, 4)
-            for s in range(self.sequences):
-                to_v[s] = (weights[s].swapaxes(-1, -2) @ grads[s]).sum(axis=1, keepdims=True)
-                score = grads[s] @ values[s].swapaxes(-1, -2)
-                score -= (score * weights[s]).sum(axis=-1, keepdims=True)
-                score *= weights[s]
-                if slopes is not None:
-                    score *= slopes[s]
-                to_q[s] = score @ keys[s]
-                to_k[s] = (score.swapaxes(-1, -2) @ queries[s]).sum(axis=1, keepdims=True)
-            q.receive(rows(to_q * np.float32(scale), q))
-            k.receive(rows(to_k, k))
-            v.receive(rows(to_v, v))
+            grads = grad.reshape(shape).transpose(0, 2, 1, 3, 4)
+            to_q, to_k, to_v = np.empty_like(queries), np.zeros(keys.shape, np.float32), np.zeros(values.shape, np.float32)
+            for at in places:
+                for tile in tiles[at]:
+                    tile.back(queries[at], keys[at], values[at], out[at], grads[at], to_q[at], to_k[at], to_v[at])
+            to_q *= np.float32(scale)
+            q.receive(to_q.transpose(0, 2, 1, 3, 4).reshape(q.value.shape))
+            for of, to in ((k, to_k), (v, to_v)):
+                of.receive(to.transpose(0, 2, 1, 3).reshape(of.value.shape))
 
-        return self._note(rows(out, q), back)
+        return self._note(out.transpose(0, 2, 1, 3, 4).reshape(q.value.shape), back)
 
     def gate(self, kind: Literal["silu", "gelu_tanh", "gelu"], gate: Var, up: Var) -> Var:
         activated, slope = ACTIVATIONS[kind](gate.value), SLOPES[kind](gate.value)

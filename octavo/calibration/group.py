@@ -61,10 +61,10 @@ class Group:
 
     def counts(self) -> list[np.ndarray]:
         """What a squared error of the outputs counts at each row, float32 [rows] of each chunk, for the weights as they are when this is first asked for:
-        see tokens.py."""
+        see tokens.py, and reach.py for those before attention."""
         if self._counts is None:
             biases = [None if bias is None else bias.values for bias in self.biases]
-            self._counts = self._ops.counts(self.x, [weight.values for weight in self.weights], biases, self._residual)
+            self._counts = self._ops.counts(self.x, self.names, [weight.values for weight in self.weights], biases, self._residual)
         return self._counts
 
     @property

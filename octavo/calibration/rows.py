@@ -20,13 +20,13 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import KernelError
+from .attention import attend
 from .group import Group, Source
 from .observers import Observer
 from .statistics import Statistics, combine, means, of_rows
-from .tokens import Projection, counts
+from .tokens import Projection, counts, placed
 
 CHUNK = 2048           # rows worked on at a time, about: Gram matrices of fewer rows are slower
-TILE = 128             # query rows of attention at a time
 KEPT_BYTES = 1 << 29   # inputs of a linear that are wider than this in all are computed again rather than kept
 
 Visitor = Callable[[Group], Sequence[np.ndarray] | None]
@@ -117,6 +117,7 @@ class RowsOps:
     calls   where calls of `linear` are put down, or None
     references   the same calls in the unrounded model, which groups then know (see Group.missed); the visitor sees one after another
     watch   called at every attention with (these ops, keys and values as a cache would get them, layer, key-value heads); None: nobody looks
+    reach   how far errors of linears, by their names, reach at each place of a sequence; None for those that attention does not follow (see reach.py)
     """
 
     name = "rows"
@@ -127,8 +128,9 @@ class RowsOps:
         self.calls: list[Call] | None = None
         self.references: Iterator[Call] = iter(())
         self.watch: Watcher | None = None
+        self.reach: Callable[[Sequence[str]], np.ndarray | None] | None = None
         sequences, self.length = tokens.shape
-        step = max(1, CHUNK // self.length)
+        self._step = step = max(1, CHUNK // self.length)
         self.parts = [slice(a, min(a + step, sequences)) for a in range(0, sequences, step)]
         self.pool = ThreadPoolExecutor(threads)
 
@@ -159,6 +161,11 @@ class RowsOps:
         for _ in self.each(node, lambda chunk: None):
             pass
 
+    def sequence(self, node: Node, index: int) -> np.ndarray:
+        """The rows of one sequence, float32 [length, width]; not to be written to."""
+        first = index % self._step * self.length
+        return node.chunk(index // self._step)[first : first + self.length]
+
     def statistics(self, x: Node, counts: Sequence[np.ndarray] | None, *, gram: bool = True, moments: bool = True) -> Statistics:
         """See Group.statistics."""
         self._keep(x)
@@ -169,14 +176,16 @@ class RowsOps:
         assert total is not None
         return means(total)
 
-    def counts(self, x: Node, weights: Sequence[np.ndarray], biases: Sequence[np.ndarray | None], residual: Node | None) -> list[np.ndarray]:
+    def counts(self, x: Node, names: Sequence[str], weights: Sequence[np.ndarray], biases: Sequence[np.ndarray | None],
+               residual: Node | None) -> list[np.ndarray]:
         """See Group.counts."""
         self._keep(x)
         single = residual if len(weights) == 1 else None
         projection = Projection(weights, biases)
         sizes = list(self._each_index(lambda index: projection.sizes(x.chunk(index), None if single is None else single.chunk(index))))
         x.settle()
-        return counts(sizes)
+        reached = None if self.reach is None else self.reach(names)
+        return counts(sizes) if reached is None else placed(counts(sizes), reached)
 
     def _keep(self, x: Node) -> None:
         """Inputs of a linear, which are wanted again: by whatever else looks at them, and by the outputs."""
@@ -313,7 +322,8 @@ class RowsOps:
             result = out.reshape(queries.shape)
             for s in range(len(queries)):
                 for h in range(kv_heads):
-                    _attend(queries[s, :, h], keys[s, :, h], values[s, :, h], window, softcap, result[s, :, h])
+                    for _ in attend(queries[s, :, h], keys[s, :, h], values[s, :, h], window, softcap, result[s, :, h]):
+                        pass
             return out
 
         source = Source("attention", v.made_by, heads=heads, kv_heads=kv_heads, head_dim=head_dim) if v.made_by else None
@@ -349,26 +359,6 @@ def turned(rows: np.ndarray, cos: np.ndarray, sin: np.ndarray, length: int, head
     y[..., :half] = first * cos - second * sin
     y[..., half : 2 * half] = second * cos + first * sin
     return y.reshape(rows.shape)
-
-
-def _attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int, softcap: float, out: np.ndarray) -> None:
-    """Causal attention of one sequence and one key-value head: q [length, share, d] (scaled), k, v [length, d], into out [length, share, d]."""
-    length, share, dim = q.shape
-    for first in range(0, length, TILE):
-        last = min(first + TILE, length)
-        begin = max(0, first - window + 1) if window else 0
-        scores = q[first:last].reshape(-1, dim) @ k[begin:last].T
-        if softcap:
-            scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
-        seen_by_all = first - begin if window == 0 else 0  # keys from here on may be hidden from some
-        behind = np.arange(first, last)[:, None] - np.arange(begin + seen_by_all, last)[None, :]
-        hidden = (behind < 0) | (behind >= window) if window else behind < 0
-        np.copyto(scores.reshape(last - first, share, last - begin)[:, :, seen_by_all:], np.float32(-np.inf), where=hidden[:, None, :])
-        scores -= scores.max(axis=-1, keepdims=True)
-        np.exp(scores, out=scores)
-        weighed = scores @ v[begin:last]
-        weighed /= scores.sum(axis=-1, keepdims=True)
-        out[first:last] = weighed.reshape(last - first, share, dim)
 
 
 def _silu(x: np.ndarray) -> np.ndarray:

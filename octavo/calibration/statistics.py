@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..qtensor import rotate
+from . import products
 
 
 @dataclass
@@ -54,9 +55,13 @@ class Statistics:
 def of_rows(x: np.ndarray, gram: bool, moments: bool = True, counts: np.ndarray | None = None) -> Statistics:
     """Sums, not means, of one chunk: to be added by `combine` in a fixed order. moments: see Statistics; counts [rows]: what the squares of each row count,
     1 on average over all chunks, see tokens.py; None: 1."""
-    counted = x if counts is None else x * np.sqrt(counts)[:, None]
-    square = counted.T @ counted if gram else None  # NumPy calls syrk for this: half the work
-    squares = (np.diagonal(square).copy() if square is not None else np.einsum("rk,rk->k", counted, counted)).astype(np.float64)
+    factors = None if counts is None else np.sqrt(counts)
+    square = products.gram(x, factors) if gram else None
+    if square is not None:
+        squares = np.diagonal(square).astype(np.float64)
+    else:
+        counted = x if factors is None else x * factors[:, None]
+        squares = np.einsum("rk,rk->k", counted, counted).astype(np.float64)
     if not moments:
         none = np.empty(0)
         return Statistics(len(x), none, none, squares, none, none, square)

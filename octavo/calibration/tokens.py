@@ -43,6 +43,32 @@ def counts(sizes: Sequence[np.ndarray]) -> list[np.ndarray]:
     least = LEAST * float(np.median(np.concatenate(sizes)))
     if not 0 < least < np.inf:  # nearly all outputs are 0, or there are no numbers: nothing is known
         return [np.ones_like(part) for part in sizes]
-    found = [1 / np.maximum(part, np.float32(least)) for part in sizes]
-    mean = np.float32(sum(float(part.sum(dtype=np.float64)) for part in found) / sum(len(part) for part in found))
-    return [part / mean for part in found]
+    return as_shares([1 / np.maximum(part, np.float32(least)) for part in sizes])
+
+
+def as_shares(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """These float32 numbers, none below 0, over their mean; ones where it is 0 or no number."""
+    mean = sum(float(part.sum(dtype=np.float64)) for part in parts) / sum(len(part) for part in parts)
+    if not 0 < mean < np.inf:
+        return [np.ones_like(part) for part in parts]
+    return [part / np.float32(mean) for part in parts]
+
+
+def stretches(length: int) -> list[slice]:
+    """A sequence in stretches over which what is read of it changes little: single places at its beginning, ever more after it."""
+    edges = [0, 1, 2, 3]
+    while edges[-1] < length:
+        edges.append(edges[-1] + max(1, 1 << (edges[-1].bit_length() - 2)))
+    edges = [edge for edge in edges if edge < length]
+    return [slice(a, b) for a, b in zip(edges, [*edges[1:], length], strict=True)]
+
+
+def placed(counts: Sequence[np.ndarray], reached: np.ndarray) -> list[np.ndarray]:
+    """`counts` of tokens, float32 [rows] of each chunk of whole sequences, with a factor for each stretch of a sequence that gives it the share it has of
+    `reached` [length]; 1 on average."""
+    length = len(reached)
+    mean = np.mean([part.reshape(-1, length).mean(axis=0, dtype=np.float64) for part in counts], axis=0)  # the last chunk may have fewer: it hardly matters
+    factors = np.empty(length, np.float32)
+    for part in stretches(length):
+        factors[part] = reached[part].sum(dtype=np.float64) / max(float(mean[part].sum()), 1e-30)
+    return as_shares([(part.reshape(-1, length) * factors).reshape(-1) for part in counts])

@@ -45,7 +45,7 @@ from .store import QuantizedCheckpoint, Store
 
 ERROR_ROWS = 64  # of a weight: of so many outputs, at least, the error is reported
 ERROR_INPUTS = 2048  # of a weight that was rounded with its whole layer: from so many rows, at most
-RECIPE = 7  # changes when the same wish gives other bytes
+RECIPE = 8  # changes when the same wish gives other bytes
 BF16 = TensorSpec("bf16")
 LEAST_GROUP = 16  # smaller ones cost more in scales than they save
 UNREAD = "the text of --data was not read"

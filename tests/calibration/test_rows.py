@@ -47,6 +47,7 @@ def test_same_logits_as_the_reference(folder: Path) -> None:
 
 def test_statistics_and_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("octavo.calibration.rows.CHUNK", 2 * LENGTH)  # several chunks
+    monkeypatch.setattr("octavo.calibration.products._pairs", lambda: "")  # sharper than they are: test_products.py
     checkpoint, model, found = open_model(open_checkpoint(folder), LENGTH)
     ids = ids_of(folder, model.vocab_size)
     grams: dict[int, list[bytes]] = {}
