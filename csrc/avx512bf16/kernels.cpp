@@ -16,8 +16,8 @@ using namespace avx512vnni;
 #include "../lanes/elementwise.inl.h"
 #include "../lanes/attention.inl.h"
 
-static bool fits(CacheType type) { return type == CacheType::BF16 || type == CacheType::I8; }
-static bool fits(const AttentionCall& c) { return fits(c.cache->k_type) && fits(c.cache->v_type); }
+static bool fits(const CacheLayer& cache, CacheType type) { return type == CacheType::BF16 || type == CacheType::I8 || (type == CacheType::U4 && cache.head_dim % 32 == 0); }
+static bool fits(const AttentionCall& c) { return fits(*c.cache, c.cache->k_type) && fits(*c.cache, c.cache->v_type); }
 }  // namespace octavo::avx512bf16
 
 namespace octavo {

@@ -107,9 +107,9 @@ static inline void soften(const AttentionCall& c, const Walk& w, int r, int from
     total = add(total, e);
     if (scaled(c.cache->v_type)) e = mul(e, load_n(v_scale[i / kPage] + i % kPage, high - i));  // scales behind `high` may be stale
     if (c.cache->v_type == CacheType::U4) {
-      const f32x16 words = load_n(v_scale[i / kPage] + i % kPage, high - i);
-      raised = fmadd(e, half_words<false>(words), raised);
-      e = mul(e, half_words<true>(words));
+      const f32x16 words = load_n(v_scale[i / kPage] + i % kPage, high - i), scale = half_words<true>(words), offset = half_words<false>(words);
+      raised = fmadd(e, kValueZero != 0.f ? fmadd(set1(kValueZero), scale, offset) : offset, raised);
+      e = mul(e, scale);
     }
     store(row + i, e);
   }
@@ -217,6 +217,8 @@ void attention(const AttentionCall& call, int item, void* scratch) {
       w.q_sum[r] = w.q_jump[r] = 0.f;
       if (cache.k_type == CacheType::U4) {
         query_components(cache, head, q, turned, spread);
+        as_met(turned, dim);
+        as_met(spread, cache.key_rows());
         w.q_sum[r] = sum_of(turned, nullptr, dim);
         w.q_jump[r] = sum_of(turned, cache.k_jump + int64_t(head) * dim, dim);
         q = spread;
@@ -289,6 +291,6 @@ void attention(const AttentionCall& call, int item, void* scratch) {
         for (int d = 0; d < dim; d += 16) store(o + d, add(load(o + d), raised));
         rotate(o, dim);
       }
-      for (int d = 0; d < dim; d += 16) store_n(y + d, mul(mixed(o, d), inverse), dim - d < 16 ? dim - d : 16);
+      for (int d = 0; d < dim; d += 16) store_n(y + d, mul(mixed(cache, o, d), inverse), dim - d < 16 ? dim - d : 16);
     }
 }

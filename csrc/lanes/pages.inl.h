@@ -215,4 +215,8 @@ static void mix_page(const AttentionCall& c, const Walk& w, int64_t cell, int ro
 }
 
 // Sixteen of a row's sums, from dimension d on
-static inline f32x16 mixed(const float* o, int d) { return load(o + d); }
+static inline f32x16 mixed(const CacheLayer&, const float* o, int d) { return load(o + d); }
+// What a query becomes before anything is computed of it: rows meet keys as floats
+static inline void as_met(float*, int) {}
+// What 4-bit values, 0..15, are less by when they are met
+constexpr float kValueZero = 0.f;

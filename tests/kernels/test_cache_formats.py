@@ -85,7 +85,7 @@ BEST = _native.available_isas()[0]
 
 def rounds(isa: str, name: str) -> bool:
     """Whether queries and weights of attention are rounded to bfloat16 (csrc/avx512bf16), and the bits are other ones than those of float lanes."""
-    return isa == "avx512bf16" and name.startswith("C8")
+    return isa == "avx512bf16" and "fp8" not in name
 
 
 def tolerance(isa: str, name: str, usual: float) -> float:
