@@ -44,28 +44,29 @@ class Group:
                  residual: Node | None = None, reference: Call | None = None) -> None:
         self._ops, self.x, self.weights, self.biases, self.source = ops, x, list(weights), list(biases), source
         self._residual, self._reference = residual, reference
-        self._known: dict[tuple[bool, bool, bool], Statistics] = {}
-        self._counts: list[np.ndarray] | None = None
+        self._known: dict[tuple[bool, bool, bool, bool], Statistics] = {}
+        self._counts: dict[bool, list[np.ndarray]] = {}
 
     @property
     def names(self) -> list[str]:
         return [weight.name for weight in self.weights]
 
-    def statistics(self, *, gram: bool = True, moments: bool = True, counted: bool = True) -> Statistics:
+    def statistics(self, *, gram: bool = True, moments: bool = True, counted: bool = True, reaching: bool = True) -> Statistics:
         """Of the inputs, over all rows. The inputs are then computed, and stay until the outputs are. gram, moments: see Statistics; counted: rows count in
-        squares as `counts` says."""
-        asked = gram, moments, counted
+        squares as `counts` says, which reaching is for."""
+        asked = gram, moments, counted, reaching
         if asked not in self._known:
-            self._known[asked] = self._ops.statistics(self.x, self.counts() if counted else None, gram=gram, moments=moments)
+            self._known[asked] = self._ops.statistics(self.x, self.counts(reaching=reaching) if counted else None, gram=gram, moments=moments)
         return self._known[asked]
 
-    def counts(self) -> list[np.ndarray]:
+    def counts(self, *, reaching: bool = True) -> list[np.ndarray]:
         """What a squared error of the outputs counts at each row, float32 [rows] of each chunk, for the weights as they are when this is first asked for:
-        see tokens.py, and reach.py for those before attention."""
-        if self._counts is None:
+        see tokens.py, and reach.py for those before attention, unless reaching is False."""
+        if reaching not in self._counts:
             biases = [None if bias is None else bias.values for bias in self.biases]
-            self._counts = self._ops.counts(self.x, self.names, [weight.values for weight in self.weights], biases, self._residual)
-        return self._counts
+            names = self.names if reaching else None
+            self._counts[reaching] = self._ops.counts(self.x, names, [weight.values for weight in self.weights], biases, self._residual)
+        return self._counts[reaching]
 
     @property
     def into_stream(self) -> bool:
@@ -95,5 +96,6 @@ class Group:
         return self._ops.sampled(self.x, most)
 
     def sampled_counts(self, most: int) -> np.ndarray:
-        """`counts` of the rows that `inputs` returns, float32 [at most `most`]."""
-        return np.concatenate([part[self._ops.sample_of(index, most)] for index, part in enumerate(self.counts())])
+        """`counts` of the rows that `inputs` returns, float32 [at most `most`], by their size alone. The few tokens that reach furthest are one direction of a
+        gram, which rounding can spare; an error that is summed over a sample of rows they would be all of."""
+        return np.concatenate([part[self._ops.sample_of(index, most)] for index, part in enumerate(self.counts(reaching=False))])

@@ -176,15 +176,15 @@ class RowsOps:
         assert total is not None
         return means(total)
 
-    def counts(self, x: Node, names: Sequence[str], weights: Sequence[np.ndarray], biases: Sequence[np.ndarray | None],
+    def counts(self, x: Node, names: Sequence[str] | None, weights: Sequence[np.ndarray], biases: Sequence[np.ndarray | None],
                residual: Node | None) -> list[np.ndarray]:
-        """See Group.counts."""
+        """See Group.counts; names: of the weights, where how far errors reach counts."""
         self._keep(x)
         single = residual if len(weights) == 1 else None
         projection = Projection(weights, biases)
         sizes = list(self._each_index(lambda index: projection.sizes(x.chunk(index), None if single is None else single.chunk(index))))
         x.settle()
-        reached = None if self.reach is None else self.reach(names)
+        reached = None if self.reach is None or names is None else self.reach(names)
         return counts(sizes) if reached is None else placed(counts(sizes), reached)
 
     def _keep(self, x: Node) -> None:

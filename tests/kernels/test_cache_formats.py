@@ -104,6 +104,16 @@ def test_attention_over_what_is_stored(isa: str, name: str) -> None:
             np.testing.assert_allclose(got[1], want, atol=tolerance(isa, name, 3e-4) * np.abs(want).max(), err_msg=f"{shape} {kind}")
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_who_sees_one_token_gets_its_value_as_it_is_stored(isa: str) -> None:
+    for shape in ((3, 1, 128), (9, 3, 64)):  # every code is there, and a weight of 1 is rounded to itself
+        qkv = vectors(*shape)
+        step = step_of([([token], 0, [token]) for token in range(8)])
+        (got,), pool = attend(ops_of(isa), [step], "C4", qkv, shape)
+        want = exact(step, pool, qkv[0], **named(shape))
+        np.testing.assert_allclose(got, want, atol=1e-6 * np.abs(want).max())
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("tuned", [True, False], ids=["balanced", "plain"])
 def test_the_native_cache_holds_what_the_reference_stores(name: str, tuned: bool) -> None:

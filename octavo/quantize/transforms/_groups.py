@@ -33,7 +33,7 @@ def look(block: Block, schemes: Mapping[str, Scheme], *, inputs: bool = False) -
 
     def visit(group: Group) -> None:
         if any(name in schemes for name in group.names):
-            statistics = group.statistics()
+            statistics = group.statistics(reaching=False)  # see Group.sampled_counts
             rows, counts = (group.inputs(INPUTS), group.sampled_counts(INPUTS)) if inputs else (None, None)
             found.append(Seen(group.names, group.source, statistics, rows, counts))
 
