@@ -126,13 +126,15 @@ class TapeOps:
         keys, values = (a.value.reshape(self.sequences, self.length, kv_heads, head_dim).transpose(0, 2, 1, 3) for a in (k, v))
         out = np.empty_like(queries)
         places = [(s, h) for s in range(self.sequences) for h in range(kv_heads)]
-        tiles = {at: list(attend(queries[at], keys[at], values[at], window, softcap, out[at], keep=True)) for at in places}
+        for at in places:
+            for _ in attend(queries[at], keys[at], values[at], window, softcap, out[at]):
+                pass
 
         def back(grad: np.ndarray) -> None:
             grads = grad.reshape(shape).transpose(0, 2, 1, 3, 4)
             to_q, to_k, to_v = np.empty_like(queries), np.zeros(keys.shape, np.float32), np.zeros(values.shape, np.float32)
-            for at in places:
-                for tile in tiles[at]:
+            for at in places:  # softmax weights again: kept, they would be the square of the length
+                for tile in attend(queries[at], keys[at], values[at], window, softcap, np.empty_like(out[at]), keep=True):
                     tile.back(queries[at], keys[at], values[at], out[at], grads[at], to_q[at], to_k[at], to_v[at])
             to_q *= np.float32(scale)
             q.receive(to_q.transpose(0, 2, 1, 3, 4).reshape(q.value.shape))
