@@ -1,5 +1,5 @@
-// Products of float32 matrices whose numbers are first rounded to bfloat16 (to nearest even); sums are float32. For forward passes that look at a model rather
-// than serve it: calibration. Instruction sets that multiply pairs of bfloat16 faster than they multiply floats have them, the others have none.
+// Products of float32 matrices whose numbers are first rounded to bfloat16 (to nearest even); sums are float32. For what looks at a model rather
+// than serves it: calibration. Instruction sets that multiply pairs of bfloat16 faster than they multiply floats have them, the others have none.
 #pragma once
 #include <cstdint>
 #include <string>
