@@ -31,9 +31,9 @@ that time in bfloat16, with KL 0.190.
 `folded-TYPE` is llama.cpp's coding of the type with its importance matrix, rows joined to a multiple of 256 (at 576 and 640 columns llama-quantize falls
 back to other types; `imatrix-TYPE` is what it makes of the model as it is). Our `rtn w4g32` is weighted by the inputs of the same tokens, too
 (`--set rtn.importance=mean_square`). Learned rounding: 50 steps of 4 sequences of theirs, 3 of 4 of ours, which begins at what `qep-gptq` gives. `qep-gptq`
-has no counterpart in the libraries and stands against their GPTQ. Rows of 32 and 8 sequences are from a quiet machine, one after the other (ours of SmolLM2 in 2
-and 3 bits, W4A8 and after `qep` with a compiler at the lowest priority beside them: slower, if anything), but for those
-without a wall time, and llm-compressor's `awq` on SmolLM2, which is from a Zen 3 with AVX2 (quiet, too). Two threads for all. The wall time of Q4_0 holds
+has no counterpart in the libraries and stands against their GPTQ. Rows of 32 and 8 sequences are from a quiet machine, one after the other (ours of SmolLM2 in
+2 and 3 bits, W4A8 and after `qep` with a compiler at the lowest priority beside them: slower, if anything), but for
+those without a wall time, and llm-compressor's `awq` on SmolLM2, which is from a Zen 3 with AVX2 (quiet, too). Two threads for all. The wall time of Q4_0 holds
 llama.cpp's importance matrix, as ours does; those of its other types do not, it was there already. Again: `make bench-quality`.
 """
 
