@@ -67,6 +67,7 @@ class Engine:
         self._touched: dict[Ticket, None] = {}            # tickets that got a delta in this step
         self._made = 0                                    # tokens of this step
         self._gaps: dict[float, int] = {}                 # time of their last token -> how many choices got one now
+        self._now = 0.0                                   # when the tokens of this step were known
         self._wakeup = threading.Event()
         self._stopping = self._halt = False
         self._thread: threading.Thread | None = None
@@ -239,7 +240,7 @@ class Engine:
         seconds = time.perf_counter() - began
         self.telemetry.forward_seconds.observe(seconds)
         self._burst_pace.saw(len(chunks) if len(logits) == len(chunks) else 0, 1, seconds)
-        now = time.monotonic()
+        self._now = now = time.monotonic()
         sound = np.isfinite(top)                              # a NaN counts as the largest, so this tells whether the whole row is sound
         all_sound, tokens = bool(sound.all()), best.tolist()
         self._gaps.clear()
@@ -268,7 +269,7 @@ class Engine:
             token = None if not plain else tokens[row] if sequence.sampler.greedy else next(drawn)
             wanted = token is None or sequence.sampling.logprobs is not None   # rows of a GPU's logits are copied when they are read
             self._sample(sequence, logits[row] if wanted else NO_ROW, token, now)
-        self._hand_in_counts(now)
+        self._hand_in_counts()
 
     def _steps(self, chunks: list[Chunk]) -> int:
         """How many steps to compute before anything else is done."""
@@ -283,13 +284,13 @@ class Engine:
         chooser = Chooser(self.loaded, self._drawer, chunks)
         self._runner.burst(chunks, steps, chooser)
         seconds = time.perf_counter() - began
-        now, steps = time.monotonic(), 0
+        self._now, steps = time.monotonic(), 0
         self._gaps.clear()
         self._made = 0
         for tokens, sound in chooser.steps():
             steps += 1
             if chooser.arriving:
-                seconds, now = time.perf_counter() - began, time.monotonic()
+                seconds, self._now = time.perf_counter() - began, time.monotonic()
             for chunk, token, good in zip(chunks, tokens.tolist(), sound.tolist(), strict=True):
                 sequence = chunk.sequence
                 if sequence.finished:
@@ -299,19 +300,19 @@ class Engine:
                     self._finish(sequence, Finish.ERROR, error="the model's output is not a number", kind="nan", doubtful=True)
                     continue
                 self._scheduler.advance(chunk)
-                self._sample(sequence, NO_ROW, token, now)
+                self._sample(sequence, NO_ROW, token, self._now)
             if chooser.arriving:                              # handed out while the device computes the next ones
-                self._hand_in_counts(now)
+                self._hand_in_counts()
                 self._deliver()
         self.telemetry.forward_seconds.observe(seconds / steps, steps)
         self._burst_pace.saw(len(chunks), steps, seconds)
-        self._hand_in_counts(now)
+        self._hand_in_counts()
         return steps
 
-    def _hand_in_counts(self, now: float) -> None:
+    def _hand_in_counts(self) -> None:
         self.telemetry.generated_tokens.add(self._made)
         for before, times in self._gaps.items():
-            self.telemetry.token_gap_seconds.observe(now - before, times)
+            self.telemetry.token_gap_seconds.observe(self._now - before, times)
         self._gaps.clear()
         self._made = 0
 
@@ -398,7 +399,9 @@ class Engine:
         if text is None:
             text = sequence.output.flush() if finish is not Finish.ERROR else ""
         now = time.monotonic()
-        note_end(sequence, finish, now, self.telemetry)       # before its last delta: whoever reads that may look for the end
+        note_end(sequence, finish, now, self.telemetry)       # before its last delta: whoever reads that may look for the end,
+        self._hand_in_counts()                                # for its tokens,
+        self._measure()                                       # and for the room it left
         self._put(sequence, Delta(sequence.choice, text, tokens, logprobs, finish, sequence.output.reason, error))
         self._pace += 0.1 * (min(now - self._last_finish, 5.0) - self._pace)
         self._last_finish = now

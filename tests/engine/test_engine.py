@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from octavo.engine import Engine, EngineOptions, Finish, Request, Sampling
+from octavo.engine import Delta, Engine, EngineOptions, Finish, Request, Sampling, Ticket
 from octavo.errors import PromptTooLongError, QueueFullError, RequestError, StoppingError
 
 from .conftest import EOS, HistoryModel, byte_text, read, spelling, tokens, words
@@ -322,6 +322,25 @@ def test_telemetry_adds_up(make_engine: Make) -> None:
     assert t.pages_free.value + t.pages_cached.value + t.pages_used.value == t.pages_total.value == 64
     assert t.steps.total == t.step_seconds.count == t.forward_seconds.count == 60
     assert [m.definition.name for m in t.metrics()][:2] == ["requests_finished", "request_errors"]
+
+
+def test_counts_are_in_before_the_last_delta_is_out(make_engine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has read the end of a request finds it counted, its tokens, too, and its pages free."""
+    engine = make_engine()
+    seen: list[tuple[float, float, float]] = []
+    put = Ticket.put
+
+    def look(ticket: Ticket, delta: Delta) -> None:
+        if delta.finish is not None:
+            t = engine.telemetry
+            seen.append((t.generated_tokens.total, t.requests.total, t.pages_used.value))
+        put(ticket, delta)
+
+    monkeypatch.setattr(Ticket, "put", look)
+    read(engine.submit(Request(prompt_of(10), GREEDY)))
+    read(engine.submit(Request(prompt_of(10), Sampling(temperature=0.0, max_tokens=7), n=2)))
+    assert [seen[0], seen[2]] == [(20, 1, 0), (34, 3, 0)] and seen[1][1] == 2 and seen[1][2] > 0
+    assert engine.telemetry.token_gap_seconds.count == 31
 
 
 def test_options_are_checked() -> None:
