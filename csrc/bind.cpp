@@ -43,7 +43,7 @@ struct PackedWeight {
   nb::object owner;
 
   PackedWeight(Vector<uint8_t> blob, int store, int meaning, int scale_type, int n, int k, int kpad, int group, int groups, bool has_zeros,
-               const std::vector<float>& table, nb::object keep, int bits)
+               const std::vector<float>& table, nb::object keep, int bits, bool rounds_inputs)
       : owner(std::move(keep)) {
     if (store < 0 || store > 6 || meaning < 0 || meaning > 1 || scale_type < 0 || scale_type > 2) bad("packed weight: unknown store, meaning or scale type");
     if (n < 1 || k < 1 || kpad < k || table.size() > 16) bad("packed weight: impossible shape or table");
@@ -56,6 +56,7 @@ struct PackedWeight {
     packed.group = group;
     packed.groups = groups;
     packed.has_zeros = has_zeros;
+    packed.rounds_inputs = rounds_inputs;
     std::copy(table.begin(), table.end(), packed.table);
     if (!table.empty()) round_table();
     const bool codes = store >= 2;
@@ -332,9 +333,10 @@ NB_MODULE(_native, m) {
       .def("draw", &Drawer::draw, nb::arg("logits"), nb::arg("rows"), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"), nb::arg("u"),
            "A token of each row of logits; see csrc/sampling.h. One call at a time.");
   nb::class_<PackedWeight>(m, "PackedWeight")
-      .def(nb::init<Vector<uint8_t>, int, int, int, int, int, int, int, int, bool, const std::vector<float>&, nb::object, int>(), nb::arg("blob"),
+      .def(nb::init<Vector<uint8_t>, int, int, int, int, int, int, int, int, bool, const std::vector<float>&, nb::object, int, bool>(), nb::arg("blob"),
            nb::arg("store"), nb::arg("meaning"), nb::arg("scale_type"), nb::arg("n"), nb::arg("k"), nb::arg("kpad"), nb::arg("group"),
-           nb::arg("groups"), nb::arg("has_zeros"), nb::arg("table"), nb::arg("keep"), nb::arg("bits") = 0)
+           nb::arg("groups"), nb::arg("has_zeros"), nb::arg("table"), nb::arg("keep"), nb::arg("bits") = 0,
+           nb::arg("rounds_inputs") = false)
       .def_prop_ro("n", [](const PackedWeight& w) { return w.packed.n; })
       .def_prop_ro("k", [](const PackedWeight& w) { return w.packed.k; });
   nb::class_<Layer>(m, "Layer").def(nb::init<Any, Any, nb::object, nb::object, int, bool, bool, nb::object, std::vector<nb::object>>(), nb::arg("k"), nb::arg("v"),

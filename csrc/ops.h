@@ -41,6 +41,7 @@ struct Packed {
   int32_t n = 0, k = 0, kpad = 0;   // kpad = k for F32 and BF16, else k rounded up to kStep
   int32_t group = 0, groups = 0;    // groups = ceil(k / group)
   bool has_zeros = false;
+  bool rounds_inputs = false;       // float activations may be rounded to bfloat16 (avx512bf16/pair_linear.inl.h)
   float table[16] = {};             // Meaning::Table: the values of the codes
   int8_t table8[16] = {};           // the same for int8 activations: table8 * table8_unit is close to table (see bind.cpp)
   float table8_unit = 1.f;

@@ -53,9 +53,9 @@ def tiny_model(shared_data: Path) -> Path:
 
 
 @pytest.fixture
-def float_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention multiplies float32, for tests of what weights and activations do that are sharper than rounding queries to bfloat16 allows (csrc/avx512bf16;
-    tests/kernels/test_attention_tiles.py bounds that)."""
+def float_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention and linears multiply float32, for tests that are sharper than rounding queries and inputs to bfloat16 allows (csrc/avx512bf16;
+    tests/kernels/test_attention_tiles.py and test_linear.py bound that)."""
     from octavo import _native
 
     if _native.available_isas()[0] == "avx512bf16":

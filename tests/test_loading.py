@@ -172,7 +172,7 @@ def test_changed_weights_are_another_model(tiny_model: Path, tmp_path: Path, cac
     assert not load(folder, quantization="8bit").report.cache_hit
 
 
-@pytest.mark.usefixtures("float_attention")
+@pytest.mark.usefixtures("float_lanes")
 def test_native_and_reference_backends_agree(tiny_model: Path, cache_dir: Path) -> None:
     for quantization in ("8bit", "4bit", "32bit", "WNF4A16", "W4g32zA16"):
         native = logits_of(load(tiny_model, quantization=quantization))
@@ -195,7 +195,7 @@ def test_what_no_kernel_reads_is_emulated_and_said(tiny_model: Path, cache_dir: 
     assert np.abs(got - expected).mean() < 0.25 * np.abs(plain - expected).mean()
 
 
-@pytest.mark.usefixtures("float_attention")
+@pytest.mark.usefixtures("float_lanes")
 @pytest.mark.parametrize("name", ["Wfp8A16", "Wfp8b32x32A16", "Wfp8tA16", "Wmxfp8A16", "Wnvfp4A16", "W6g16A16"])
 def test_small_floats_and_small_groups_run_as_they_are(tiny_model: Path, cache_dir: Path, name: str) -> None:
     loaded = load(tiny_model, quantization=name)

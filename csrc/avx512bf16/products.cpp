@@ -15,7 +15,8 @@ using namespace avx512vnni;
 constexpr int kRows = 6, kVectors = 4, kWide = 16 * kVectors;
 constexpr int64_t kBlockBytes = 384 << 10;  // of x in pairs: less than half of an L2 cache, whose rest the panels pass through
 
-static inline __m512i two_rounded(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+#include "pairs.inl.h"
+
 // Numbers of two rows as pairs
 static inline __m512i paired(__m512 first, __m512 second) {
   const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(first)), high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(second));
@@ -51,16 +52,6 @@ static void rows_of(int64_t rows, const uint32_t* a, int64_t row, int64_t step, 
   for (; rows >= R; rows -= R, a += R * row, y += R * y_stride) tile<R>(a, row, step, b, pairs, y, y_stride, columns);
   if constexpr (R > 1) {
     if (rows > 0) rows_of<R - 1>(rows, a, row, step, b, pairs, y, y_stride, columns);
-  }
-}
-
-// One row of k numbers as `pairs` pairs; a number that is missing is 0
-static void pair_row(const float* x, int64_t k, int64_t pairs, uint32_t* out) {
-  for (int64_t i = 0; i < pairs; i += 16) {
-    const int64_t left = k - 2 * i;
-    const __m512 low = load_n(x + 2 * i, int(std::min<int64_t>(left, 16))).v;
-    const __m512 high = left > 16 ? load_n(x + 2 * i + 16, int(std::min<int64_t>(left - 16, 16))).v : _mm512_setzero_ps();
-    _mm512_mask_storeu_epi32(out + i, lane_mask(int(std::min<int64_t>(pairs - i, 16))), two_rounded(low, high));
   }
 }
 

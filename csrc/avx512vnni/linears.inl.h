@@ -1,4 +1,5 @@
 // The linear kernels of AVX-512 VNNI.
+#include "results.inl.h"
 #include "streams.inl.h"
 #include "floats.inl.h"
 

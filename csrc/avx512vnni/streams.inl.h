@@ -152,16 +152,6 @@ template <int P, Codes C, int R = P == 4 ? kFourTile : kTwoTile> static void str
   stream_tile<R, P, C>(t);
 }
 
-// Brings near what `finish` will write and add to: with many rows, every line of it is a way to memory
-static inline void expect_results(const LinearCall& c, int row, int rows, int first_panel, int apart, int panels, int panel1) {
-  for (int p = 0; p < panels && first_panel + p * apart < panel1; p++)
-    for (int r = row; r < row + rows; r++) {
-      const int n0 = (first_panel + p * apart) * kPanel;
-      asm volatile("prefetchw %0" : : "m"(c.y[r * c.y_stride + n0]));
-      if (c.residual && c.residual != c.y) prefetch(c.residual + r * c.residual_stride + n0);
-    }
-}
-
 template <int P, Codes C> static void stream_panels(const LinearCall& c, int panel0, int panel1, StreamScratch& s) {
   constexpr int tile = P == 4 ? kFourTile : kTwoTile;
   const Packed& w = *c.w;

@@ -1,8 +1,9 @@
 """The native backend: ops are recorded once into a flat native program and replayed by a team of threads. Imports NumPy only.
 
-What it runs: weights of the panel16 layout (octavo/layouts.py); float activations in float32, or int8 ones with a static scale or one per row or group,
-beside which a row's largest values may stay float; a paged cache in the formats of op.CACHE_FORMATS. `supports` says what it does not. Inputs of a weight
-that has its columns in another order, or factors for them, are brought into that form by an op of its own, once for all weights of a linear that want the same.
+What it runs: weights of the panel16 layout (octavo/layouts.py); float activations in float32 (those of 16 bits rounded to bfloat16 where the CPU multiplies
+pairs of that), or int8 ones with a static scale or one per row or group, beside which a row's largest values may stay float; a paged cache in the formats of
+op.CACHE_FORMATS. `supports` says what it does not. Inputs of a weight that has its columns in another order, or factors for them, are brought into that form by
+an op of its own, once for all weights of a linear that want the same.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class NativeWeight:
         self.rotation = packed.rotation
         if self.order is not None or self.factors is not None or self.rotation:
             self.columns = (_digest(self.order), _digest(self.factors), self.rotation)
-        self.native = native_weight(packed.blob, meta)
+        self.native = native_weight(packed.blob, meta, rounds_inputs=activation is not None and activation.format != "fp32")
 
     @property
     def folds(self) -> bool:
@@ -59,10 +60,11 @@ class NativeWeight:
         return self.inputs[1] > 0 and self.factors is not None and self.order is None and not self.rotation
 
 
-def native_weight(blob: np.ndarray, meta: layouts.PackedMeta) -> Any:
-    """The kernels' view of panels, which it keeps alive."""
+def native_weight(blob: np.ndarray, meta: layouts.PackedMeta, *, rounds_inputs: bool = False) -> Any:
+    """The kernels' view of panels, which it keeps alive. rounds_inputs: float activations are of 16 bits and may be rounded to bfloat16."""
+    bits = meta.spec.bits if meta.store == "trellis" else 0
     return _native.PackedWeight(blob, layouts.STORES[meta.store], int(bool(meta.table)), layouts.SCALE_TYPES[meta.scale_type], meta.n, meta.k, meta.kpad,
-                                meta.group, meta.groups, meta.has_zeros, list(meta.table), blob, meta.spec.bits if meta.store == "trellis" else 0)
+                                meta.group, meta.groups, meta.has_zeros, list(meta.table), blob, bits, rounds_inputs)
 
 
 def _digest(array: np.ndarray | None) -> bytes:

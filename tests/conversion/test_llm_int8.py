@@ -38,7 +38,7 @@ def test_a_format_without_thresholds_refuses(tiny_model: Path, tmp_path: Path) -
         convert(tiny_model, tmp_path / "out", to="compressed-tensors", quantization="LLM.int8()")
 
 
-@pytest.mark.usefixtures("float_attention")
+@pytest.mark.usefixtures("float_lanes")
 def test_stored_codes_run_in_the_arithmetic_that_is_asked_for(tiny_model: Path, tmp_path: Path, cache_dir: Path) -> None:
     """A threshold at which this model's inputs have outliers: closer to 16-bit inputs than plain W8A8, native as the reference, the codes as stored."""
     convert(tiny_model, tmp_path / "out", to="bitsandbytes:int8", quantization="LLM.int8()")

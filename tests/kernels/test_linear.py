@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,6 +55,7 @@ ALL_SPECS = {**SPECS, **FLOATS_ONLY}
 SHAPES = [(64, 576), (17, 31), (1, 1), (40, 1536), (16, 130), (33, 2112)]
 
 
+PAIRS = "pairs of two panels"
 ROW = 1 << 24  # one scale of int8 activations for a whole row
 
 
@@ -65,9 +67,29 @@ def multiply(packed: layouts.Packed, x: np.ndarray, isa: str, group: int, kernel
 
 
 def special(isa: str, packed: layouts.Packed, group: int, rows: int) -> list[str]:
-    """The kernels beside the general one that take this problem."""
+    """The kernels beside the first one that take this problem: beside the general one, except where pairs of bfloat16 are multiplied."""
     weight = NativeWeight(packed, INT8).native
-    return [name for name in _native.linear_kernels(isa)[1:] if _native.linear_supported(weight, isa, group, rows, name)]
+    found = [name for name in _native.linear_kernels(isa) if _native.linear_supported(weight, isa, group, rows, name)]
+    assert (found[0] == "general") != in_pairs(isa, packed, group)
+    return found[1:]
+
+
+def first(isa: str, packed: layouts.Packed, group: int) -> str:
+    """The kernel whose bits the others have."""
+    return PAIRS if in_pairs(isa, packed, group) else "general"
+
+
+def in_pairs(isa: str, packed: layouts.Packed, group: int) -> bool:
+    """Whether float activations are rounded to bfloat16 (csrc/avx512bf16/pair_linear.inl.h)."""
+    exact = packed.meta.store not in ("f32", "trellis") and packed.meta.spec.format not in ("nf4", "fp4")  # whose numbers need more bits than bfloat16 has
+    expected = isa == "avx512bf16" and exact and (group == 0 or not packed.meta.store.startswith("codes"))
+    if isa == "avx512bf16":
+        assert _native.linear_supported(NativeWeight(packed, INT8).native, isa, group, 5, PAIRS) == expected
+    return expected
+
+
+def in_bf16(x: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(x).bfloat16().float().numpy()
 
 
 def rounded(x: np.ndarray, group: int = ROW) -> np.ndarray:
@@ -114,7 +136,7 @@ def test_precisions_of_float_activations_only(isa: str, name: str) -> None:
     else:  # no integers to meet: floats, as for weights of 16 bits
         x = np.random.default_rng(0).standard_normal((2, 70)).astype(np.float32)
         assert NativeWeight(packed, INT8).group == 0
-        assert np.array_equal(multiply(packed, x, isa, 0), multiply(packed, x, isa, 0, "general"))
+        assert np.array_equal(multiply(packed, x, isa, 0), multiply(packed, x, isa, 0, first(isa, packed, 0)))
 
 
 def against_float64(isa: str, spec: TensorSpec, group: int) -> None:
@@ -124,9 +146,10 @@ def against_float64(isa: str, spec: TensorSpec, group: int) -> None:
         packed, values = layouts.pack(q), q.dequantize().astype(np.float64)
         integer = group > 0 and packed.meta.store.startswith("codes")
         x = rng.standard_normal((131, k)).astype(np.float32)
-        expected = (rounded(x, group) if integer else x.astype(np.float64)) @ values.T
+        met = rounded(x, group) if integer else (in_bf16(x) if in_pairs(isa, packed, group) else x).astype(np.float64)
+        expected = met @ values.T
         y = multiply(packed, x, isa, group)
-        scale = (np.abs(rounded(x, group) if integer else x) @ np.abs(values).T).max()
+        scale = (np.abs(met) @ np.abs(values).T).max()
         assert np.abs(y - expected).max() <= tolerance(spec, integer) * scale
         for rows in ([5], [0, 130], list(range(10, 23)), list(range(64, 131))):  # alone or in company: the same bits
             assert np.array_equal(multiply(packed, x[rows], isa, group), y[rows])
@@ -153,8 +176,37 @@ def same_bits(isa: str, spec: TensorSpec, group: int) -> None:
         x[5], x[7, 3], x[9, k // 2], x[11, :: 2] = 0, np.nan, np.inf, -1e30
         for rows in [*range(1, 14), 31, 263]:
             for kernel in special(isa, packed, group, rows):
-                expected = multiply(packed, x[:rows], isa, group, "general")
+                expected = multiply(packed, x[:rows], isa, group, first(isa, packed, group))
                 assert np.array_equal(multiply(packed, x[:rows], isa, group, kernel), expected, equal_nan=True), (kernel, n, k, rows)
+
+
+@pytest.mark.skipif("avx512bf16" not in ISAS, reason="for CPUs that multiply pairs of bfloat16")
+@pytest.mark.parametrize("k", [1, 2, 3, 31, 255, 256, 257, 515, 33001])
+def test_pairs_of_any_length(k: int) -> None:
+    """Rows that end with half a pair or a chunk, and one too long for the kernel, which the general one takes with floats."""
+    rng = np.random.default_rng(k)
+    packed = layouts.pack(qtensor.quantize(rng.standard_normal((40, k)).astype(np.float32), SPECS["bf16"]))
+    weight, values = NativeWeight(packed, INT8).native, layouts.unpack(packed).dequantize().astype(np.float64)
+    assert _native.linear_supported(weight, "avx512bf16", 0, 3, "general") == (k > 2**15)
+    x = rng.standard_normal((130, k)).astype(np.float32)
+    y = multiply(packed, x, "avx512bf16", 0)
+    expected = (x if k > 2**15 else in_bf16(x)).astype(np.float64) @ values.T
+    assert np.abs(y - expected).max() <= 3e-6 * (np.abs(x) @ np.abs(values).T).max()
+    assert all(np.array_equal(multiply(packed, x[r : r + 1], "avx512bf16", 0), y[r : r + 1]) for r in (0, 7, 129))
+
+
+@pytest.mark.skipif("avx512bf16" not in ISAS, reason="for CPUs that multiply pairs of bfloat16")
+def test_pairs_of_extremes() -> None:
+    """Rounding ties to even, up to infinity, and numbers too small for bfloat16 to zero, as numbers of tensors in bfloat16 do elsewhere."""
+    k = 64
+    packed = layouts.pack(qtensor.quantize(np.eye(k, dtype=np.float32), SPECS["bf16"]))
+    x = np.zeros((3, k), np.float32)
+    x[0, :6] = [1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-9, 1e-39, 2**-126, 3.38e38]
+    x[1, 0] = 3.4e38
+    y = multiply(packed, x, "avx512bf16", 0)
+    assert y[0, :5].tolist() == [1.0, 1 + 2**-6, -1.0, 0, 2**-126] and 3.37e38 < y[0, 5] < 3.39e38
+    assert y[1, 0] == np.inf and np.isnan(y[1, 1:]).all()  # infinity times zero
+    assert not y[2].any()
 
 
 def test_the_presets_have_kernels_of_their_own_on_avx2() -> None:

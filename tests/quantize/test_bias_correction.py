@@ -66,6 +66,7 @@ def test_the_mean_of_the_outputs_is_what_it_was(folder: Path, scheme: str, tmp_p
     assert np.isfinite(Driver(load(tmp_path / "out", use_cache=False)).feed({0: random_tokens(20)})[0]).all()
 
 
+@pytest.mark.usefixtures("float_lanes")
 def test_biases_are_added_where_the_architecture_knows_them(tmp_path: Path) -> None:
     model = build(tmp_path / "plain", hf.LlamaConfig(**{**BASE, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}), torch.bfloat16)
     np.save(tmp_path / "plain" / "ids.npy", np.random.default_rng(0).integers(3, VOCABULARY, (ROWS, LENGTH), dtype=np.int32))

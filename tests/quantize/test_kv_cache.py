@@ -74,6 +74,7 @@ def test_scales_are_those_of_the_keys_and_values_of_the_text(scheme: str, larges
     assert ("per head" in " ".join(loaded.report.notes)) is ("t" not in scheme)
 
 
+@pytest.mark.usefixtures("float_lanes")
 def test_a_static_cache_serves_as_in_transformers(static: Path, tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The file goes through compressed-tensors' own cache, whose logits ours equal; a 16-bit cache, asked for, gives others."""
     theirs = expected_cached(hf.AutoModelForCausalLM.from_pretrained(static, dtype=torch.float32).eval())
@@ -105,6 +106,7 @@ def test_runs_threads_and_interruptions_change_no_byte(original: tuple[Path, tor
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (static / "model.safetensors").read_bytes()
 
 
+@pytest.mark.usefixtures("float_lanes")
 @pytest.mark.parametrize(("scheme", "strategy", "bits"), [("W8A16C8", "token", 8), ("W8A16C4", "token", 4), ("W8A16Cfp8", "token", 8),
                                                           ("W8A16Cfp8s", "attn_head", 8)])
 def test_every_cache_is_said_as_the_library_reads_it(scheme: str, strategy: str, bits: int, original: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_the_scale_is_that_of_the_inputs_that_calibration_saw(original: tuple[Pa
     assert sum(name.endswith("input_scale") for name in stored) == 14 and not any("lm_head" in name for name in stored)
 
 
-@pytest.mark.usefixtures("float_attention")
+@pytest.mark.usefixtures("float_lanes")
 def test_kernels_reference_and_transformers_agree(original: tuple[Path, torch.nn.Module], made: Path, tmp_path: Path) -> None:
     native = load(made, cache_dir=tmp_path)
     assert not native.report.notes and str(native.plan.default).startswith("W8A8ts")
