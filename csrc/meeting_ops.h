@@ -2,6 +2,7 @@
 // For program.cpp alone; what does the same to every row is in rowwise.h.
 #pragma once
 #include <array>
+#include <climits>
 #include <cstring>
 
 #include "inputs.h"
@@ -20,7 +21,9 @@ struct Linear : Op {
   std::atomic<int> ticket{0};
   std::vector<std::array<int8_t, kBuckets>> choices;  // per weight: index into Kernels::linears, -1: the usual one
 
-  OwnRows own_rows(int rows) const override { return {how.group != 0 && rows > 1, false}; }  // several rows are quantized row by row
+  int by_rows_from = INT_MAX;     // so many rows are shared out, not panels
+  bool by_rows(int rows) const { return rows >= by_rows_from; }
+  OwnRows own_rows(int rows) const override { return {by_rows(rows) || (how.group != 0 && rows > 1), by_rows(rows)}; }  // several rows are quantized row by row
   Touched touched() const override {
     Touched t{{x}, outs};
     if (residual >= 0) t.reads.push_back(residual);
@@ -35,6 +38,7 @@ struct Linear : Op {
     call.in.x = rows == 1 && own_x ? p.own_row(in, member) : in.data();
     call.in.stride = in.stride;
     call.in.rows = rows;
+    if (by_rows(rows)) return multiply_own_rows(p, call, rows, member);
     if (how.group) {
       Codes codes(how, k);
       codes.inverse = inverse.data();
@@ -57,6 +61,20 @@ struct Linear : Op {
       multiply(p, call, bucket, begin + i * piece, std::min(begin + (i + 1) * piece, panels), member);
     if (i == pieces + p.members() - 1) ticket.store(0, std::memory_order_relaxed);  // the last to leave; all meet before anybody asks again
   }
+  // A member's own rows by all panels: nobody waits, and what it has written is still in its cache
+  void multiply_own_rows(Program& p, LinearCall& call, int rows, int member) {
+    const auto [a, b] = p.share(rows, member);
+    call.in.x += a * call.in.stride;
+    call.in.rows = b - a;
+    if (how.group) {
+      Codes codes(how, k);
+      codes.inverse = inverse.data();
+      codes.lie_at(p.quantized().as<int8_t>() + p.quantized_bytes() * size_t(a), b - a);
+      codes.fill(p.kernels(), call.in.x, call.in.stride, 0, b - a, p.scratch(member).as<void>());
+      codes.put(call.in);
+    }
+    multiply(p, call, row_bucket(rows), 0, panels, member, a);
+  }
   // Panels of a piece, and panels that a member has for itself; the rest goes in pieces to whoever comes first, since cores are rarely equally fast for long. 0: all
   // panels are shared out.
   int piece_of(const Program& p, int rows) const { return std::max(rows <= 16 ? 2 : 8, panels / p.members() / 24 * 2); }
@@ -66,7 +84,8 @@ struct Linear : Op {
     for (int w : weights) if (p.packed(w).store == Store::Trellis) return 0;  // its tiles are four panels
     return share * 3 / 4 / piece * piece;
   }
-  void multiply(Program& p, LinearCall& call, int bucket, int first, int last, int member) {
+  // row: the call's first one
+  void multiply(Program& p, LinearCall& call, int bucket, int first, int last, int member, int row = 0) {
     int start = 0;
     for (size_t i = 0; i < weights.size(); i++) {
       const Packed& w = p.packed(weights[i]);
@@ -76,9 +95,9 @@ struct Linear : Op {
       Buffer& y = p.at(outs[i]);
       call.w = &w;
       call.bias = biases[i] < 0 ? nullptr : p.values(biases[i]).data();
-      call.y = y.data();
+      call.y = y.data() + row * y.stride;
       call.y_stride = y.stride;
-      call.residual = residual < 0 ? nullptr : p.at(residual).data();
+      call.residual = residual < 0 ? nullptr : p.at(residual).data() + row * p.at(residual).stride;
       call.residual_stride = residual < 0 ? 0 : p.at(residual).stride;
       run_linear(p.kernels(), kernel(p, i, bucket, call.in.rows), call, a, b, p.scratch(member).as<void>());
     }

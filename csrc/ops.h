@@ -252,6 +252,9 @@ struct Kernels {
   // One step of rows [row0, row1): from_x, from_h [rows, gates * width] (biases are in); h, c [rows, width] are replaced, y gets h. c: Lstm only.
   void (*cell)(Cell kind, const float* from_x, int64_t x_stride, const float* from_h, int64_t h_stride, int width, float* h, float* c, int64_t state_stride,
                float* y, int64_t y_stride, int row0, int row1);
+  // Rows a member, for each member of the team, from which it pays that members share out rows instead of panels: every one of them then reads all weights,
+  // which so many rows must outweigh even when each reads them from memory. Rate of products a core / (bytes of a weight * rate of reading), rounded up
+  int rows_each = 6;
 };
 
 const Kernels* portable_kernels();

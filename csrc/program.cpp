@@ -84,6 +84,7 @@ void Program::linear(int x, std::vector<int> weights, std::vector<int> biases, s
     same_rows("linear", {x, residual});
     if (outs.size() != 1 || at(residual).width != at(outs[0]).width) throw std::invalid_argument("linear: residual and output do not fit");
   }
+  op->by_rows_from = by_rows_from();
   op->x = x;
   op->k = at(x).width;
   op->weights = std::move(weights);
@@ -299,6 +300,11 @@ void Program::mutual_attention(int q, int k, int v, int out, int heads, int head
   ops_.push_back(std::move(op));
 }
 
+int Program::by_rows_from() const {
+  constexpr int least = 24;  // of a member: fewer leave products waiting for weights (LOG)
+  return members() == 1 ? INT_MAX : members() * std::max(least, kernels_.rows_each * members());
+}
+
 void Program::plan(const std::vector<int>& kept) {
   const auto has = [](const std::vector<int>& list, int b) { return std::find(list.begin(), list.end(), b) != list.end(); };
   std::vector<Op::Touched> touched;
@@ -331,13 +337,14 @@ void Program::plan(const std::vector<int>& kept) {
     ops_[i]->copies = true;
     for (bool* reader : readers) *reader = true;
   }
-  for (int single = 0; single < 2; single++)
-    for (int logit = 0; logit < 2; logit++) {
-      auto& meets = meets_[single][logit];
+  constexpr int rows_of_kind[] = {2, 1, INT_MAX};
+  for (int step = 0; step < 3; step++)
+    for (int logit = 0; logit < 3; logit++) {
+      auto& meets = meets_[step][logit];
       meets.assign(ops_.size(), 1);
       for (size_t i = 0; i + 1 < ops_.size(); i++) {
         const Rows kind = at(touched[i].writes[0]).rows, next_kind = at(touched[i + 1].writes[0]).rows;
-        const int rows = (kind == Rows::Step ? single : logit) ? 1 : 2, next_rows = (next_kind == Rows::Step ? single : logit) ? 1 : 2;
+        const int rows = rows_of_kind[kind == Rows::Step ? step : logit], next_rows = rows_of_kind[next_kind == Rows::Step ? step : logit];
         const bool own = kind == next_kind && ops_[i]->own_rows(rows).ends && ops_[i + 1]->own_rows(next_rows).begins;
         if (own || (ops_[i]->copies && rows == 1)) meets[i] = 0;
       }
@@ -372,7 +379,7 @@ struct Lent {
 template <class Finish>
 void Program::replay(const Step& step, const std::vector<int>& kept, Finish finish) {
   if (meets_[0][0].size() != ops_.size()) plan(kept);
-  const char* meets = meets_[step.rows == 1][step.logit_rows == 1].data();
+  const char* meets = meets_[kind_of(step.rows)][kind_of(step.logit_rows)].data();
   at_op_.resize(16 * size_t(members()));
   if (tracing_) trace_.start(members(), ops_.size());
   team_->run([&](int member) {

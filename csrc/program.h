@@ -151,6 +151,7 @@ class Program {
   std::pair<int, int> share(int n, int member) const { return {int(int64_t(n) * member / members()), int(int64_t(n) * (member + 1) / members())}; }
   Block& scratch(int member) { return scratch_[size_t(member)]; }
   Block& quantized() { return quantized_; }
+  size_t quantized_bytes() const { return quantized_bytes_; }  // of one row
   std::atomic<int>& ticket() { return ticket_; }
   const Gangs& gangs() const { return gangs_.all(); }
 
@@ -169,11 +170,13 @@ class Program {
   std::vector<Packed> weights_;
   std::vector<std::unique_ptr<Op>> ops_;
   void make_room(const Step& step, size_t scratch);
-  // After which ops members meet: [one row in the step][one logit row]; made at the first run after recording. `kept`: what is read after the last op
+  int by_rows_from() const;
+  int kind_of(int rows) const { return rows == 1 ? 1 : rows >= by_rows_from() ? 2 : 0; }
+  // After which ops members meet: [rows in the step][logit rows], each 0: some, 1: one, 2: so many that linears are shared out by rows; made at the first run after recording. `kept`: what is read after the last op
   void plan(const std::vector<int>& kept);
   // All ops by all members; finish(member) when all are done
   template <class Finish> void replay(const Step& step, const std::vector<int>& kept, Finish finish);
-  std::vector<char> meets_[2][2];
+  std::vector<char> meets_[3][3];
   std::vector<Block> scratch_;
   Block quantized_;
   size_t quantized_bytes_ = 0;  // of one row, in the widest linear with int8 activations

@@ -209,6 +209,7 @@ template <Values V, int P, bool Few> static void pair_panels(const LinearCall& c
   const int count = pair_segments(w, s.segments), all = (w.k + 3) / 4 * 2, apart = (panel1 - panel0 + P - 1) / P;
   int most = std::min(kPairRows, std::max(kPairTwo, kPairNear / std::max(all, 1) / kPairTwo * kPairTwo));
   if (w.has_zeros) most = std::min(most, kPairSpare / count / kPairTwo * kPairTwo);
+  most = even_blocks(c.in.rows, most, tile);
   for (int row0 = 0; row0 < c.in.rows; row0 += most) {
     const int rows = std::min(most, c.in.rows - row0), tiles = (rows + tile - 1) / tile;
     for (int r = 0; r < rows; r++) pair_row(c.in.x + int64_t(row0 + r) * c.in.stride, w.k, all, s.x + int64_t(r) * all);

@@ -1,3 +1,9 @@
+// Rows of a block, `most` of them at most, both multiples of a tile: as equal as can be, since a block of few rows takes nearly as long to read the weights for
+static inline int even_blocks(int rows, int most, int tile) {
+  const int blocks = std::max((rows + most - 1) / most, 1);
+  return std::max(((rows + blocks - 1) / blocks + tile - 1) / tile * tile, tile);
+}
+
 // Brings near what `finish` will write and add to: with many rows, every line of it is a way to memory
 static inline void expect_results(const LinearCall& c, int row, int rows, int first_panel, int apart, int panels, int panel1) {
   for (int p = 0; p < panels && first_panel + p * apart < panel1; p++)

@@ -157,7 +157,7 @@ template <int P, Codes C> static void stream_panels(const LinearCall& c, int pan
   const Packed& w = *c.w;
   const Runs runs(w, c.in);
   const int segments = stream_segments(w, runs, s.segments), blocks = w.kpad / kSumBlock, apart = (panel1 - panel0 + P - 1) / P;
-  const int most = std::min(kStreamRows, kStreamSpare / segments / tile * tile);
+  const int most = even_blocks(c.in.rows, std::min(kStreamRows, kStreamSpare / segments / tile * tile), tile);
   const f32x16 unit = set1(C == Codes::Table4 ? w.table8_unit : 1.f);
   for (int row0 = 0; row0 < c.in.rows; row0 += most) {
     const int rows = std::min(most, c.in.rows - row0), tiles = (rows + tile - 1) / tile;

@@ -13,6 +13,7 @@ static const Kernels* with_tiles(const char* isa, const Kernels* base) {
     t.isa = isa;
     t.linears = linears;
     t.linear_count = count + 1;
+    t.rows_each = 128;
     t.usual_linear = [](const Packed& w, int in_group, int rows) {
       return rows >= kTilesFrom && tiles_support(w, in_group, rows) ? count : plain->usual_linear(w, in_group, rows);
     };
