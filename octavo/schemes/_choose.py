@@ -39,7 +39,7 @@ class Rule:
 # The first rule that fits wins: newest hardware first.
 RULES = (
     Rule("32bit", None, "W32A32C32", "float32 throughout, as a reference"),
-    Rule("16bit", None, "W16A16C16", "bfloat16 weights and cache, float32 arithmetic"),
+    Rule("16bit", None, "W16A16C16", "bfloat16 weights and cache, sums in float32"),
     Rule("8bit", None, "W8A8hC16", "CPUs multiply INT8 natively; INT8 weights and INT8 activations, rotated first so that one scale serves a row, stay "
                                    "within 1% of 16 bits' perplexity"),
     Rule("4bit", None, "W4g64A8g64C16", "CPUs have no 4-bit arithmetic but are limited by memory: 4-bit weights in groups of 64 are widened "

@@ -32,7 +32,8 @@ def layers(name: str, rotated: bool) -> Any:
         return replace(q, rotation=qtensor.rotation_of(k)) if rotated and activation.quantized else q
 
     table = QTensor(rng.standard_normal((VOCABULARY, WIDTH)).astype(np.float32), None, FP32, (VOCABULARY, WIDTH))
-    parts = [[weight(n, k) for n, k in ((WIDTH, WIDTH), (32, WIDTH), (32, WIDTH), (WIDTH, WIDTH), (WIDE, WIDTH), (WIDE, WIDTH), (WIDTH, WIDE))] for _ in range(2)]
+    shapes = (WIDTH, WIDTH), (32, WIDTH), (32, WIDTH), (WIDTH, WIDTH), (WIDE, WIDTH), (WIDE, WIDTH), (WIDTH, WIDE)
+    parts = [[weight(n, k) for n, k in shapes] for _ in range(2)]
     head, bias = weight(VOCABULARY, WIDTH), rng.standard_normal(WIDTH).astype(np.float32)
     angles = np.concatenate([np.cos(np.arange(MOST)[:, None] / 5 ** np.arange(16)), np.sin(np.arange(MOST)[:, None] / 5 ** np.arange(16))], axis=1)
 
