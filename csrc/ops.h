@@ -260,7 +260,7 @@ struct Kernels {
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();          // null when not compiled in
 const Kernels* avx512vnni_kernels();    // null when not compiled in
-const Kernels* avx512bf16_kernels();    // avx512vnni, and attention on pairs of bfloat16
+const Kernels* avx512bf16_kernels();    // avx512vnni, and attention and linears with 16-bit inputs on pairs of bfloat16
 const Kernels* amx_kernels();           // avx512vnni and tiles
 const Kernels* amx_emulated_kernels();  // the same over avx2, tiles in plain C++: for tests
 

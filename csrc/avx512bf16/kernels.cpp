@@ -1,4 +1,4 @@
-// AVX-512 VNNI, and attention and linears with bfloat16 weights on pairs of bfloat16.
+// AVX-512 VNNI, and attention and linears with 16-bit inputs on pairs of bfloat16.
 // gcc 12 warns of its own header here (its PR 105593)
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <algorithm>

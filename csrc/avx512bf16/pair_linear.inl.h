@@ -11,13 +11,13 @@ constexpr int kPairRows = 120;               // of a block
 constexpr int kPairChunk = 256;              // k of a chunk: its pairs stay in the L1 cache while the block's rows pass by
 constexpr int kPairNear = 384 << 8;          // pairs of a block's activations: less than half of an L2 cache
 constexpr int kPairMost = 1 << 14;           // pairs of a row at most
-constexpr int kPairSegments = 4096;
 constexpr int kPairSpare = 16384;            // rows times segments for which there is room
+constexpr int kPairSegments = kPairSpare / kPairTwo;
 
 struct PairSegment { int begin, end, group; };  // k
 
 struct PairScratch {
-  PairSegment segments[kPairSegments + 1];
+  PairSegment segments[kPairSegments];
   alignas(64) uint32_t x[kPairTwo * kPairMost];          // activations [row][pair]
   alignas(64) uint32_t pairs[2][kPairChunk / 2 * 16];    // of codes, [panel][pair][16 rows]
   alignas(64) float totals[kPairRows * 4 * kPanel];
@@ -45,8 +45,7 @@ static bool pairs_support(const Packed& w, int in_group, int) {
   if (!w.rounds_inputs || w.k > 2 * kPairMost || w.store == Store::F32 || w.store == Store::Trellis) return false;
   if (w.store == Store::BF16) return true;
   if (in_group != 0 || w.group % 4 || (w.meaning == Meaning::Table && !std::all_of(w.table, w.table + 16, is_bf16))) return false;
-  const int least = std::min(w.group, kPairChunk);  // a quick bound first
-  return w.k / least <= kPairSegments / 2 && pair_segments(w, nullptr) * kPairTwo <= kPairSpare;
+  return pair_segments(w, nullptr) <= kPairSegments;
 }
 static bool few_pairs_support(const Packed& w, int in_group, int rows) {
   return pairs_support(w, in_group, rows) && (w.store == Store::BF16 || rows <= kPairFew);
