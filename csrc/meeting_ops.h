@@ -162,12 +162,16 @@ struct Attention : Op {
   int q, k, v, out, layer, heads, kv_heads, head_dim, window;
   float scale, cap;
   Need needs() const override { return Cache; }
-  OwnRows own_rows(int) const override { return {true, false}; }  // keys and values are stored row by row
+  OwnRows own_rows(int) const override { return {true, false}; }  // keys and values of prompts are stored row by row
   Touched touched() const override { return {{q, k, v}, {out}}; }
   void run(Program& p, const Step& step, int member) override {
     const auto [a, b] = p.share(step.rows, member);
     const Buffer &kb = p.at(k), &vb = p.at(v), &qb = p.at(q), &y = p.at(out);
-    p.kernels().cache_write(p.cache(layer), kb.data(), kb.stride, vb.data(), vb.stride, step.slots, a, b);
+    for (int s = 0; s < step.sequences; s++) {
+      const int first = std::max(a, step.starts[s]), last = std::min(b, step.starts[s + 1]);
+      if (first < last && step.starts[s + 1] - step.starts[s] > 1)
+        p.kernels().cache_write(p.cache(layer), kb.data(), kb.stride, vb.data(), vb.stride, step.slots, first, last);
+    }
     if (member == 0) p.ticket().store(0, std::memory_order_relaxed);
     p.meet(member);
     AttentionCall call;
@@ -178,6 +182,10 @@ struct Attention : Op {
     call.q_stride = qb.stride;
     call.y = y.data();
     call.y_stride = y.stride;
+    call.k = kb.data();
+    call.k_stride = kb.stride;
+    call.v = vb.data();
+    call.v_stride = vb.stride;
     call.heads = heads;
     call.scale = scale;
     call.softcap = cap;

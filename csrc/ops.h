@@ -174,6 +174,8 @@ struct AttentionCall {
   const CacheLayer* cache = nullptr;
   const float* q = nullptr; int64_t q_stride = 0;   // [rows, heads * head_dim]
   float* y = nullptr; int64_t y_stride = 0;         // [rows, heads * head_dim]
+  // [rows, kv_heads * head_dim]: what attention itself stores of sequences with one row, which nobody else reads; null: all is in the cache
+  const float *k = nullptr, *v = nullptr; int64_t k_stride = 0, v_stride = 0;
   int32_t heads = 0;
   float scale = 1.f;
   float softcap = 0.f;                               // 0: none

@@ -15,6 +15,7 @@ namespace octavo::amx {
 #include "../lanes/elementwise.inl.h"
 #include "../lanes/attention_items.inl.h"
 #include "../lanes/rotate.inl.h"
+#include "../lanes/cache_write.inl.h"
 #include "../lanes/attention_tiles.inl.h"
 #include "../lanes/tile_table.inl.h"
 }  // namespace octavo::amx

@@ -262,6 +262,7 @@ void attention(const AttentionCall& call, int item, void* scratch) {
       const bool direct = few_rows(mine, dim);
       for (int page = std::max(page0, together); page <= page1; page++) {
         const int64_t cell = cell_of(m, page);
+        if (page == newest[m] / kPage) write_single(call, who[m], head);
         note(page, cell);
         w.ahead = direct && page < newest[m] / kPage ? cell_of(m, page + 1) : -1;
         score_page(call, w, cell, mine, w.q + int64_t(row0[m]) * wide, w.p + int64_t(row0[m]) * kSpan + (page - start) * kPage, direct);

@@ -405,6 +405,7 @@ static void tile_attention(const AttentionCall& c, int index, void* scratch) {
   TileWalk w(c, padded, scratch);
   std::memset(w.q, 0, sizeof(uint16_t) * size_t(padded) * size_t(w.dim_blocks) * 64);
   std::memset(w.o, 0, sizeof(float) * size_t(padded) * size_t(w.wide));
+  for (int m = 0; m < item.count; m++) write_single(c, item.who[m], item.head);
   const auto token_of = [&](int m, int r) { return step.starts[item.who[m]] + item.begin + r / group; };
   const auto each_row = [&](int m, auto&& fn) { for (int r = 0; r < item.tokens[m] * group; r++) fn(m * apart + r, r); };
   float turned[kWidestHead];

@@ -172,33 +172,40 @@ static void write_head(CacheType type, const float* x, int dim, void* page, int6
   }
 }
 
-void cache_write(const CacheLayer& cache, const float* k, int64_t k_stride, const float* v, int64_t v_stride, const int32_t* slots, int row0, int row1) {
-  const int dim = cache.head_dim, heads = cache.kv_heads;
+static inline void write_token(const CacheLayer& cache, int head, const float* key, const float* value, int32_t slot) {
+  const int dim = cache.head_dim, offset = slot % kPage;
   const int64_t k_values = cache.k_type == CacheType::U4 ? (cache.key_rows() + 1) / 2 : dim, v_values = cache.v_type == CacheType::U4 ? (dim + 1) / 2 : dim;
+  const int64_t cell = int64_t(slot / kPage) * cache.kv_heads + head;
   float key_room[kWidestHead], value_room[kWidestHead];
-  for (int r = row0; r < row1; r++) {
-    const int64_t page = slots[r] / kPage;
-    const int offset = slots[r] % kPage;
-    for (int h = 0; h < heads; h++) {
-      const int64_t cell = page * heads + h;
-      const float *key = k + r * k_stride + int64_t(h) * dim, *value = v + r * v_stride + int64_t(h) * dim;
-      bool jumped = false;
-      if (cache.k_type == CacheType::U4) {
-        jumped = key_components(cache, h, key, key_room);
-        key = key_room;
-      } else if (cache.k_mean) {
-        key = turned_key(cache, h, key, key_room);
-      }
-      if (cache.v_type == CacheType::U4) {
-        std::memcpy(value_room, value, sizeof(float) * size_t(dim));
-        rotate(value_room, dim);
-        value = value_room;
-      }
-      float* scale = cache.k_scale ? cache.k_scales(cell) + offset : nullptr;
-      write_head(cache.k_type, key, dim, cache.k, cell * k_values * kPage + offset, kPage, scale, cache.k_fixed, cache.k_even, cache.k_lead);
-      if (jumped) reinterpret_cast<uint8_t*>(scale)[3] |= 0x80;
-      write_head(cache.v_type, value, dim, cache.v, (cell * kPage + offset) * v_values, 1,
-                 cache.v_scale ? cache.v_scales(cell) + offset : nullptr, cache.v_fixed, cache.v_even);
-    }
+  bool jumped = false;
+  if (cache.k_type == CacheType::U4) {
+    jumped = key_components(cache, head, key, key_room);
+    key = key_room;
+  } else if (cache.k_mean) {
+    key = turned_key(cache, head, key, key_room);
   }
+  if (cache.v_type == CacheType::U4) {
+    std::memcpy(value_room, value, sizeof(float) * size_t(dim));
+    rotate(value_room, dim);
+    value = value_room;
+  }
+  float* scale = cache.k_scale ? cache.k_scales(cell) + offset : nullptr;
+  write_head(cache.k_type, key, dim, cache.k, cell * k_values * kPage + offset, kPage, scale, cache.k_fixed, cache.k_even, cache.k_lead);
+  if (jumped) reinterpret_cast<uint8_t*>(scale)[3] |= 0x80;
+  write_head(cache.v_type, value, dim, cache.v, (cell * kPage + offset) * v_values, 1, cache.v_scale ? cache.v_scales(cell) + offset : nullptr, cache.v_fixed,
+             cache.v_even);
+}
+
+void cache_write(const CacheLayer& cache, const float* k, int64_t k_stride, const float* v, int64_t v_stride, const int32_t* slots, int row0, int row1) {
+  for (int r = row0; r < row1; r++)
+    for (int h = 0; h < cache.kv_heads; h++)
+      write_token(cache, h, k + r * k_stride + int64_t(h) * cache.head_dim, v + r * v_stride + int64_t(h) * cache.head_dim, slots[r]);
+}
+
+// What AttentionCall leaves to the item that reads it next: its lines are on their way there already
+static inline void write_single(const AttentionCall& c, int sequence, int head) {
+  const int row = c.step->starts[sequence];
+  if (!c.k || c.step->starts[sequence + 1] - row != 1) return;
+  const int64_t at = int64_t(head) * c.cache->head_dim;
+  write_token(*c.cache, head, c.k + row * c.k_stride + at, c.v + row * c.v_stride + at, c.step->slots[row]);
 }
