@@ -21,6 +21,19 @@ struct Linear : Op {
   std::atomic<int> ticket{0};
   std::vector<std::array<int8_t, kBuckets>> choices;  // per weight: index into Kernels::linears, -1: the usual one
 
+  const GateOp* gate = nullptr;   // of these two outputs, which nobody else reads
+  bool can_gate(const Program& p) const {
+    return weights.size() == 2 && how.group && how.threshold == 0.f && residual < 0 && biases[0] < 0 && biases[1] < 0 && p.packed(weights[0]).lies_as(p.packed(weights[1]));
+  }
+  // The kernel that gates, for so many rows of the step. With one row every member gates for itself, which saves a meeting.
+  const LinearKernel* gating(const Program& p, int rows) const {
+    if (!gate || rows < 2) return nullptr;
+    const int each = by_rows(rows) ? rows / p.members() : rows, bucket = row_bucket(rows);
+    const LinearKernel &one = kernel(p, 0, bucket, each), &other = kernel(p, 1, bucket, each);
+    return one.gates && &one == &other ? &one : nullptr;
+  }
+  bool gates(const Program& p, int rows) const override { return gating(p, rows); }
+
   int by_rows_from = INT_MAX;     // so many rows are shared out, not panels
   bool by_rows(int rows) const { return rows >= by_rows_from; }
   OwnRows own_rows(int rows) const override { return {by_rows(rows) || (how.group != 0 && rows > 1), by_rows(rows)}; }  // several rows are quantized row by row
@@ -49,16 +62,17 @@ struct Linear : Op {
       if (rows > 1) p.meet(member);
       codes.put(call.in);
     }
-    const int bucket = row_bucket(rows), piece = piece_of(p, rows), fixed = own_panels(p, rows, piece);
+    const auto* gated = gating(p, rows);
+    const int bucket = row_bucket(rows), count = gated ? panels / 2 : panels, piece = piece_of(p, count, rows), fixed = own_panels(p, count, rows, piece);
     if (fixed == 0) {
-      const auto [first, last] = p.share(panels, member);
-      return multiply(p, call, bucket, first, last, member);
+      const auto [first, last] = p.share(count, member);
+      return multiply(p, call, bucket, first, last, member, gated);
     }
-    multiply(p, call, bucket, fixed * member, fixed * (member + 1), member);
-    const int begin = fixed * p.members(), pieces = (panels - begin + piece - 1) / piece;
+    multiply(p, call, bucket, fixed * member, fixed * (member + 1), member, gated);
+    const int begin = fixed * p.members(), pieces = (count - begin + piece - 1) / piece;
     int i = ticket.fetch_add(1, std::memory_order_relaxed);
     for (; i < pieces; i = ticket.fetch_add(1, std::memory_order_relaxed))
-      multiply(p, call, bucket, begin + i * piece, std::min(begin + (i + 1) * piece, panels), member);
+      multiply(p, call, bucket, begin + i * piece, std::min(begin + (i + 1) * piece, count), member, gated);
     if (i == pieces + p.members() - 1) ticket.store(0, std::memory_order_relaxed);  // the last to leave; all meet before anybody asks again
   }
   // A member's own rows by all panels: nobody waits, and what it has written is still in its cache
@@ -73,19 +87,29 @@ struct Linear : Op {
       codes.fill(p.kernels(), call.in.x, call.in.stride, 0, b - a, p.scratch(member).as<void>());
       codes.put(call.in);
     }
-    multiply(p, call, row_bucket(rows), 0, panels, member, a);
+    const auto* gated = gating(p, rows);
+    multiply(p, call, row_bucket(rows), 0, gated ? panels / 2 : panels, member, gated, a);
   }
   // Panels of a piece, and panels that a member has for itself; the rest goes in pieces to whoever comes first, since cores are rarely equally fast for long. 0: all
   // panels are shared out.
-  int piece_of(const Program& p, int rows) const { return std::max(rows <= 16 ? 2 : 8, panels / p.members() / 24 * 2); }
-  int own_panels(const Program& p, int rows, int piece) const {
-    const int share = panels / p.members();
+  int piece_of(const Program& p, int count, int rows) const { return std::max(rows <= 16 ? 2 : 8, count / p.members() / 24 * 2); }
+  int own_panels(const Program& p, int count, int rows, int piece) const {
+    const int share = count / p.members();
     if (p.members() == 1 || share < (rows <= 16 ? 24 : 96)) return 0;
     for (int w : weights) if (p.packed(w).store == Store::Trellis) return 0;  // its tiles are four panels
     return share * 3 / 4 / piece * piece;
   }
-  // row: the call's first one
-  void multiply(Program& p, LinearCall& call, int bucket, int first, int last, int member, int row = 0) {
+  // gated: the kernel that gates, which counts pairs of panels, or null; row: the call's first one
+  void multiply(Program& p, LinearCall& call, int bucket, int first, int last, int member, const LinearKernel* gated, int row = 0) {
+    if (gated) {
+      Buffer& y = p.at(gate->out);
+      call.w = &p.packed(weights[0]);
+      call.up = &p.packed(weights[1]);
+      call.gate = gate->kind;
+      call.y = y.data() + row * y.stride;
+      call.y_stride = y.stride;
+      return run_linear(p.kernels(), *gated, call, first, last, p.scratch(member).as<void>());
+    }
     int start = 0;
     for (size_t i = 0; i < weights.size(); i++) {
       const Packed& w = p.packed(weights[i]);
@@ -117,12 +141,16 @@ struct Linear : Op {
       i.shape += (j ? "+" : "") + std::to_string(w.n);
       if (i.kernel.find(name) == std::string::npos) i.kernel += (j ? "+" : "") + name;
       i.weight_bytes += double(w.panel_bytes) * w.panels();
-      i.row_bytes += 4.0 * w.n;
+      i.row_bytes += gates(p, rows) ? 2.0 * w.n : 4.0 * w.n;
       (how.group ? i.int_ops : i.float_ops) += 2.0 * w.n * k;
     }
     i.shape += " " + weight_name(p.packed(weights[0]));
     if (how.group) i.shape += Codes(how, k).groups > 1 ? " A8g" + std::to_string(how.group) : " A8";
     if (how.threshold > 0.f) i.shape += " beside outliers";
+    if (gates(p, rows)) {
+      i.shape += ", gated";
+      i.float_ops += 10.0 * p.at(gate->out).width;
+    }
     return i;
   }
 };

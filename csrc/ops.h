@@ -1,6 +1,7 @@
 // The contract between the program (which owns buffers, threads and order) and the kernels (which own arithmetic).
 // Nothing here knows Python. One `Kernels` table per instruction set; see table.h for how one is chosen.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -57,10 +58,18 @@ struct Packed {
     return data + (store == Store::Trellis ? size_t(panel / 4) * 4 : size_t(panel)) * panel_bytes + values_offset;
   }
   int panels() const { return (n + kPanel - 1) / kPanel; }
+  // Whether values, scales and zero points lie where the other's do, and mean the same
+  bool lies_as(const Packed& o) const {
+    return store == o.store && bits == o.bits && meaning == o.meaning && scale_type == o.scale_type && n == o.n && k == o.k && group == o.group && has_zeros == o.has_zeros &&
+           rounds_inputs == o.rounds_inputs && table8_unit == o.table8_unit && panel_bytes == o.panel_bytes && zeros_offset == o.zeros_offset &&
+           values_offset == o.values_offset && std::equal(table, table + 16, o.table) && std::equal(table8, table8 + 16, o.table8);
+  }
   bool is_float() const { return store == Store::F32 || store == Store::BF16; }
   // Whether int8 activations can be multiplied by the codes: sums of integers end at multiples of kSumBlock
   bool meets_ints() const { return (store == Store::Codes8 || store == Store::Codes4 || store == Store::Trellis) && (group >= kpad || group % kSumBlock == 0); }
 };
+
+enum class Gate : int32_t { Silu = 0, GeluTanh = 1, Gelu = 2 };
 
 // Activations of one linear, either float32 rows or int8 rows with a float scale per row or per `group` values (dynamic, symmetric, +-127).
 struct Activations {
@@ -87,6 +96,7 @@ struct LinearCall {
   const float* bias = nullptr;                     // [n] or null
   const float* residual = nullptr; int64_t residual_stride = 0;  // added when not null; may be y itself
   float* y = nullptr; int64_t y_stride = 0;        // [rows, n]
+  const Packed* up = nullptr; Gate gate = Gate::Silu;  // y = gate(x w^T) * (x up^T), for kernels that can; up lies as w does, without bias and residual
 };
 
 // One way to run a linear, or why there are several: each is best for some shapes and numbers of rows. All kernels of one instruction set that
@@ -96,6 +106,7 @@ struct LinearKernel {
   bool (*supports)(const Packed& w, int in_group, int rows);  // in_group: as Activations::group; 0: float32 activations
   // y[:, 16*panel0 .. 16*panel1) of one linear. scratch: linear_scratch_bytes() private to the thread, 64-byte aligned.
   void (*run)(const LinearCall& call, int panel0, int panel1, void* scratch);
+  bool gates = false;  // it knows LinearCall::up
 };
 
 // Numbers of rows for which a choice is kept: up to 1, 2, 4 ... rows; beyond the last the last counts.
@@ -182,7 +193,6 @@ struct AttentionCall {
   int32_t window = 0;                                // 0: full causal; else a token sees itself and window-1 before it
 };
 
-enum class Gate : int32_t { Silu = 0, GeluTanh = 1, Gelu = 2 };
 enum class Activation : int32_t { Silu = 0, GeluTanh = 1, Gelu = 2, Relu = 3, Tanh = 4, Sigmoid = 5 };
 
 // Attention in which every row of a sequence sees all rows of it: starts[s] .. starts[s+1]-1 are those of sequence s.

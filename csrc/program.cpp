@@ -337,6 +337,23 @@ void Program::plan(const std::vector<int>& kept) {
     ops_[i]->copies = true;
     for (bool* reader : readers) *reader = true;
   }
+  // A gate of what the linear before it gives, and nobody else reads, is for the linear's kernel to do
+  for (size_t i = 0; i + 1 < ops_.size(); i++) {
+    auto* linear = dynamic_cast<Linear*>(ops_[i].get());
+    auto* gate = dynamic_cast<GateOp*>(ops_[i + 1].get());
+    if (!linear || !gate || !linear->can_gate(*this) || linear->outs != std::vector<int>{gate->g, gate->up}) continue;
+    const auto read_later = [&](int b) {
+      for (size_t j = i + 2; j < ops_.size(); j++) {
+        if (has(touched[j].reads, b)) return true;
+        if (has(touched[j].writes, b)) return false;
+      }
+      return has(kept, b);
+    };
+    const auto lost = [&](int b) { return b == gate->out || !read_later(b); };
+    if (!lost(gate->g) || !lost(gate->up) || gate->out == linear->x) continue;
+    linear->gate = gate;
+    gate->before = linear;
+  }
   constexpr int rows_of_kind[] = {2, 1, INT_MAX};
   for (int step = 0; step < 3; step++)
     for (int logit = 0; logit < 3; logit++) {

@@ -60,6 +60,8 @@ struct Op {
   virtual Need needs() const { return Nothing; }
   // One row: an op that can give every member a result of its own, which then only linears read, saves them a meeting
   bool copies = false;
+  // Whether this op does the gate behind it, too
+  virtual bool gates(const Program& program, int rows) const { (void)program, (void)rows; return false; }
   // For a step with that many rows of the op's kind
   virtual OpInfo info(const Program& program, int rows) const = 0;
 };

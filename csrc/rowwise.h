@@ -83,9 +83,11 @@ struct Rope : RowOp {
 struct GateOp : RowOp {
   Gate kind;
   int g, up, out;
+  const Op* before = nullptr;  // the linear that may have done it
   Touched touched() const override { return {{g, up}, {out}}; }
   void run(Program& p, const Step& step, int member) override {
     const int rows = p.rows(g, step);
+    if (before && before->gates(p, rows)) return;
     Buffer &x = p.at(g), &u = p.at(up), &y = p.at(out);
     if (copies && rows == 1) {
       p.kernels().gate(kind, x.data(), x.stride, u.data(), u.stride, x.width, p.own_row(y, member), y.stride, 0, 1);
@@ -94,7 +96,10 @@ struct GateOp : RowOp {
     const auto [a, b] = p.share(rows, member);
     p.kernels().gate(kind, x.data(), x.stride, u.data(), u.stride, x.width, y.data(), y.stride, a, b);
   }
-  OpInfo info(const Program& p, int) const override { return info_of("gate", p, g, "", 3, 10); }
+  OpInfo info(const Program& p, int rows) const override {
+    const bool done = before && before->gates(p, rows);
+    return info_of("gate", p, g, done ? "in the linear" : "", done ? 0 : 3, done ? 0 : 10);
+  }
 };
 
 struct Add : RowOp {

@@ -5,8 +5,8 @@
 
 static bool any_linear(const Packed& w, int in_group, int) { return in_group == 0 || w.is_float() || w.meets_ints(); }
 static const LinearKernel kLinears[] = {{"general", any_linear, linear},
-                                        {"two panels", stream_support, linear_streams<2>},
-                                        {"four panels", stream_support, linear_streams<4>},
+                                        {"two panels", stream_support, linear_streams<2>, true},
+                                        {"four panels", stream_support, linear_streams<4>, true},
                                         {"floats", floats_support, floats_linear}};
 // Measured on Zen 4 (LOG)
 static int usual_linear(const Packed& w, int in_group, int rows) {

@@ -152,11 +152,24 @@ template <int P, Codes C, int R = P == 4 ? kFourTile : kTwoTile> static void str
   stream_tile<R, P, C>(t);
 }
 
+// The results of a block whose tiles hold panels of the gate and, beside them, of `up`; apart from stream_panels, which one row calls often
+template <int P, Codes C> static __attribute__((noinline)) void gate_results(const StreamTile& t, const Runs& runs, int first_panel, int apart, int panel1, int row0, const float* totals) {
+  const LinearCall& c = *t.call;
+  const f32x16 unit = set1(C == Codes::Table4 ? c.w->table8_unit : 1.f);
+  const auto result = [&](int r, int p) {
+    const f32x16 y = mul(load(totals + (P * r + p) * kPanel), row_factor(*c.w, t.base[p], c.in, runs, row0 + r));
+    return C == Codes::Table4 ? mul(y, unit) : y;
+  };
+  for (int p = 0; p < P / 2 && first_panel + p * apart < panel1; p++)
+    for (int r = 0; r < t.rows; r++) finish(c, first_panel + p * apart, row0 + r, mul(activate(c.gate, result(r, p)), result(r, p + P / 2)));
+}
+
 template <int P, Codes C> static void stream_panels(const LinearCall& c, int panel0, int panel1, StreamScratch& s) {
   constexpr int tile = P == 4 ? kFourTile : kTwoTile;
   const Packed& w = *c.w;
   const Runs runs(w, c.in);
-  const int segments = stream_segments(w, runs, s.segments), blocks = w.kpad / kSumBlock, apart = (panel1 - panel0 + P - 1) / P;
+  const int segments = stream_segments(w, runs, s.segments), blocks = w.kpad / kSumBlock, each = c.up ? P / 2 : P;
+  const int apart = (panel1 - panel0 + each - 1) / each;  // gated: half of a tile's panels are of `up`
   const int most = even_blocks(c.in.rows, std::min(kStreamRows, kStreamSpare / segments / tile * tile), tile);
   const f32x16 unit = set1(C == Codes::Table4 ? w.table8_unit : 1.f);
   for (int row0 = 0; row0 < c.in.rows; row0 += most) {
@@ -168,7 +181,10 @@ template <int P, Codes C> static void stream_panels(const LinearCall& c, int pan
       }
     for (int first_panel = panel0; first_panel < panel0 + apart; first_panel++) {
       StreamTile t;
-      for (int p = 0; p < P; p++) t.base[p] = w.data + size_t(first_panel + p * apart < panel1 ? first_panel + p * apart : first_panel) * w.panel_bytes;
+      for (int p = 0; p < P; p++) {
+        const int panel = first_panel + p % each * apart;
+        t.base[p] = (p < each ? w : *c.up).data + size_t(panel < panel1 ? panel : first_panel) * w.panel_bytes;
+      }
       for (int p = 0; p < P; p++) touch_scales(w, t.base[p]);
       t.call = &c;
       t.rows = rows;
@@ -185,10 +201,14 @@ template <int P, Codes C> static void stream_panels(const LinearCall& c, int pan
           t.scales = s.scales + first * rows + r;
           t.row = row0 + r;
           t.totals = s.totals + r * P * kPanel;
-          if (last == segments) expect_results(c, row0 + r, count, first_panel, apart, P, panel1);
+          if (last == segments) expect_results(c, row0 + r, count, first_panel, apart, each, panel1);
           stream_tile_of<P, C>(count, t);
           r += count;
         }
+      }
+      if (c.up) {
+        gate_results<P, C>(t, runs, first_panel, apart, panel1, row0, s.totals);
+        continue;
       }
       for (int p = 0; p < P && first_panel + p * apart < panel1; p++)
         for (int r = 0; r < rows; r++) {
@@ -201,7 +221,7 @@ template <int P, Codes C> static void stream_panels(const LinearCall& c, int pan
 
 template <int P> static void linear_streams(const LinearCall& c, int panel0, int panel1, void* scratch) {
   if constexpr (P > 2) {
-    if (panel1 - panel0 <= 2) return linear_streams<2>(c, panel0, panel1, scratch);
+    if (panel1 - panel0 <= (c.up ? 1 : 2)) return linear_streams<2>(c, panel0, panel1, scratch);
   }
   StreamScratch& s = *static_cast<StreamScratch*>(scratch);
   if (c.w->store == Store::Codes8) stream_panels<P, Codes::Int8>(c, panel0, panel1, s);

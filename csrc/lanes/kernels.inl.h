@@ -10,6 +10,7 @@
 
 namespace octavo::OCTAVO_ISA {
 
+#include "elementwise.inl.h"
 #include "linear.inl.h"
 #ifdef OCTAVO_LINEARS
 #include OCTAVO_LINEARS
@@ -20,7 +21,6 @@ namespace octavo::OCTAVO_ISA {
 #define OCTAVO_LINEAR_SCRATCH linear_scratch_bytes
 #endif
 #include "outliers.inl.h"
-#include "elementwise.inl.h"
 #include "attention.inl.h"
 #include "sampling.inl.h"
 #include "modules.inl.h"
