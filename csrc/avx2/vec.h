@@ -27,6 +27,13 @@ static inline f32x16 abs(f32x16 x) { const __m256 m = _mm256_castsi256_ps(_mm256
 static inline f32x16 sqrt(f32x16 x) { return {_mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)}; }
 static inline f32x16 round(f32x16 x) { return {_mm256_round_ps(x.a, 8), _mm256_round_ps(x.b, 8)}; }  // to nearest even
 static inline f32x16 fmadd(f32x16 x, f32x16 y, f32x16 z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+// Lanes [from, to) of x; the others are `rest`
+static inline f32x16 between(f32x16 x, int from, int to, float rest) {
+  const auto half = [&](__m256 v, int start) {
+    return _mm256_blendv_ps(_mm256_set1_ps(rest), v, _mm256_castsi256_ps(_mm256_andnot_si256(lane_mask(from - start), lane_mask(to - start))));
+  };
+  return {half(x.a, 0), half(x.b, 8)};
+}
 // A bit for each lane: where x and y are different numbers
 static inline uint32_t unequal(f32x16 x, f32x16 y) {
   return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(x.a, y.a, _CMP_NEQ_OQ))) | uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_NEQ_OQ))) << 8;

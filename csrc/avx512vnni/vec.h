@@ -27,6 +27,8 @@ static inline f32x16 abs(f32x16 x) { return {_mm512_abs_ps(x.v)}; }
 static inline f32x16 sqrt(f32x16 x) { return {_mm512_sqrt_ps(x.v)}; }
 static inline f32x16 round(f32x16 x) { return {_mm512_roundscale_ps(x.v, 8)}; }  // to nearest even
 static inline f32x16 fmadd(f32x16 x, f32x16 y, f32x16 z) { return {_mm512_fmadd_ps(x.v, y.v, z.v)}; }
+// Lanes [from, to) of x; the others are `rest`
+static inline f32x16 between(f32x16 x, int from, int to, float rest) { return {_mm512_mask_mov_ps(_mm512_set1_ps(rest), lane_mask(to) & ~lane_mask(from), x.v)}; }
 static inline uint32_t unequal(f32x16 x, f32x16 y) { return _mm512_cmp_ps_mask(x.v, y.v, _CMP_NEQ_OQ); }  // a bit for each lane: where x and y are different numbers
 // x * 2^n for n integral lanes in [-126, 127]
 static inline f32x16 scale2(f32x16 x, f32x16 n) {

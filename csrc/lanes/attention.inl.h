@@ -85,11 +85,7 @@ static inline void soften(const AttentionCall& c, const Walk& w, int r, int from
     if (scaled(c.cache->k_type)) a = mul(a, load(k_scale[i / kPage] + i % kPage));
     if (c.softcap > 0.f && c.cache->k_mean) a = fmadd(set1(w.q_base[r]), factor, a);  // without a cap, what all scores of a row share changes no weight
     if (c.softcap > 0.f) a = mul(set1(c.softcap), tanh(mul(a, set1(1.f / c.softcap))));
-    if (i < low || i + 16 > high) {
-      store(row + i, a);
-      for (int t = i; t < i + 16; t++) if (t < low || t >= high) row[t] = -INFINITY;
-      a = load(row + i);
-    }
+    if (i < low || i + 16 > high) a = between(a, low - i, high - i, -INFINITY);
     store(row + i, a);
     largest = max(largest, a);
   }
@@ -99,11 +95,7 @@ static inline void soften(const AttentionCall& c, const Walk& w, int r, int from
   f32x16 total = zero(), raised = zero();
   for (int i = from; i < to; i += 16) {
     f32x16 e = exp_below_zero(sub(load(row + i), shift));
-    if (i < low || i + 16 > high) {
-      store(row + i, e);
-      for (int t = i; t < i + 16; t++) if (t < low || t >= high) row[t] = 0.f;
-      e = load(row + i);
-    }
+    if (i < low || i + 16 > high) e = between(e, low - i, high - i, 0.f);
     total = add(total, e);
     if (scaled(c.cache->v_type)) e = mul(e, load_n(v_scale[i / kPage] + i % kPage, high - i));  // scales behind `high` may be stale
     if (c.cache->v_type == CacheType::U4) {

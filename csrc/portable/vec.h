@@ -27,6 +27,8 @@ static inline f32x16 abs(f32x16 a) { LANES a.v[i] = std::fabs(a.v[i]); return a;
 static inline f32x16 sqrt(f32x16 a) { LANES a.v[i] = std::sqrt(a.v[i]); return a; }
 static inline f32x16 round(f32x16 a) { LANES a.v[i] = std::nearbyint(a.v[i]); return a; }  // to nearest even
 static inline f32x16 fmadd(f32x16 a, f32x16 b, f32x16 c) { LANES c.v[i] += a.v[i] * b.v[i]; return c; }
+// Lanes [from, to) of x; the others are `rest`
+static inline f32x16 between(f32x16 x, int from, int to, float rest) { LANES x.v[i] = i >= from && i < to ? x.v[i] : rest; return x; }
 static inline uint32_t unequal(f32x16 a, f32x16 b) { uint32_t m = 0; LANES m |= uint32_t(a.v[i] < b.v[i] || a.v[i] > b.v[i]) << i; return m; }  // a bit for each lane
 // x * 2^n for n integral lanes in [-126, 127]; a NaN lane of n may become any power (x is NaN then)
 static inline f32x16 scale2(f32x16 x, f32x16 n) {
