@@ -23,7 +23,7 @@ struct Linear : Op {
 
   const GateOp* gate = nullptr;   // of these two outputs, which nobody else reads
   bool can_gate(const Program& p) const {
-    return weights.size() == 2 && how.group && how.threshold == 0.f && residual < 0 && biases[0] < 0 && biases[1] < 0 && p.packed(weights[0]).lies_as(p.packed(weights[1]));
+    return weights.size() == 2 && how.threshold == 0.f && residual < 0 && biases[0] < 0 && biases[1] < 0 && p.packed(weights[0]).lies_as(p.packed(weights[1]));
   }
   // The kernel that gates, for so many rows of the step. With one row every member gates for itself, which saves a meeting.
   const LinearKernel* gating(const Program& p, int rows) const {

@@ -32,8 +32,8 @@ struct Linears {
   int others, count;  // of base; in all
   explicit Linears(const Kernels& k) : base(k), others(k.linear_count), count(others + 2) {
     leave_alone(std::make_integer_sequence<int, kMostLinears - 2>());
-    all[others] = {"pairs of two panels", pairs_support, linear_pairs<2>};
-    all[others + 1] = {"pairs of four panels", few_pairs_support, linear_pairs<4>};
+    all[others] = {"pairs of two panels", pairs_support, linear_pairs<2>, true};
+    all[others + 1] = {"pairs of four panels", few_pairs_support, linear_pairs<4>, true};
   }
   template <int... I> void leave_alone(std::integer_sequence<int, I...>) { (leave_alone<I>(), ...); }
   template <int I> void leave_alone();

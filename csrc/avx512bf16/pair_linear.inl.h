@@ -202,10 +202,17 @@ template <Values V> static void become_pairs(const Packed& w, const uint8_t* val
   }
 }
 
+template <int P> static __attribute__((noinline)) void gate_pairs(const LinearCall& c, int first_panel, int apart, int panel1, int row0, int rows, const float* totals) {
+  for (int p = 0; p < P / 2 && first_panel + p * apart < panel1; p++)
+    for (int r = 0; r < rows; r++)
+      finish(c, first_panel + p * apart, row0 + r, mul(activate(c.gate, load(totals + (P * r + p) * kPanel)), load(totals + (P * r + p + P / 2) * kPanel)));
+}
+
 template <Values V, int P, bool Few> static void pair_panels(const LinearCall& c, int panel0, int panel1, PairScratch& s) {
   const Packed& w = *c.w;
   constexpr int tile = P == 2 ? kPairTwo : V == Values::BF16 ? kPairFour : kPairFew;
-  const int count = pair_segments(w, s.segments), all = (w.k + 3) / 4 * 2, apart = (panel1 - panel0 + P - 1) / P;
+  const int each = c.up ? P / 2 : P;  // gated: half of a tile's panels are of `up`
+  const int count = pair_segments(w, s.segments), all = (w.k + 3) / 4 * 2, apart = (panel1 - panel0 + each - 1) / each;
   int most = std::min(kPairRows, std::max(kPairTwo, kPairNear / std::max(all, 1) / kPairTwo * kPairTwo));
   if (w.has_zeros) most = std::min(most, kPairSpare / count / kPairTwo * kPairTwo);
   most = even_blocks(c.in.rows, most, tile);
@@ -218,9 +225,10 @@ template <Values V, int P, bool Few> static void pair_panels(const LinearCall& c
     for (int first_panel = panel0; first_panel < panel0 + apart; first_panel++) {
       PairTile t{w, {}, {}, s.pairs[0], nullptr, nullptr, nullptr, all, nullptr, rows, nullptr};
       for (int p = 0; p < P; p++) {
-        const int panel = first_panel + p * apart < panel1 ? first_panel + p * apart : first_panel;
-        t.base[p] = w.base(panel);
-        t.at[p] = w.values(panel);
+        const Packed& of = p < each ? w : *c.up;
+        const int panel = first_panel + p % each * apart < panel1 ? first_panel + p % each * apart : first_panel;
+        t.base[p] = of.base(panel);
+        t.at[p] = of.values(panel);
         if (V != Values::BF16 && rows <= kPairFew) touch_scales(w, t.base[p]);
       }
       for (int first = 0, last; first < count; first = last) {
@@ -232,13 +240,17 @@ template <Values V, int P, bool Few> static void pair_panels(const LinearCall& c
         t.last = s.segments + last;
         for (int i = 0, r = 0; i < tiles; i++) {
           const int height = (rows - r + tiles - i - 1) / (tiles - i);  // tiles as equal as can be
-          if (last == count) expect_results(c, row0 + r, height, first_panel, apart, P, panel1);
+          if (last == count) expect_results(c, row0 + r, height, first_panel, apart, each, panel1);
           t.x = s.x + int64_t(r) * all;
           t.sums = s.sums + first * rows + r;
           t.totals = s.totals + r * P * kPanel;
           pair_tile_of<V, P, Few>(height, t);
           r += height;
         }
+      }
+      if (c.up) {
+        gate_pairs<P>(c, first_panel, apart, panel1, row0, rows, s.totals);
+        continue;
       }
       for (int p = 0; p < P && first_panel + p * apart < panel1; p++)
         for (int r = 0; r < rows; r++) finish(c, first_panel + p * apart, row0 + r, load(s.totals + (P * r + p) * kPanel));
@@ -252,7 +264,7 @@ template <int P> static void linear_pairs(const LinearCall& c, int panel0, int p
   constexpr bool few = P == 4;
   const Packed& w = *c.w;
   switch (w.store) {
-    case Store::BF16: return panel1 - panel0 <= 2 ? pair_panels<Values::BF16, 2, true>(c, panel0, panel1, s) : pair_panels<Values::BF16, P, true>(c, panel0, panel1, s);
+    case Store::BF16: return panel1 - panel0 <= (c.up ? 1 : 2) ? pair_panels<Values::BF16, 2, true>(c, panel0, panel1, s) : pair_panels<Values::BF16, P, true>(c, panel0, panel1, s);
     case Store::E4M3: return pair_panels<Values::E4M3, P, few>(c, panel0, panel1, s);
     case Store::E5M2: return pair_panels<Values::E5M2, P, few>(c, panel0, panel1, s);
     case Store::Codes8: return pair_panels<Values::Int8, P, few>(c, panel0, panel1, s);

@@ -1,7 +1,7 @@
 // int8 activations against codes of 4 or 8 bits, straight from the packed codes: R rows by P panels at a time, up to 24 sums in registers. Included after
 // linear.inl.h, whose sums these repeat bit for bit. "two panels" by up to twelve rows: a product costs little more than its instruction, with 14 loads for 24
 // of them, and what prepares codes is shared by twelve rows. "four panels" by six: fewer loads per code, better for some rows and codes of 4 bits. The panels of a
-// tile lie far apart, because several streams come faster from memory than one. Nothing is prefetched but scales: on Zen 4 that cost a fifth (LOG).
+// tile lie far apart, because several streams come faster from memory than one. For one row nothing is prefetched but scales: on Zen 4 that cost a fifth (LOG).
 //
 // K is cut into segments, at whose ends linear.inl.h goes from integers to floats. A few segments are a chunk: its codes stay in the L1 cache while all
 // rows pass by, and floats wait in memory from chunk to chunk.
@@ -9,6 +9,7 @@
 constexpr int kFourTile = 6, kTwoTile = 12;  // rows of four and of two panels
 constexpr int kStreamRows = 120;       // of a block, whose activations and floats stay near
 constexpr int kStreamChunk = 512;      // k of a chunk, at least, where there is so much
+constexpr int kFetchTiles = 4;         // so few do not take long enough for the next panels to come by themselves; more lost 1%
 constexpr int kStreamSegments = 1024;
 constexpr int kStreamSpare = 16384;    // rows times segments for which there is room
 
@@ -164,6 +165,11 @@ template <int P, Codes C> static __attribute__((noinline)) void gate_results(con
     for (int r = 0; r < t.rows; r++) finish(c, first_panel + p * apart, row0 + r, mul(activate(c.gate, result(r, p)), result(r, p + P / 2)));
 }
 
+// Part i of `parts` of a panel, nearer: the next one, while rows pass by this one
+static inline void fetch_part(const uint8_t* panel, size_t bytes, int i, int parts) {
+  for (size_t at = bytes / 64 * size_t(i) / size_t(parts) * 64, end = bytes / 64 * size_t(i + 1) / size_t(parts) * 64; at < end; at += 64) prefetch_l2(panel + at);
+}
+
 template <int P, Codes C> static void stream_panels(const LinearCall& c, int panel0, int panel1, StreamScratch& s) {
   constexpr int tile = P == 4 ? kFourTile : kTwoTile;
   const Packed& w = *c.w;
@@ -201,6 +207,8 @@ template <int P, Codes C> static void stream_panels(const LinearCall& c, int pan
           t.scales = s.scales + first * rows + r;
           t.row = row0 + r;
           t.totals = s.totals + r * P * kPanel;
+          if (last == segments && tiles > 1 && tiles <= kFetchTiles && first_panel + 1 < panel0 + apart)
+            for (int p = 0; p < P; p++) fetch_part(t.base[p] + w.panel_bytes, w.panel_bytes, i, tiles);
           if (last == segments) expect_results(c, row0 + r, count, first_panel, apart, each, panel1);
           stream_tile_of<P, C>(count, t);
           r += count;
