@@ -3,7 +3,6 @@
 //
 // Queries and softmax weights are float32: each is split into a bfloat16 and, of what is left, another one (halves.h), and both are multiplied into
 // the same float32 sums. That loses 2^-17 of a factor, far below what a rounded key costs, for two products instead of one.
-//
 // Online softmax (arXiv 2205.14135) over spans of four whole pages, with absolute boundaries. For each span the keys and values of an item are laid
 // out once as tiles, then every sixteen rows meet them: scores, weights, values. What a row's result is made of, and in which order, depends on the
 // row alone: not on the height of its tile, the rows beside it, the chunk or the batch. A tile that starts earlier or ends later than a row sees adds
